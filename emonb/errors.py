@@ -1,0 +1,8 @@
+"""The one exception that users meet."""
+
+
+class EmonbError(Exception):
+    """A user's mistake or damaged input: the message names the file, the field and the remedy.
+
+    The command line prints the message alone; a notebook shows it as the last line of the traceback.
+    """

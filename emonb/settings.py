@@ -1,0 +1,235 @@
+"""Settings: one validated tree, three profiles (`emonb/profiles/*.yaml`) that list only what differs.
+
+Defaults are the paper's values where the paper or the authors' code states one (see the comments);
+the small profiles override them because the stand-in is 5,000 times smaller than Qwen2-VL-7B.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from emonb.errors import EmonbError
+
+__all__ = ["Settings", "load_settings", "profile_names", "project_root"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorldSettings(_Section):
+    """Sizes of the drawn datasets: train, val, test images per taxonomy."""
+
+    mikels8: tuple[int, int, int] = (1200, 240, 600)
+    ekman6: tuple[int, int, int] = (900, 180, 600)
+    sentiment2: tuple[int, int, int] = (600, 120, 600)
+
+
+class VLMSettings(_Section):
+    """Stage 1: the vision-language model and its LoRA tuning (paper: section on instruction tuning)."""
+
+    base: str = "Qwen/Qwen2-VL-7B-Instruct"  # paper; "stand-in" is the checkpoint shipped with emonb
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # authors' code
+    quantize_4bit: bool = True  # authors' code: NF4, double quantisation
+    max_side: int = Field(1024, ge=28)  # authors' code: images shrunk to 1024 px on the long side
+    cache_visual_tokens: bool = False  # token-level features of all images: 10 MB an image for 7B
+    batch_size: int = Field(8, ge=1)  # passes without gradient; ours
+    lora_r: int = Field(8, ge=1)  # paper
+    lora_alpha: int = Field(8, ge=1)  # paper
+    lora_dropout: float = Field(0.05, ge=0, lt=1)  # paper
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  # authors' code
+    epochs: float = Field(5, gt=0)  # authors' code
+    lr: float = Field(1e-4, gt=0)  # authors' code
+    lr_schedule: Literal["constant_with_warmup", "cosine"] = "constant_with_warmup"  # authors' code
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)  # authors' code
+    max_grad_norm: float = Field(0.3, gt=0)  # authors' code
+    train_batch_size: int = Field(1, ge=1)  # ours: memory of one 80 GB card
+    gradient_accumulation: int = Field(8, ge=1)  # ours
+    gradient_checkpointing: bool = True  # authors' code
+    triplet_kinds: tuple[Literal["categorical", "conversation", "reasoning"], ...] = (
+        "categorical",
+        "conversation",
+        "reasoning",
+    )  # paper
+    reasons: int = Field(64, ge=0)  # test images for which the VLM's reasons are generated; ours
+    max_new_tokens: int = Field(256, ge=1)  # authors' code
+
+
+class NetworkSettings(_Section):
+    """One conventional vision model, built by timm."""
+
+    name: str  # timm architecture
+    pretrained: bool = False
+    image_size: int = Field(384, ge=16)
+    kwargs: dict[str, Any] = {}
+    epochs: int = Field(10, ge=1)  # authors' code
+    lr: float = Field(3e-5, gt=0)  # authors' code
+    weight_decay: float = Field(1e-5, ge=0)  # authors' code
+    batch_size: int = Field(10, ge=1)  # authors' code
+    optimizer: Literal["adam", "adamw"] = "adam"  # authors' code
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # torchvision's default for a random resized crop
+
+
+class TeacherSettings(_Section):
+    """Stage 2a: the ViT teacher and the other conventional baselines."""
+
+    networks: dict[str, NetworkSettings] = {}
+    teacher: str = "vit"  # which of them is distilled
+
+    @field_validator("networks")
+    @classmethod
+    def _not_empty(cls, value: dict[str, NetworkSettings]) -> dict[str, NetworkSettings]:
+        if "vit" not in value:
+            raise ValueError("must contain 'vit', the paper's teacher")
+        return value
+
+
+class DistillSettings(_Section):
+    """Stage 2b: the student head (paper: section on knowledge distillation)."""
+
+    hidden: tuple[int, ...] = (1024,)  # paper
+    depths: tuple[tuple[int, ...], ...] = (
+        (1024,),
+        (1024, 512),
+        (1024, 512, 256),
+        (1024, 512, 256, 128),
+        (1024, 512, 256, 128, 64),
+    )  # paper, depth table
+    alpha: float = Field(0.5, ge=0, le=1)  # paper
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # paper, alpha figure
+    tau: float = Field(2.0, gt=0)  # paper
+    target: Literal["label", "teacher"] = "label"  # paper and code: ground truth; article: teacher's argmax
+    dropout: float = Field(0.1, ge=0, lt=1)  # authors' code
+    standardize: bool = False  # the stand-in's features differ much in scale; Qwen2-VL's do not
+    epochs: int = Field(5, ge=1)  # authors' code
+    lr: float = Field(1e-5, gt=0)  # authors' code
+    weight_decay: float = Field(1e-4, ge=0)  # authors' code
+    batch_size: int = Field(64, ge=1)  # ours
+
+
+class GateSettings(_Section):
+    """Stage 3: the gate (paper: section on the gate)."""
+
+    kinds: tuple[Literal["concat", "bilinear", "moe", "dynamic", "cross"], ...] = (
+        "concat",
+        "bilinear",
+        "moe",
+        "dynamic",
+        "cross",
+    )  # paper, gate table
+    kind: Literal["concat", "bilinear", "moe", "dynamic", "cross"] = "concat"  # paper
+    epochs: int = Field(10, ge=1)  # authors' code
+    lr: float = Field(1e-4, gt=0)  # authors' code
+    weight_decay: float = Field(1e-4, ge=0)  # authors' code
+    batch_size: int = Field(64, ge=1)  # ours
+
+
+class ReportSettings(_Section):
+    """Intervals of every table."""
+
+    bootstrap: int = Field(2000, ge=100)  # resamples of the test images; ours
+    confidence: float = Field(0.95, gt=0, lt=1)  # ours
+
+
+class Settings(_Section):
+    """Everything a run depends on. `seeds[0]` trains VLM and teachers; head and gates use all seeds."""
+
+    profile: str
+    datasets: tuple[str, ...] = Field(min_length=1)
+    images: str | None = None  # folder of datasets; None = the drawn world
+    out: str
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    world: WorldSettings = WorldSettings()
+    vlm: VLMSettings = VLMSettings()
+    teacher: TeacherSettings
+    distill: DistillSettings = DistillSettings()
+    gate: GateSettings = GateSettings()
+    report: ReportSettings = ReportSettings()
+
+    @field_validator("datasets", "seeds")
+    @classmethod
+    def _unique(cls, value: tuple) -> tuple:
+        if len(set(value)) != len(value):
+            raise ValueError("names one entry twice")
+        return value
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything that is trained once."""
+        return self.seeds[0]
+
+    @property
+    def out_path(self) -> Path:
+        """Results folder; a relative one is relative to the project root, not to the notebook."""
+        return (project_root() / self.out).resolve()
+
+    @property
+    def images_path(self) -> Path | None:
+        """Folder of datasets, or None for the drawn world."""
+        return (project_root() / self.images).resolve() if self.images else None
+
+
+def project_root() -> Path:
+    """The checkout that holds the notebooks: the nearest parent with emonb's pyproject.toml, else here."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        pyproject = folder / "pyproject.toml"
+        if pyproject.is_file() and 'name = "emonb"' in pyproject.read_text(encoding="utf-8"):
+            return folder
+    return here
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles shipped with the package."""
+    return sorted(
+        p.name.removesuffix(".yaml")
+        for p in resources.files("emonb").joinpath("profiles").iterdir()
+        if p.name.endswith(".yaml")
+    )
+
+
+def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
+    """Load a profile by name or YAML path and override top-level fields.
+
+    Args:
+        profile: `smoke`, `mini`, `paper`, or the path of a YAML file.
+        overrides: top-level fields; None and "" mean "as the profile says"; `datasets` and `seeds`
+            may be comma-separated text.
+
+    Raises:
+        EmonbError: unknown profile; or a key that is unknown, of the wrong type or impossible.
+    """
+    name, text = _read_profile(profile)
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise EmonbError(f"profile {profile}: not valid YAML ({error}); correct the file") from None
+    if not isinstance(tree, dict):
+        raise EmonbError(f"profile {profile}: must be a mapping of settings, found {type(tree).__name__}")
+    tree = {"profile": name, "out": f"build/{name}", **tree}
+    for key, value in overrides.items():
+        if value in (None, "", ()):
+            continue
+        if key in ("datasets", "seeds") and isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        tree[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        raise EmonbError(f"profile {profile}: invalid settings\n" + "\n".join(lines)) from None
+
+
+def _read_profile(profile: str) -> tuple[str, str]:
+    if profile in profile_names():
+        return profile, resources.files("emonb").joinpath("profiles", f"{profile}.yaml").read_text("utf-8")
+    path = Path(profile)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path.stem, path.read_text(encoding="utf-8")
+    raise EmonbError(f"unknown profile {profile!r}; use one of {', '.join(profile_names())} or the path of a .yaml file")
