@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from emonb.errors import EmonbError
 
-__all__ = ["TAXONOMIES", "Taxonomy", "check_labels", "infer_taxonomy", "taxonomy_for_dataset"]
+__all__ = ["TAXONOMIES", "WORD_FORMS", "Taxonomy", "check_labels", "infer_taxonomy", "taxonomy_for_dataset"]
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,18 @@ def check_labels(found: Sequence[str], expected: Sequence[str], where: str) -> N
             f"{where}: class order is {list(found)} but {list(expected)} was expected; "
             "the file belongs to another taxonomy or was edited: delete it and run again"
         )
+
+
+# Word forms that a free answer may use for a label; ours, for the tolerant parser of vlm.py.
+WORD_FORMS = {
+    "amusement": ("amused", "amusing"),
+    "anger": ("angry", "angered"),
+    "awe": ("awed", "awestruck"),
+    "contentment": ("content", "contented"),
+    "disgust": ("disgusted", "disgusting"),
+    "excitement": ("excited", "exciting"),
+    "fear": ("fearful", "afraid", "scared", "frightening"),
+    "sadness": ("sad", "saddened"),
+    "joy": ("joyful", "joyous"),
+    "surprise": ("surprised", "surprising"),
+}

@@ -232,4 +232,6 @@ def _read_profile(profile: str) -> tuple[str, str]:
     path = Path(profile)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path.stem, path.read_text(encoding="utf-8")
-    raise EmonbError(f"unknown profile {profile!r}; use one of {', '.join(profile_names())} or the path of a .yaml file")
+    raise EmonbError(
+        f"unknown profile {profile!r}; use one of {', '.join(profile_names())} or the path of a .yaml file"
+    )

@@ -1,0 +1,90 @@
+"""Files written whole or not at all, and what identifies this machine's software."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from emonb.errors import EmonbError
+from emonb.settings import project_root
+
+__all__ = ["atomic_write", "git_state", "library_versions", "make_folder", "plain", "read_json", "write_json"]
+
+_LIBRARIES = ("torch", "torchvision", "transformers", "timm", "peft", "numpy", "pandas", "scikit-learn")
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder that can be written; raises `EmonbError` naming it and the remedy."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EmonbError(f"{path}: cannot write ({reason}); choose another folder with OUT (--out)") from None
+    return path
+
+
+def atomic_write(path: Path, data: str | bytes) -> None:
+    """Write a file so that a reader sees the old or the new content, never half."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write JSON atomically, readable, with a final newline."""
+    atomic_write(path, json.dumps(obj, indent=2, ensure_ascii=False, default=plain) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises `EmonbError` naming a file that is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EmonbError(f"{path}: cannot be read as JSON ({error}); delete it and run again") from None
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of Python and the libraries that a result depends on."""
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return versions
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """Commit of the project and whether tracked files differ from it; {} outside a checkout."""
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        run = functools.partial(
+            subprocess.run, cwd=project_root(), capture_output=True, text=True, check=True
+        )
+        commit, status = (run(command).stdout.strip() for command in commands)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": commit, "dirty": bool(status)}
+
+
+def plain(obj: Any) -> Any:
+    """For `json.dumps(default=...)`: settings sections and sets; TypeError for anything else."""
+    if hasattr(obj, "model_dump"):
+        return obj.model_dump(mode="json")
+    if isinstance(obj, set | frozenset):
+        return sorted(obj)
+    raise TypeError(f"{type(obj).__name__} cannot be part of a key: use numbers, text, lists or dicts")

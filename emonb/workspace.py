@@ -1,0 +1,192 @@
+"""What a notebook opens: settings, store, and one place to save tables, figures and predictions."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emonb.errors import EmonbError
+from emonb.settings import Settings, load_settings
+from emonb.store import STAGES, Store, atomic_write, make_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["Workspace", "format_value", "open_workspace", "parse_force", "readable"]
+
+
+@dataclass
+class Workspace:
+    """The settings of this run, its store, and its results folder."""
+
+    settings: Settings
+    store: Store
+    out: Path
+    _saved: list[Path] = field(default_factory=list, repr=False)
+
+    def save_table(self, frame: pd.DataFrame, id: str, caption: str = "") -> None:
+        """Save `tables/<id>.csv` (full precision) and `.md`, `.tex` (rounded; caption: also `frame.attrs`)."""
+        caption = caption or frame.attrs.get("caption", "")
+        self._save(f"tables/{id}.csv", _flat(frame).to_csv(index=False))
+        shown = readable(frame)
+        self._save(f"tables/{id}.md", _markdown(shown, caption))
+        self._save(f"tables/{id}.tex", _latex(shown, id, caption))
+
+    def save_figure(self, fig: Figure, id: str) -> None:
+        """Save `figures/<id>.png` and `.svg`; the same figure gives the same bytes."""
+        import matplotlib
+
+        with matplotlib.rc_context({"svg.hashsalt": "emonb"}):
+            for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                buffer = io.BytesIO()
+                fig.savefig(buffer, format=ending, dpi=150, bbox_inches="tight", metadata=metadata)
+                self._save(f"figures/{id}.{ending}", buffer.getvalue())
+
+    def save_predictions(self, frame: pd.DataFrame, dataset: str, model: str) -> Path:
+        """Save `predictions/<dataset>__<model>.parquet`; the labels are those of its columns."""
+        from emonb.predictions import prediction_labels, write_predictions
+
+        path = self.out / "predictions" / f"{dataset}__{model}.parquet"
+        make_folder(path.parent)
+        write_predictions(path, frame, prediction_labels(frame))
+        self._note(path)
+        return path
+
+    def predictions(self, dataset: str, model: str) -> pd.DataFrame:
+        """Predictions saved by this or an earlier notebook."""
+        from emonb.predictions import read_predictions
+
+        path = self.out / "predictions" / f"{dataset}__{model}.parquet"
+        if not path.is_file():
+            raise EmonbError(f"{path}: not there; run the notebooks before this one with the same settings")
+        return read_predictions(path)
+
+    def files_written(self) -> pd.DataFrame:
+        """Files that this object saved: path below the results folder, and kB."""
+        import pandas as pd
+
+        rows = [(p.relative_to(self.out).as_posix(), round(p.stat().st_size / 1024, 1)) for p in self._saved]
+        return pd.DataFrame(rows, columns=["file", "kB"])
+
+    def _save(self, relative: str, data: str | bytes) -> None:
+        path = self.out / relative
+        make_folder(path.parent)
+        atomic_write(path, data)
+        self._note(path)
+
+    def _note(self, path: Path) -> None:
+        if path not in self._saved:
+            self._saved.append(path)
+
+
+def open_workspace(
+    profile: str = "mini",
+    *,
+    datasets: str = "",
+    images: str = "",
+    out: str = "",
+    seeds: str = "",
+    force: str = "",
+) -> Workspace:
+    """Open the results folder of a run; the arguments are the notebooks' parameters.
+
+    Raises:
+        EmonbError: invalid settings, an unknown stage in `force`, or no write permission.
+    """
+    settings = load_settings(profile, datasets=datasets, images=images, out=out, seeds=seeds)
+    store = Store(settings.out_path / "artifacts", force=parse_force(force))
+    return Workspace(settings, store, settings.out_path)
+
+
+def parse_force(force: str) -> tuple[str, ...]:
+    """Stages of a comma-separated list (`all` for every one); raises `EmonbError` for an unknown one."""
+    stages = tuple(part.strip() for part in force.split(",") if part.strip())
+    unknown = [stage for stage in stages if stage not in (*STAGES, "all")]
+    if unknown:
+        raise EmonbError(f"force: unknown stage {', '.join(unknown)}; use one of: {', '.join(STAGES)}, all")
+    return tuple(STAGES) if "all" in stages else stages
+
+
+def format_value(value: Any) -> str:
+    """A table cell for people: four significant digits, nothing for a missing value."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, float) or type(value).__name__.startswith("float"):
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1e4:
+        return f"{value:,}"
+    return str(value)
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table as people read it: a result table (rows: model x dataset) gets one row per model."""
+    from pandas.api.types import is_numeric_dtype
+
+    if {"name", "dataset", "paper", "ours", "ci_low"} <= set(frame.columns):
+        from emonb.tables import display
+
+        texts = {c: frame[c].fillna("") for c in frame.columns if not is_numeric_dtype(frame[c])}
+        frame = display(frame.assign(**texts)).rename_axis(index="model")
+        frame = frame.loc[:, (frame != "").any()]  # datasets of which the paper reports nothing
+    elif {"claim", "statement", "dataset", "verdict", "value", "ci_low"} <= set(frame.columns):
+        cells = [_judged(row) for row in frame.to_dict("records")]
+        wide = frame.assign(cell=cells).pivot(index=["claim", "statement"], columns="dataset", values="cell")
+        frame = wide[list(dict.fromkeys(frame["dataset"]))].fillna("")
+    return _flat(frame)
+
+
+def _judged(row: dict[str, Any]) -> str:
+    value, low, high = (format_value(row[key]) for key in ("value", "ci_low", "ci_high"))
+    return row["verdict"] + (f": {value}" if value else "") + (f" [{low}, {high}]" if low else "")
+
+
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    return frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+
+
+def _heads(frame: pd.DataFrame) -> list[str]:
+    return [" ".join(filter(None, c)) if isinstance(c, tuple) else str(c) for c in frame.columns]
+
+
+def _rows(frame: pd.DataFrame) -> list[list[str]]:
+    return [[format_value(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+
+
+def _markdown(frame: pd.DataFrame, caption: str) -> str:
+    head = _heads(frame)
+    lines = [f"**{caption}**\n"] if caption else []
+    for row in (head, ["---"] * len(head), *_rows(frame)):
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+_TEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\n": " "}
+)
+
+
+def _latex(frame: pd.DataFrame, id: str, caption: str) -> str:
+    """A booktabs table that compiles with pdflatex."""
+    head = _heads(frame)
+    body = [" & ".join(cell.translate(_TEX) for cell in row) + r" \\" for row in (head, *_rows(frame))]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{caption.translate(_TEX)}}}\label{{tab:{id}}}",
+            rf"\begin{{tabular}}{{{'l' * len(head)}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
