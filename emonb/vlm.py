@@ -1,0 +1,306 @@
+"""Room 03, first half: the vision-language model. Visual tokens, scored answers, free generation.
+
+Nothing here knows how large the model is: the stand-in and Qwen2-VL-7B take the same path. The vision
+tower is frozen in the paper, so its merged tokens are computed once per image and handed to the
+language model as `mm_encoder_outputs`, transformers' own way in for precomputed visual tokens.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from emonb.emotions import WORD_FORMS
+from emonb.errors import EmonbError
+from emonb.samples import open_picture
+from emonb.settings import VLMSettings
+from emonb.triplets import categorical_instruction, load_prompts
+
+__all__ = [
+    "VLM",
+    "VisualTokens",
+    "answer_distribution",
+    "answer_tokens",
+    "dialogue_ids",
+    "generate",
+    "get_device",
+    "load_processor",
+    "load_vlm",
+    "make_batch",
+    "parse_emotion",
+    "prompt_text",
+    "visual_tokens",
+]
+
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft 0.21 asks by the old name
+
+
+def get_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class VLM:
+    """A Qwen2-VL-family model with its processor."""
+
+    model: Any  # transformers model, or a PeftModel around it
+    processor: Any
+    max_side: int
+
+    @property
+    def core(self) -> Any:
+        """The `...Model` that holds `visual` and `language_model`, under LoRA or not."""
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return model.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+
+@dataclass
+class VisualTokens:
+    """Merged visual tokens of a batch: one (n_i, D) tensor per image, and their (B, 3) patch grids."""
+
+    tokens: list[torch.Tensor]
+    grid: torch.Tensor
+
+    def pooled(self) -> torch.Tensor:
+        """(B, D) mean of each image's merged tokens: the student's input (paper: distillation)."""
+        return torch.stack([t.float().mean(0) for t in self.tokens])
+
+
+def load_processor(settings: VLMSettings) -> Any:
+    """The base VLM's processor (tokenizer, image processor, chat template), without its weights."""
+    return _load(AutoProcessor, settings)
+
+
+def _load(kind: Any, settings: VLMSettings, **options: Any) -> Any:
+    """`from_pretrained` by hub name, local folder or "stand-in", with one clear error."""
+    name = settings.base
+    if name == "stand-in":  # the one place that knows of it: a checkpoint folder like any other
+        from emonb.standin import BASE_PATH
+
+        name = str(BASE_PATH)
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise EmonbError(
+            f"setting vlm.base: cannot load {settings.base!r} ({str(error).splitlines()[0]}); fetch it with "
+            f"`hf download {settings.base} --local-dir models/vlm` and set vlm.base to that folder"
+        ) from None
+
+
+def load_vlm(settings: VLMSettings, adapter: Path | None = None) -> VLM:
+    """Load the base VLM, by hub name, local folder or "stand-in", optionally with a LoRA adapter.
+
+    Raises:
+        EmonbError: weights that are not on this machine, with the command that fetches them.
+    """
+    if os.environ.get("EMONB_HEADLESS") == "1":  # the runner has its own bar; outputs stay free of others
+        transformers.utils.logging.disable_progress_bar()
+    options: dict[str, Any] = {"dtype": getattr(torch, settings.dtype)}
+    if settings.quantize_4bit and torch.cuda.is_available():
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(  # authors' code
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    processor, model = load_processor(settings), _load(AutoModelForImageTextToText, settings, **options)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    model.name_or_path = settings.base  # peft writes this into adapters: a name, not a path of this machine
+    if not getattr(model, "is_quantized", False):
+        model = model.to(get_device())
+    return VLM(model.eval().requires_grad_(False), processor, settings.max_side)
+
+
+@torch.no_grad()  # not inference_mode: the tokens may become part of a training graph
+def visual_tokens(vlm: VLM, images: Sequence[str | Path | Image.Image]) -> VisualTokens:
+    """One pass of the frozen vision tower and merger.
+
+    The tokens are rounded to float16, the precision they have on disk, so that a cached and a fresh
+    image give the same answer.
+    """
+    pictures = [image if isinstance(image, Image.Image) else open_picture(image) for image in images]
+    for picture in pictures:
+        picture.thumbnail((vlm.max_side, vlm.max_side), Image.Resampling.BICUBIC)
+    inputs = vlm.processor.image_processor(pictures, return_tensors="pt").to(vlm.device)
+    output = vlm.core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True)
+    return VisualTokens([t.half() for t in output.pooler_output], inputs["image_grid_thw"].cpu())
+
+
+def prompt_text(vlm: VLM, instruction: str) -> str:
+    """The chat prompt for one image, by the model's own template, ready for an answer."""
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": load_prompts()["system"]}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]},
+    ]
+    return vlm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def dialogue_ids(vlm: VLM, instruction: str, response: str | None = None) -> tuple[list[int], list[int]]:
+    """Token ids of the chat prompt (one image placeholder) and of the response with its end marks."""
+    tokenizer = vlm.processor.tokenizer
+    ids = tokenizer(prompt_text(vlm, instruction), add_special_tokens=False)["input_ids"]
+    if response is None:
+        return ids, []
+    answer = tokenizer(response + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    return ids, answer
+
+
+def make_batch(
+    vlm: VLM, sequences: Sequence[Sequence[int]], visual: VisualTokens, *, pad_left: bool
+) -> dict[str, Any]:
+    """Model inputs: expand each image placeholder to its visual tokens, pad, and add the types.
+
+    Args:
+        sequences: B lists of token ids with one image placeholder each.
+        visual: the B images' tokens.
+        pad_left: for generation and scoring; training pads on the right.
+    """
+    merge = vlm.core.config.vision_config.spatial_merge_size**2
+    expanded = []
+    for ids, grid in zip(sequences, visual.grid, strict=True):
+        at = list(ids).index(vlm.image_token_id)
+        expanded.append([*ids[:at], *[vlm.image_token_id] * (int(grid.prod()) // merge), *ids[at + 1 :]])
+    width = max(map(len, expanded))
+    pad = vlm.processor.tokenizer.pad_token_id
+    ids = torch.full((len(expanded), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(expanded):
+        where = slice(width - len(sequence), width) if pad_left else slice(0, len(sequence))
+        ids[row, where] = torch.tensor(sequence)
+        mask[row, where] = 1
+    device = vlm.device
+    dtype = vlm.core.get_input_embeddings().weight.dtype
+    image = BaseModelOutputWithPooling(pooler_output=[t.to(device, dtype) for t in visual.tokens])
+    return {
+        "input_ids": ids.to(device),
+        "attention_mask": mask.to(device),
+        "mm_token_type_ids": (ids == vlm.image_token_id).int().to(device),
+        "image_grid_thw": visual.grid.to(device),
+        "mm_encoder_outputs": {"image": image},
+    }
+
+
+def answer_tokens(
+    vlm: VLM, labels: Sequence[str], instruction: str | None = None
+) -> tuple[list[int], list[list[int]]]:
+    """Prompt ids up to where the candidate answers differ, and each candidate's own token ids.
+
+    The candidates' common end (the closing quote and brace) is left out unless one label's tokens begin
+    another's, so that the candidates' probabilities are those of distinct continuations.
+    """
+    frame = load_prompts()["categorical"]["response"]
+    prompt, _ = dialogue_ids(vlm, instruction or categorical_instruction(labels))
+    encode = vlm.processor.tokenizer
+    answers = [encode(frame.format(label=x), add_special_tokens=False)["input_ids"] for x in labels]
+    start = _common(answers)
+    tails = [a[start:] for a in answers]
+    end = _common([t[::-1] for t in tails])
+    cut = [t[: len(t) - end] for t in tails]
+    distinct = all(a != b[: len(a)] for i, a in enumerate(cut) for j, b in enumerate(cut) if i != j)
+    return [*prompt, *answers[0][:start]], cut if distinct else tails
+
+
+def _common(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common beginning."""
+    length = 0
+    for column in zip(*sequences, strict=False):
+        if len(set(column)) > 1:
+            break
+        length += 1
+    return length
+
+
+@torch.inference_mode()
+def answer_distribution(
+    vlm: VLM, visual: VisualTokens, labels: Sequence[str], instruction: str | None = None
+) -> torch.Tensor:
+    """(B, C) log-probabilities of the C candidate answers, unnormalised over the candidates.
+
+    One forward of the shared prefix; labels of several tokens are finished on its KV cache. Deterministic
+    and always parseable, where the authors sample up to 256 tokens at temperature 0.8 (our choice).
+    """
+    prefix, tails = answer_tokens(vlm, labels, instruction)
+    batch = make_batch(vlm, [prefix] * len(visual.tokens), visual, pad_left=True)
+    longest = max(map(len, tails))
+    output = vlm.model(**batch, use_cache=longest > 1, logits_to_keep=1)
+    first = output.logits[:, -1].float().log_softmax(-1)
+    scores = first[:, [t[0] for t in tails]]
+    if longest == 1:
+        return scores
+    count, device = len(tails), scores.device
+    width = longest - 1
+    ids = torch.tensor([(t + [0] * longest)[:width] for t in tails], device=device)
+    wanted = torch.tensor([(t + [0] * longest)[1:longest] for t in tails], device=device)
+    real = torch.tensor([[k + 1 < len(t) for k in range(width)] for t in tails], device=device)
+    cache = output.past_key_values
+    cache.batch_repeat_interleave(count)
+    mask = batch["attention_mask"].repeat_interleave(count, 0)
+    start = batch["attention_mask"].sum(1, keepdim=True) + vlm.core.rope_deltas
+    positions = (start + torch.arange(width, device=device)).repeat_interleave(count, 0)
+    rows = len(visual.tokens)
+    output = vlm.model(
+        input_ids=ids.repeat(rows, 1),
+        attention_mask=torch.cat([mask, mask.new_ones(rows * count, width)], 1),
+        position_ids=positions.expand(3, -1, -1),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logp = output.logits.float().log_softmax(-1).view(rows, count, width, -1)
+    more = logp.gather(-1, wanted.expand(rows, -1, -1)[..., None])[..., 0]
+    return scores + (more * real).sum(-1)
+
+
+@torch.inference_mode()
+def generate(vlm: VLM, images: Sequence[str | Path | Image.Image], instruction: str, max_new_tokens: int) -> list[str]:
+    """Greedy free answers, through the processor and `generate` as anyone would call them."""
+    pictures = [image if isinstance(image, Image.Image) else open_picture(image) for image in images]
+    for picture in pictures:
+        picture.thumbnail((vlm.max_side, vlm.max_side), Image.Resampling.BICUBIC)
+    tokenizer = vlm.processor.tokenizer
+    tokenizer.padding_side = "left"
+    text = [prompt_text(vlm, instruction)] * len(pictures)
+    inputs = vlm.processor(images=pictures, text=text, padding=True, return_tensors="pt")
+    inputs = inputs.to(vlm.device)
+    output = vlm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def parse_emotion(text: str, labels: Sequence[str]) -> str | None:
+    """The label that a free answer names, or None. Never a default class.
+
+    The value of an `emotion` field counts first; else the one label (or a form of it, such as "fearful")
+    that the text names without a "not" before it. Two different labels are no answer.
+    """
+    forms = {form: label for label in labels for form in (label, *WORD_FORMS.get(label, ()))}
+    text = text.lower()
+    field = re.search(r"emotion\s*['\"]?\s*[:=]\s*['\"]?\s*([a-z]+)", text)
+    if field:
+        return forms.get(field.group(1))
+    named = re.findall(r"(\bnot\s+|n't\s+)?\b(" + "|".join(map(re.escape, forms)) + r")\b", text)
+    found = {forms[word] for negation, word in named if not negation}
+    return found.pop() if len(found) == 1 else None
