@@ -1,0 +1,113 @@
+"""The command line: `python -m emonb run | base | doctor | predict | notebooks`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emonb.errors import EmonbError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="EmoVLM-KD reproduced in notebooks.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
+_PROFILE = "smoke, mini, paper, or the path of a .yaml file"
+_DATASETS = "comma-separated names; default: the profile's"
+_IMAGES = "folder of datasets, <images>/<dataset>/...; default: the drawn world"
+
+
+@app.command()
+def run(
+    profile: Annotated[str, typer.Option(help=_PROFILE)] = "mini",
+    datasets: Annotated[str, typer.Option(help=_DATASETS)] = "",
+    images: Annotated[str, typer.Option(help=_IMAGES)] = "",
+    out: Annotated[str, typer.Option(help="results folder; default: build/<profile>")] = "",
+    seeds: Annotated[str, typer.Option(help="comma-separated; default: the profile's")] = "",
+    force: Annotated[str, typer.Option(help="comma-separated stages to recompute, or all")] = "",
+    notebooks: Annotated[str, typer.Option(help="comma-separated numbers, e.g. 01,02; default: all")] = "",
+) -> None:
+    """Execute the notebooks that are not up to date and write the report."""
+    from emonb.run import run as run_notebooks
+
+    run_notebooks(
+        _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile,
+        datasets=datasets,
+        images=_from_root(images),
+        out=_from_root(out),
+        seeds=seeds,
+        force=force,
+        notebooks=notebooks,
+    )
+
+
+@app.command()
+def base(rebuild: Annotated[bool, typer.Option("--rebuild", help="train it again from its seed")] = False) -> None:
+    """The stand-in VLM that ships with emonb: where it is, or make it again."""
+    from emonb.standin import BASE_PATH
+
+    if rebuild:
+        from emonb.pretrain import rebuild as rebuild_base
+
+        rebuild_base(BASE_PATH)
+    typer.echo(str(BASE_PATH))
+
+
+@app.command()
+def doctor(out: Annotated[str, typer.Option(help="results folder to check")] = "build") -> None:
+    """Check this environment: [OK] or [FAIL] with the remedy, line by line."""
+    from emonb.machine import doctor as examine
+
+    findings = examine(Path(out).absolute())
+    for what, fine, finding in findings:
+        typer.echo(f"[{'OK' if fine else 'FAIL'}] {what}: {finding}")
+    if not all(fine for _, fine, _ in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    image: Annotated[list[Path], typer.Argument(help="one picture or several")],
+    model: Annotated[Path, typer.Option(help="a saved model, e.g. build/mini/models/mini-fi")],
+) -> None:
+    """The emotion of any picture, and what each part of the model says."""
+    for path in image:
+        if not path.is_file():
+            raise EmonbError(f"{path}: no such picture")
+    if not model.is_dir():
+        raise EmonbError(f"{model}: no such model folder; make it with: python -m emonb run")
+    from emonb.model import EmoVLMKD
+
+    typer.echo(EmoVLMKD.from_pretrained(model).predict(image).to_string(index=False))
+
+
+@app.command()
+def notebooks(out: Annotated[str, typer.Option(help="results of a run of the mini profile")] = "build/mini") -> None:
+    """Copy the executed notebooks back into notebooks/, clean enough to be committed."""
+    from emonb.clean import copy_back
+
+    for path in copy_back(Path(out)):
+        typer.echo(str(path))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and exit code 1, never a traceback."""
+    try:
+        app()
+    except EmonbError as error:
+        print(f"emonb: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("emonb: stopped; the next run goes on from the finished results", file=sys.stderr)
+        sys.exit(130)
+
+
+def _from_root(path: str) -> str:
+    """A path relative to the user's folder, relative to the project: notebooks then hold no machine path."""
+    from emonb.settings import project_root
+
+    return os.path.relpath(path, project_root()) if path else ""

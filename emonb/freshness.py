@@ -1,0 +1,82 @@
+"""What a notebook depends on and what it wrote: the runner's reasons to execute it again or not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emonb.settings import Settings
+from emonb.store import code_hash
+
+__all__ = ["code_cells", "fingerprints", "settings_hash", "sha256", "snapshot", "stages_of"]
+
+_OUTPUTS = ("tables", "figures", "predictions", "models")
+_RUNNER = {"run", "freshness", "execution", "report", "cli", "machine", "progress", "clean", "__main__", "__init__"}
+
+
+def fingerprints(sources: Sequence[Path], settings: Settings) -> dict[str, str]:
+    """For each notebook: its cells, the code cells before it, settings, package code, pictures on disk."""
+    package = Path(__file__).parent
+    modules = [f"emonb.{p.stem}" for p in sorted(package.glob("*.py")) if p.stem not in _RUNNER]
+    resources = [
+        (p.relative_to(package).as_posix(), sha256(p)) for p in sorted(package.glob("resources/**/*")) if p.is_file()
+    ]
+    chain = _digest([settings_hash(settings), code_hash(*modules), resources, _listing(settings)])
+    result = {}
+    for source in sources:
+        cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+        texts = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+        result[source.stem] = _digest([chain, texts])
+        chain = _digest([chain, [text for kind, text in texts if kind == "code"]])
+    return result
+
+
+def settings_hash(settings: Settings) -> str:
+    return _digest(settings.model_dump(mode="json", exclude={"out", "images"}))
+
+
+def _listing(settings: Settings) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files of the datasets on disk."""
+    if settings.images_path is None:
+        return []
+    files = (p for name in settings.datasets for p in sorted((settings.images_path / name).rglob("*")) if p.is_file())
+    return [(p.relative_to(settings.images_path).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
+
+
+def stages_of(events: Path, offset: int, notebook: str) -> list[dict[str, Any]]:
+    """What a notebook asked of the store, each result once; `hit`: it was there before the notebook."""
+    if not events.is_file():
+        return []
+    stages: dict[tuple[str, str, str], dict[str, Any]] = {}
+    with events.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            event = json.loads(line)
+            if event["notebook"] == notebook:
+                fields = ("stage", "name", "key", "hit", "seconds", "peak_memory_mb")
+                stages.setdefault(
+                    (event["stage"], event["name"], event["key"]), {field: event[field] for field in fields}
+                )
+    return list(stages.values())
+
+
+def snapshot(out: Path) -> dict[str, tuple[int, int]]:
+    """Change time (which copying cannot fake) and size of the outputs."""
+    files = (p for folder in _OUTPUTS for p in (out / folder).rglob("*") if p.is_file())
+    return {p.relative_to(out).as_posix(): ((s := p.stat()).st_ctime_ns, s.st_size) for p in files}
+
+
+def code_cells(source: Path) -> int:
+    return sum(c["cell_type"] == "code" for c in json.loads(source.read_text(encoding="utf-8"))["cells"])
+
+
+def _digest(obj: Any) -> str:
+    return hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
