@@ -31,6 +31,7 @@ $(installed): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'emonb needs Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.11' >&2; exit 1; }
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	@echo 'installing into $(VENV): some minutes and about 7 GB the first time'
 	$(python) -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	@touch $@
 

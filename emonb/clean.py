@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 
 from emonb.errors import EmonbError
 from emonb.settings import project_root
 from emonb.store import atomic_write, read_json
 
-__all__ = ["copy_back", "sign"]
+__all__ = ["copy_back", "refresh_readme", "sign"]
 
 
 def copy_back(out: Path) -> list[Path]:
@@ -42,6 +43,38 @@ def copy_back(out: Path) -> list[Path]:
         atomic_write(target, nbformat.writes(nb))
         written.append(target)
     return written
+
+
+def refresh_readme(out: Path, readme: Path) -> None:
+    """Write a run's headline figures between the README's markers: main table, claims, time and memory."""
+    main = pd.read_csv(out / "tables" / "main.csv")
+    main = main[main["ours"].notna()]
+    datasets = list(dict.fromkeys(main["dataset"]))
+    lines = ["| accuracy on test, % | " + " | ".join(datasets) + " | paper, FI |", "|---" * (len(datasets) + 2) + "|"]
+    for name, rows in main.groupby("name", sort=False):
+        cells = rows.set_index("dataset")
+        ours = [
+            f"{cells.at[d, 'ours']:.1f} [{cells.at[d, 'ci_low']:.1f}, {cells.at[d, 'ci_high']:.1f}]" for d in datasets
+        ]
+        printed = rows.loc[rows["paper_dataset"] == "FI", "paper"].dropna()
+        lines.append(f"| {name} | {' | '.join(ours)} | {f'{printed.iloc[0]:.2f}' if len(printed) else ''} |")
+    claims = pd.read_csv(out / "tables" / "claims.csv").query("dataset == 'all'")
+    verdicts = [f"{row.claim} {row.verdict}" for row in claims.itertuples()]
+    run = read_json(out / "run.json")
+    totals, seeds = run["totals"], ", ".join(map(str, run["seeds"]))
+    lines += [
+        "",
+        f"95 % bootstrap intervals over {int(main['n'].min())} to {int(main['n'].max())} test images; head and gate: "
+        f"mean of seeds {seeds}. Claims over all datasets: {'; '.join(verdicts)}.",
+        f"This run: {totals['seconds_compute'] / 60:.1f} minutes of computing on {run['machine']['cores']} cores, "
+        f"peak memory {totals['peak_memory_mb'] / 1024:.1f} GB.",
+    ]
+    start, end = "<!-- results: make notebooks writes them -->", "<!-- end of results -->"
+    text = readme.read_text(encoding="utf-8")
+    if start not in text or end not in text:
+        raise EmonbError(f"{readme}: the markers {start!r} and {end!r} are missing; put them back")
+    head, tail = text.split(start)[0], text.split(end)[1]
+    atomic_write(readme, head + start + "\n" + "\n".join(lines) + "\n" + end + tail)
 
 
 def sign(folder: Path) -> None:

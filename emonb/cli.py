@@ -87,11 +87,13 @@ def predict(
 
 @app.command()
 def notebooks(out: Annotated[str, typer.Option(help="results of a run of the mini profile")] = "build/mini") -> None:
-    """Copy the executed notebooks back into notebooks/, clean enough to be committed."""
-    from emonb.clean import copy_back
+    """Copy the executed notebooks back into notebooks/, clean, and the headline figures into the README."""
+    from emonb.clean import copy_back, refresh_readme
+    from emonb.settings import project_root
 
     for path in copy_back(Path(out)):
         typer.echo(str(path))
+    refresh_readme(Path(out), project_root() / "README.md")
 
 
 def main() -> None:

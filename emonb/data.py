@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +44,13 @@ def samples_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
     if drawn:
         taxonomy = taxonomy_for_dataset(dataset)
         sizes = dict(zip(SPLITS, getattr(settings.world, taxonomy.name), strict=True))
-        params = {"source": "drawn", "sizes": sizes}
-        code = ["emonb.data", "emonb.miniworld"]
+        lexicon = resources.files("emonb").joinpath("resources", "lexicon.yaml").read_bytes()
+        params = {"source": "drawn", "sizes": sizes, "lexicon": hashlib.sha256(lexicon).hexdigest()}
+        code = ["emonb.data", "emonb.samples", "emonb.miniworld", "emonb.scenes", "emonb.textures"]
     else:
         source = settings.images_path / dataset
         params = {"source": os.path.relpath(source, project_root()), "listing": _listing_digest(source)}
-        code = ["emonb.data"]
+        code = ["emonb.data", "emonb.samples"]
 
     def build(folder: Path) -> None:
         if drawn:

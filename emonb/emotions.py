@@ -6,12 +6,21 @@ teacher, student and gate can disagree; here each artefact stores its labels and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from emonb.errors import EmonbError
 
-__all__ = ["TAXONOMIES", "WORD_FORMS", "Taxonomy", "check_labels", "infer_taxonomy", "taxonomy_for_dataset"]
+__all__ = [
+    "TAXONOMIES",
+    "WORD_FORMS",
+    "Taxonomy",
+    "check_labels",
+    "infer_taxonomy",
+    "parse_emotion",
+    "taxonomy_for_dataset",
+]
 
 
 @dataclass(frozen=True)
@@ -100,3 +109,19 @@ WORD_FORMS = {
     "joy": ("joyful", "joyous"),
     "surprise": ("surprised", "surprising"),
 }
+
+
+def parse_emotion(text: str, labels: Sequence[str]) -> str | None:
+    """The label that a free answer names, or None. Never a default class.
+
+    The value of an `emotion` field counts first; else the one label (or a form of it, such as "fearful")
+    that the text names without a "not" before it. Two different labels are no answer.
+    """
+    forms = {form: label for label in labels for form in (label, *WORD_FORMS.get(label, ()))}
+    text = text.lower()
+    field = re.search(r"emotion\s*['\"]?\s*[:=]\s*['\"]?\s*([a-z]+)", text)
+    if field:
+        return forms.get(field.group(1))
+    named = re.findall(r"(\bnot\s+|n't\s+)?\b(" + "|".join(map(re.escape, forms)) + r")\b", text)
+    found = {forms[word] for negation, word in named if not negation}
+    return found.pop() if len(found) == 1 else None

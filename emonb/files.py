@@ -72,9 +72,7 @@ def git_state() -> dict[str, Any]:
     """Commit of the project and whether tracked files differ from it; {} outside a checkout."""
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
     try:
-        run = functools.partial(
-            subprocess.run, cwd=project_root(), capture_output=True, text=True, check=True
-        )
+        run = functools.partial(subprocess.run, cwd=project_root(), capture_output=True, text=True, check=True)
         commit, status = (run(command).stdout.strip() for command in commands)
     except (OSError, subprocess.CalledProcessError):
         return {}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emonb import distill, gate, vlm
+from emonb.emotions import parse_emotion
 from emonb.errors import EmonbError
 from emonb.settings import Settings, VLMSettings
 from emonb.store import Artifact, Store, read_json, write_json
@@ -81,7 +82,7 @@ class EmoVLMKD(nn.Module):
 
     def parse(self, text: str) -> Tensor:
         """(C,) one-hot of the label that a free answer names; zeros where it names none."""
-        named = vlm.parse_emotion(text, self.labels)
+        named = parse_emotion(text, self.labels)
         return torch.tensor([float(label == named) for label in self.labels])
 
     @staticmethod

@@ -80,7 +80,8 @@ def claim_statements() -> dict[str, str]:
     return dict(_tree()["claims"])
 
 
-def departures(drawn: bool) -> pd.DataFrame:
-    """What the paper has, what we have and why: what differs here, with or without the drawn world."""
-    rows = [d for d in _tree()["departures"] if drawn or d["when"] == "always"]
+def departures(drawn: bool, stand_in: bool) -> pd.DataFrame:
+    """What the paper has, what we have and why: for a run with drawn datasets and/or the small VLM."""
+    applies = {"always": True, "drawn": drawn, "stand-in": stand_in}
+    rows = [d for d in _tree()["departures"] if applies[d["when"]]]
     return pd.DataFrame(rows)[["topic", "paper", "ours", "why"]]

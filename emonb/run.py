@@ -64,8 +64,8 @@ def run(
     parameters = {"profile": profile, "datasets": datasets, "images": images, "out": out, "seeds": seeds}
     settings = load_settings(**parameters)
     check_datasets(settings)
-    forced = {STAGES[stage] for stage in parse_force(force)}
-    parameters = {name: value for name, value in {**parameters, "force": force}.items() if value}
+    forced = parse_force(force)
+    parameters = {name: value for name, value in parameters.items() if value}
     if profile == "mini":  # the notebooks' own default: nothing to inject
         del parameters["profile"]
     sources = sorted((folder or project_root() / "notebooks").resolve().glob("[0-9]*.ipynb"))
@@ -74,7 +74,7 @@ def run(
     from emonb.execution import inspect_parameters
 
     for source in sources:
-        inspect_parameters(source, parameters)
+        inspect_parameters(source, {**parameters, "force": force})
     chosen = [source for source in sources if _is_chosen(source, notebooks)]
     if not chosen:
         raise EmonbError(f"notebooks {notebooks!r}: none of {', '.join(s.stem[:2] for s in sources)}")
@@ -110,13 +110,14 @@ class _Run:
     def __init__(self, settings: Settings, parameters: Mapping[str, str], out: Path, sources: Sequence[Path]) -> None:
         self.settings, self.parameters, self.out, self.sources = settings, parameters, out, sources
         self.start = time.monotonic()
+        self.progress_file = out / ".progress.json"
         earlier: dict[str, Any] = {}
         with suppress(EmonbError):
             earlier = read_json(out / "run.json").get("notebooks", {})
         self.records = {s.stem: earlier.get(s.stem, {}) for s in sources}
         self.fingerprints = fingerprints(sources, settings)
 
-    def execute(self, chosen: Sequence[Path], forced: set[str]) -> None:
+    def execute(self, chosen: Sequence[Path], forced: Sequence[str]) -> None:
         """Run what is stale; record after each notebook; then the report."""
         from emonb.clean import sign
         from emonb.execution import OverallBar, short_path
@@ -126,13 +127,14 @@ class _Run:
         for source in chosen:
             if source not in stale:
                 self.records[source.stem]["status"] = "up to date"
-        progress_file = self.out / ".progress.json"
-        bar = OverallBar({s.stem: self._expected(s.stem) for s in stale}, progress_file)
+        bar = OverallBar({s.stem: self._expected(s.stem) for s in stale}, self.progress_file)
         try:
             current = len(chosen) - len(stale)
             bar.say(f"{current} notebooks up to date, {len(stale)} to run, results in {short_path(self.out)}")
             for number, source in enumerate(stale, 1):
-                self._execute_one(source, bar, progress_file, f"{number}/{len(stale)}")
+                own = [stage for stage in forced if STAGES[stage] == source.stem]  # later notebooks only read it
+                parameters = {**self.parameters, **({"force": ",".join(own)} if own else {})}
+                self._execute_one(source, parameters, bar, f"{number}/{len(stale)}")
             self._write()
             write_report(self.out)
             sign(self.out / "notebooks")
@@ -143,9 +145,9 @@ class _Run:
             )
         finally:
             bar.close()
-            progress_file.unlink(missing_ok=True)
+            self.progress_file.unlink(missing_ok=True)
 
-    def _execute_one(self, source: Path, bar: Any, progress_file: Path, number: str) -> None:
+    def _execute_one(self, source: Path, parameters: Mapping[str, str], bar: Any, number: str) -> None:
         from emonb.execution import NotebookFailed, execute
 
         name = source.stem
@@ -155,7 +157,7 @@ class _Run:
         for later in [s.stem for s in self.sources[self.sources.index(source) :]]:
             self.records[later].pop("fingerprint", None)  # stale until executed again, also if we are killed
         self._write()
-        cells = code_cells(source) + bool(self.parameters)  # papermill inserts one with the parameters
+        cells = code_cells(source) + bool(parameters)  # papermill inserts one with the parameters
         durations = old.get("cell_seconds", [])
         bar.notebook(name, durations if len(durations) == cells else [1.0] * cells)
         start = time.monotonic()
@@ -163,14 +165,14 @@ class _Run:
         environment = {
             "EMONB_HEADLESS": "1",
             "EMONB_NOTEBOOK": name,
-            "EMONB_PROGRESS_FILE": str(progress_file),
+            "EMONB_PROGRESS_FILE": str(self.progress_file),
             "PYTHONHASHSEED": "0",
             "TOKENIZERS_PARALLELISM": "false",
             **({"HF_HUB_OFFLINE": "1"} if self.settings.profile in ("smoke", "mini") else {}),
         }
         record: dict[str, Any] = {"status": "failed"}
         try:
-            record["cell_seconds"] = execute(source, target, self.parameters, environment, bar)
+            record["cell_seconds"] = execute(source, target, parameters, environment, bar)
             record |= {"status": "executed", "fingerprint": self.fingerprints[name]}
         except NotebookFailed:
             bar.say(f"{number} {name} failed")
@@ -189,10 +191,10 @@ class _Run:
             self._write()
         bar.say(f"{number} {name} {record['seconds']:.0f} s, {record['peak_memory_mb']:.0f} MB")
 
-    def _stale(self, chosen: Sequence[Path], forced: set[str]) -> list[Path]:
+    def _stale(self, chosen: Sequence[Path], forced: Sequence[str]) -> list[Path]:
         """The chosen notebooks from the first one that is not up to date."""
         for position, source in enumerate(chosen):
-            if source.stem in forced or not self._is_current(source):
+            if source.stem in {STAGES[stage] for stage in forced} or not self._is_current(source):
                 return list(chosen[position:])
         return []
 

@@ -26,8 +26,8 @@ class _Section(BaseModel):
 class WorldSettings(_Section):
     """Sizes of the drawn datasets: train, val, test images per taxonomy."""
 
-    mikels8: tuple[int, int, int] = (1200, 240, 600)
-    ekman6: tuple[int, int, int] = (900, 180, 600)
+    mikels8: tuple[int, int, int] = (1040, 200, 600)
+    ekman6: tuple[int, int, int] = (800, 160, 600)
     sentiment2: tuple[int, int, int] = (600, 120, 600)
 
 

@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from emonb.samples import open_picture
+from emonb.store import Artifact, read_json
 
-__all__ = ["answer_bars", "class_balance", "sample_sheet", "thumbnail"]
+__all__ = ["answer_bars", "class_balance", "histories", "sample_sheet", "thumbnail"]
 
 INK = "#333333"
+HISTORY = ["stage", "dataset", "epoch", "split", "metric", "value"]
 
 
 def thumbnail(path: str | Path, side: int = 192) -> Image.Image:
@@ -71,3 +73,14 @@ def answer_bars(path: str | Path, answers: Mapping[str, pd.Series], label: str, 
         ax.set_title(model, fontsize=9)
     fig.suptitle(title, fontsize=10, color=INK)
     return fig
+
+
+def histories(artifacts: Mapping[str, Artifact], stage: str) -> pd.DataFrame:
+    """Training histories of several datasets as one table for `figures.training_curves`.
+
+    Args:
+        artifacts: title of the dataset -> artefact with a `history.json`.
+        stage: title of what was trained.
+    """
+    rows = [pd.DataFrame(read_json(a.path / "history.json")).assign(dataset=d) for d, a in artifacts.items()]
+    return pd.concat(rows).assign(stage=stage).reindex(columns=[*HISTORY, "seed"])

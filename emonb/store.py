@@ -189,9 +189,7 @@ def _build(artifact: Artifact, build: Callable[[Path], None], recipe: dict[str, 
         _fsync(artifact.path.parent)
     except OSError as error:
         if error.errno in (13, 28, 30):  # no permission, disk full, read-only file system
-            raise EmonbError(
-                f"{artifact.path}: cannot write ({error.strerror}); free it or set OUT"
-            ) from error
+            raise EmonbError(f"{artifact.path}: cannot write ({error.strerror}); free it or set OUT") from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

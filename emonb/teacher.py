@@ -34,6 +34,7 @@ from emonb.store import Artifact, Store, read_json, write_json
 __all__ = ["Pictures", "build_network", "load_network", "predict_network", "teacher_stage", "train_network"]
 
 SPLITS = ("train", "val", "test")
+LAYOUT = {"memory_format": torch.channels_last}  # a sixth to a quarter faster for the convolutions on 2 CPU cores
 CACHE_BYTES = 512 * 2**20  # decoded pictures are kept only while they fit here; larger sets are streamed
 
 
@@ -109,7 +110,7 @@ def _loader(pictures: Pictures, batch_size: int, seed: int | None = None) -> tor
 def train_network(
     net: nn.Module, train: Pictures, val: Pictures, settings: NetworkSettings, *, seed: int, what: str
 ) -> list[dict[str, Any]]:
-    """Train with cosine-free Adam or AdamW and keep the epoch with the best val accuracy.
+    """Train with Adam (authors' code) or AdamW and keep the epoch with the best val accuracy.
 
     Returns:
         Training curve: rows of epoch, split, metric, value. `net` holds the chosen epoch.
@@ -123,7 +124,7 @@ def train_network(
         net.train()
         total = 0.0
         for images, targets in loader:
-            loss = nn.functional.cross_entropy(net(images.to(device)), targets.to(device))
+            loss = nn.functional.cross_entropy(net(images.to(device, **LAYOUT)), targets.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -143,7 +144,9 @@ def predict_network(net: nn.Module, pictures: Pictures, batch_size: int = 128) -
     """(N, C) float32 logits of unaugmented pictures."""
     net.eval()
     device = next(net.parameters()).device
-    return np.concatenate([net(x.to(device)).float().cpu().numpy() for x, _ in _loader(pictures, batch_size)])
+    return np.concatenate(
+        [net(x.to(device, **LAYOUT)).float().cpu().numpy() for x, _ in _loader(pictures, batch_size)]
+    )
 
 
 def teacher_stage(settings: Settings, store: Store, dataset: str, network: str) -> Artifact:
@@ -159,7 +162,7 @@ def teacher_stage(settings: Settings, store: Store, dataset: str, network: str) 
         set_seed(settings.seed)
         frame = read_samples(samples)
         parts = {s: frame[frame["split"] == s].reset_index(drop=True) for s in SPLITS}
-        net = build_network(config, len(labels)).to("cuda" if torch.cuda.is_available() else "cpu")
+        net = build_network(config, len(labels)).to("cuda" if torch.cuda.is_available() else "cpu", **LAYOUT)
         augmented = Pictures(parts["train"], labels, config, train=True)
         plain = {s: Pictures(parts[s], labels, config, train=False) for s in SPLITS}
         what = f"{network} on {dataset}"

@@ -1,119 +1,28 @@
-"""Room 03, second half: features, LoRA instruction tuning and the VLM's predictions, as stages.
-
-The authors' schedule asks the VLM again in every epoch of the gate; here each image is seen once:
-one pass of the vision tower gives the features, and scored answers are stored as predictions.
-"""
+"""Room 03: LoRA instruction tuning on the triplets (paper: section on instruction tuning), as a stage."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from emonb import vlm as rooms
-from emonb.predictions import make_predictions, write_predictions
+from emonb.features import VisualSource, base_params
 from emonb.progress import progress
-from emonb.samples import read_samples, sample_labels
 from emonb.settings import Settings, VLMSettings
-from emonb.store import Artifact, Store, read_json, write_json
-from emonb.triplets import categorical_instruction, load_prompts, read_triplets
-from emonb.vlm import VLM, VisualTokens
+from emonb.store import Artifact, Store, write_json
+from emonb.triplets import read_triplets
+from emonb.vlm import VLM, dialogue_ids, make_batch
 
-__all__ = [
-    "VisualSource",
-    "adapter_stage",
-    "add_lora",
-    "features_stage",
-    "load_features",
-    "predictions_stage",
-    "tune",
-]
+__all__ = ["adapter_stage", "add_lora", "load_adapter", "tune"]
 
-CODE = ["emonb.vlm", "emonb.tuning"]
+CODE = ["emonb.vlm", "emonb.features", "emonb.tuning"]
 IGNORE = -100  # torch's cross-entropy leaves these targets out
-SPLITS = ("train", "val", "test")
 
 
-def _base_params(settings: VLMSettings) -> dict[str, Any]:
-    params = settings.model_dump(include={"base", "dtype", "quantize_4bit", "max_side", "cache_visual_tokens"})
-    if settings.base == "stand-in":
-        from emonb.standin import BASE_PATH
-
-        provenance = BASE_PATH / "provenance.json"
-        params["provenance"] = read_json(provenance) if provenance.is_file() else None
-    return params
-
-
-# ----------------------------------------------------------------------------- one pass over the images
-def features_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> Artifact:
-    """Pooled (and, if asked for, token-level) visual features of all images (stage `features`).
-
-    Files per split: `<split>.safetensors` with `pooled` (N, D) float16, `grid` (N, 3) and, with
-    `vlm.cache_visual_tokens`, `tokens` (sum of n_i, D) float16; `ids.json` with the image ids in order.
-    """
-    samples = store.find("samples", dataset)
-    config = settings.vlm
-
-    def build(folder: Path) -> None:
-        frame, ids = read_samples(samples), {}
-        for split in SPLITS:
-            part = frame[frame["split"] == split]
-            ids[split] = part["image_id"].tolist()
-            batches = range(0, len(part), config.batch_size)
-            pooled, tokens, grids = [], [], []
-            for i in progress(batches, f"visual tokens of {dataset}, {split}"):
-                visual = rooms.visual_tokens(vlm, part["path"].iloc[i : i + config.batch_size].tolist())
-                pooled.append(visual.pooled().half().cpu())
-                grids.append(visual.grid)
-                if config.cache_visual_tokens:
-                    tokens += [t.cpu() for t in visual.tokens]
-            arrays = {"pooled": torch.cat(pooled), "grid": torch.cat(grids)}
-            if tokens:
-                arrays["tokens"] = torch.cat(tokens)
-            save_file(arrays, folder / f"{split}.safetensors")
-        write_json(folder / "ids.json", ids)
-
-    params = {**_base_params(config), "batch_size": config.batch_size}
-    return store.get("features", dataset, build, params=params, inputs=[samples], code=CODE)
-
-
-def load_features(artifact: Artifact, split: str) -> tuple[list[str], torch.Tensor]:
-    """Image ids and their pooled features, (N, D) float32."""
-    with safe_open(artifact.path / f"{split}.safetensors", framework="pt") as file:
-        pooled = file.get_tensor("pooled").float()
-    return read_json(artifact.path / "ids.json")[split], pooled
-
-
-class VisualSource:
-    """Visual tokens of a split by image id: from the cache, or from the picture when there is none."""
-
-    def __init__(self, vlm: VLM, features: Artifact, samples: Artifact, split: str):
-        self.vlm = vlm
-        frame = read_samples(samples, split)
-        self.paths = dict(zip(frame["image_id"], frame["path"], strict=True))
-        self.ids = read_json(features.path / "ids.json")[split]
-        arrays = load_file(features.path / f"{split}.safetensors")
-        self.grid, self.tokens = arrays["grid"], arrays.get("tokens")
-        merge = vlm.core.config.vision_config.spatial_merge_size**2
-        self.ends = (self.grid.prod(1) // merge).cumsum(0).tolist()
-        self.row = {image_id: i for i, image_id in enumerate(self.ids)}
-
-    def __call__(self, image_ids: list[str]) -> VisualTokens:
-        """Tokens of the given images, in the given order."""
-        if self.tokens is None:
-            return rooms.visual_tokens(self.vlm, [self.paths[i] for i in image_ids])
-        rows = [self.row[i] for i in image_ids]
-        tokens = [self.tokens[self.ends[r - 1] if r else 0 : self.ends[r]] for r in rows]
-        return VisualTokens(tokens, self.grid[rows])
-
-
-# ----------------------------------------------------------------------------------- instruction tuning
 def add_lora(vlm: VLM, settings: VLMSettings) -> VLM:
     """Put a fresh LoRA adapter on the language model's attention projections; the rest stays frozen.
 
@@ -153,7 +62,7 @@ def adapter_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> A
         write_json(folder / "history.json", history)
 
     keys = {"batch_size", "reasons", "max_new_tokens"}
-    params = {**config.model_dump(exclude=keys), "seed": settings.seed, **_base_params(config)}
+    params = {**config.model_dump(exclude=keys), "seed": settings.seed, **base_params(config)}
     return store.get("adapter", dataset, build, params=params, inputs=[samples, triplets, features], code=CODE)
 
 
@@ -167,18 +76,16 @@ def tune(
     Returns:
         Training curve: rows of epoch, step, split, metric, value.
     """
-    from tempfile import TemporaryDirectory
-
     unknown = vlm.processor.tokenizer.unk_token_id
     examples = []
     for row in triplets.to_dict("records"):
-        prompt, answer = rooms.dialogue_ids(vlm, row["instruction"], row["response"])
+        prompt, answer = dialogue_ids(vlm, row["instruction"], row["response"])
         targets = [IGNORE if token == unknown else token for token in answer]
         examples.append({"image_id": row["image_id"], "prompt": prompt, "answer": answer, "targets": targets})
 
     def collate(rows: list[dict]) -> dict[str, Any]:
         visual = source([row["image_id"] for row in rows])
-        batch = rooms.make_batch(vlm, [r["prompt"] + r["answer"] for r in rows], visual, pad_left=False)
+        batch = make_batch(vlm, [r["prompt"] + r["answer"] for r in rows], visual, pad_left=False)
         labels = torch.full_like(batch["input_ids"], IGNORE)
         for i, (row, length) in enumerate(zip(rows, batch["attention_mask"].sum(1).tolist(), strict=True)):
             labels[i, length - len(row["targets"]) : length] = torch.tensor(row["targets"])
@@ -235,97 +142,8 @@ class _Curve(TrainerCallback):
             self.rows.append({**row, "value": logs["loss"]})
 
 
-# ------------------------------------------------------------------------------------------ predictions
-def predictions_stage(
-    settings: Settings, store: Store, dataset: str, vlm: VLM, adapter: Artifact | None = None
-) -> Artifact:
-    """Scored answers of every image (stages `base_predictions`, or `vlm_predictions` with an adapter).
-
-    `predictions.parquet` has p = softmax over the candidates' log-probabilities. The tuned model also
-    writes `generated.parquet`: greedy free answers to some test images, parsed, and its reasons as text.
-    Zero-shot answers are needed for val and test only, so train is left out there.
-    """
-    samples, features = store.find("samples", dataset), store.find("features", dataset)
-    labels, config = sample_labels(samples), settings.vlm
-    model = load_adapter(vlm, adapter) if adapter else vlm
-
-    def build(folder: Path) -> None:
-        frame = read_samples(samples)
-        reasons = _reasons(model, frame, config) if adapter else {}
-        parts = []
-        for split in SPLITS if adapter else SPLITS[1:]:
-            source = VisualSource(model, features, samples, split)
-            scores = []
-            for i in progress(range(0, len(source.ids), config.batch_size), f"answers for {dataset}, {split}"):
-                visual = source(source.ids[i : i + config.batch_size])
-                scores.append(rooms.answer_distribution(model, visual, labels).cpu())
-            p = torch.cat(scores).double().softmax(-1).numpy()
-            gold = frame.set_index("image_id").loc[source.ids, "label"].tolist()
-            text = [reasons.get(image_id, "") for image_id in source.ids]
-            split_column = [split] * len(p)
-            parts.append(
-                make_predictions(source.ids, split_column, gold, p, labels, seed=settings.seed, raw_text=text)
-            )
-        write_predictions(folder / "predictions.parquet", pd.concat(parts, ignore_index=True), labels)
-        if adapter and config.reasons:
-            write_predictions(folder / "generated.parquet", _free_answers(model, frame, labels, settings), labels)
-
-    params = {
-        **_base_params(config),
-        **config.model_dump(include={"batch_size", "reasons", "max_new_tokens"}),
-    }
-    inputs = [samples, features, *([adapter] if adapter else [])]
-    stage = "vlm_predictions" if adapter else "base_predictions"
-    try:
-        return store.get(stage, dataset, build, params=params, inputs=inputs, code=CODE)
-    finally:
-        if adapter:
-            vlm.model = model.model.unload()
-
-
 def load_adapter(vlm: VLM, adapter: Artifact) -> VLM:
     """The tuned VLM: the base in memory with a stored LoRA adapter on it."""
     from peft import PeftModel
 
     return VLM(PeftModel.from_pretrained(vlm.model, adapter.path).eval(), vlm.processor, vlm.max_side)
-
-
-def _asked(frame: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Evenly spaced test images, at most n."""
-    test = frame[frame["split"] == "test"]
-    return test.iloc[np.unique(np.linspace(0, len(test) - 1, min(n, len(test))).astype(int))] if n else test[:0]
-
-
-def _reasons(vlm: VLM, frame: pd.DataFrame, settings: VLMSettings) -> dict[str, str]:
-    """image_id -> the VLM's own reasons, for people to read."""
-    asked = _asked(frame, settings.reasons)
-    instruction = load_prompts()["reasoning"]["instructions"][0]
-    texts = _in_batches(vlm, asked["path"].tolist(), instruction, settings, "reasons")
-    return dict(zip(asked["image_id"], texts, strict=True))
-
-
-def _free_answers(vlm: VLM, frame: pd.DataFrame, labels: list[str], settings: Settings) -> pd.DataFrame:
-    """Greedy generation instead of scoring; an answer that cannot be parsed stays unparsed."""
-    asked = _asked(frame, settings.vlm.reasons)
-    paths = asked["path"].tolist()
-    texts = _in_batches(vlm, paths, categorical_instruction(labels), settings.vlm, "free answers")
-    named = [rooms.parse_emotion(text, labels) for text in texts]
-    p = np.array([[label == name for label in labels] for name in named], dtype=float)
-    p[[name is None for name in named]] = 1 / len(labels)
-    return make_predictions(
-        asked["image_id"].tolist(),
-        asked["split"].tolist(),
-        asked["label"].tolist(),
-        p,
-        labels,
-        seed=settings.seed,
-        raw_text=texts,
-        parsed=[name is not None for name in named],
-    )
-
-
-def _in_batches(vlm: VLM, paths: list[str], instruction: str, settings: VLMSettings, what: str) -> list[str]:
-    texts: list[str] = []
-    for i in progress(range(0, len(paths), settings.batch_size), what):
-        texts += rooms.generate(vlm, paths[i : i + settings.batch_size], instruction, settings.max_new_tokens)
-    return texts

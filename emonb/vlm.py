@@ -8,7 +8,6 @@ language model as `mm_encoder_outputs`, transformers' own way in for precomputed
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from emonb.emotions import WORD_FORMS
 from emonb.errors import EmonbError
 from emonb.samples import open_picture
 from emonb.settings import VLMSettings
@@ -38,7 +36,6 @@ __all__ = [
     "load_processor",
     "load_vlm",
     "make_batch",
-    "parse_emotion",
     "prompt_text",
     "visual_tokens",
 ]
@@ -136,6 +133,13 @@ def load_vlm(settings: VLMSettings, adapter: Path | None = None) -> VLM:
     return VLM(model.eval().requires_grad_(False), processor, settings.max_side)
 
 
+def _shown(image: str | Path | Image.Image, max_side: int) -> Image.Image:
+    """What the VLM is shown: a picture or a copy of it, at most `max_side` px long (authors' code)."""
+    picture = image.copy() if isinstance(image, Image.Image) else open_picture(image)
+    picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    return picture
+
+
 @torch.no_grad()  # not inference_mode: the tokens may become part of a training graph
 def visual_tokens(vlm: VLM, images: Sequence[str | Path | Image.Image]) -> VisualTokens:
     """One pass of the frozen vision tower and merger.
@@ -143,9 +147,7 @@ def visual_tokens(vlm: VLM, images: Sequence[str | Path | Image.Image]) -> Visua
     The tokens are rounded to float16, the precision they have on disk, so that a cached and a fresh
     image give the same answer.
     """
-    pictures = [image if isinstance(image, Image.Image) else open_picture(image) for image in images]
-    for picture in pictures:
-        picture.thumbnail((vlm.max_side, vlm.max_side), Image.Resampling.BICUBIC)
+    pictures = [_shown(image, vlm.max_side) for image in images]
     inputs = vlm.processor.image_processor(pictures, return_tensors="pt").to(vlm.device)
     output = vlm.core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True)
     return VisualTokens([t.half() for t in output.pooler_output], inputs["image_grid_thw"].cpu())
@@ -278,9 +280,7 @@ def answer_distribution(
 @torch.inference_mode()
 def generate(vlm: VLM, images: Sequence[str | Path | Image.Image], instruction: str, max_new_tokens: int) -> list[str]:
     """Greedy free answers, through the processor and `generate` as anyone would call them."""
-    pictures = [image if isinstance(image, Image.Image) else open_picture(image) for image in images]
-    for picture in pictures:
-        picture.thumbnail((vlm.max_side, vlm.max_side), Image.Resampling.BICUBIC)
+    pictures = [_shown(image, vlm.max_side) for image in images]
     tokenizer = vlm.processor.tokenizer
     tokenizer.padding_side = "left"
     text = [prompt_text(vlm, instruction)] * len(pictures)
@@ -288,19 +288,3 @@ def generate(vlm: VLM, images: Sequence[str | Path | Image.Image], instruction: 
     inputs = inputs.to(vlm.device)
     output = vlm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def parse_emotion(text: str, labels: Sequence[str]) -> str | None:
-    """The label that a free answer names, or None. Never a default class.
-
-    The value of an `emotion` field counts first; else the one label (or a form of it, such as "fearful")
-    that the text names without a "not" before it. Two different labels are no answer.
-    """
-    forms = {form: label for label in labels for form in (label, *WORD_FORMS.get(label, ()))}
-    text = text.lower()
-    field = re.search(r"emotion\s*['\"]?\s*[:=]\s*['\"]?\s*([a-z]+)", text)
-    if field:
-        return forms.get(field.group(1))
-    named = re.findall(r"(\bnot\s+|n't\s+)?\b(" + "|".join(map(re.escape, forms)) + r")\b", text)
-    found = {forms[word] for negation, word in named if not negation}
-    return found.pop() if len(found) == 1 else None

@@ -1,0 +1,252 @@
+"""Scenes of the drawn world: 96 x 96 pictures of pictograms on a background, and what can be said about them.
+
+A scene has *content* (glyphs of matplotlib's DejaVu Sans, drawn as stickers) and a *mood* (hue, brightness, texture,
+light). What can be drawn, and which emotion it is associated with, is read from `resources/lexicon.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from emonb.emotions import TAXONOMIES
+from emonb.errors import EmonbError
+from emonb.textures import draw_texture, hsv, lit
+
+__all__ = [
+    "SIDE",
+    "Background",
+    "Camera",
+    "Scene",
+    "draw_scene",
+    "glyph_names",
+    "lexicon",
+    "listing",
+    "measured_words",
+    "mood_background",
+    "with_article",
+]
+
+SIDE = 96  # pixels; 16 merged visual tokens of the stand-in
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is behind the stickers: names from the lexicon, `value` = mean HSV value aimed at (0-1)."""
+
+    hue: str
+    value: float
+    texture: str
+    light: str
+
+
+@dataclass(frozen=True)
+class Camera:
+    """How a dataset's pictures were taken: factors, grain (sd, 0-255), darkening towards the corners (0-1)."""
+
+    grain: float = 3.0
+    saturation: float = 1.0
+    contrast: float = 1.0
+    vignette: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Ground truth of one picture; objects in reading order, boxes (x, y, side) in pixels."""
+
+    objects: tuple[str, ...]
+    boxes: tuple[tuple[int, int, int], ...]
+    hue: str
+    brightness: str
+    texture: str
+    light: str
+
+    @property
+    def phrase(self) -> str:
+        """The background in a few words, e.g. `dark blue with rain`."""
+        return f"{self.brightness} {self.hue}" + ("" if self.texture == "plain" else f" with {self.texture}")
+
+    @property
+    def caption(self) -> str:
+        """One sentence about all that is visible, without any emotion."""
+        with_texture = "" if self.texture == "plain" else f" with {self.texture}"
+        return f"{listing(self.objects)} on a {self.brightness} {self.hue} background{with_texture}"
+
+
+@lru_cache(1)
+def lexicon() -> dict[str, Any]:
+    """The parsed `lexicon.yaml`: glyphs, hues, textures, lights, moods, labels, datasets."""
+    return yaml.safe_load(resources.files("emonb").joinpath("resources", "lexicon.yaml").read_text("utf-8"))
+
+
+@lru_cache(1)
+def _prompts() -> dict[str, Any]:
+    return yaml.safe_load(resources.files("emonb").joinpath("resources", "prompts.yaml").read_text("utf-8"))
+
+
+def glyph_names(taxonomy: str | None = None, label: str | None = None) -> list[str]:
+    """Names of all glyphs; of those associated with `label` of `taxonomy`; label "" = the neutral ones."""
+    column = 1 + list(TAXONOMIES).index(taxonomy) if taxonomy else 0
+    glyphs = lexicon()["glyphs"]
+    return [n for n, row in glyphs.items() if label is None or (row[column] if len(row) > 1 else "") == label]
+
+
+def with_article(name: str) -> str:
+    """`skull` -> `a skull`, `atom` -> `an atom`; plurals stay bare."""
+    if name in ("scissors", "scales", "hammers", "notes", "crossed swords"):
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def listing(objects: Sequence[str]) -> str:
+    """`a skull, a heart and an urn`."""
+    names = [with_article(o) for o in objects]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def measured_words(picture: np.ndarray) -> tuple[str, str]:
+    """Brightness and colourfulness words of a (H, W, 3) uint8 picture, by the limits in `prompts.yaml`."""
+    r, g, b = (picture[..., i].astype(np.float32) for i in range(3))
+    rg, yb = r - g, 0.5 * (r + g) - b
+    spread = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())  # Hasler, Suesstrunk 2003
+    colour = next(word for limit, word in _prompts()["colorfulness"] if spread / 109 < limit)
+    return _brightness_word(picture), colour
+
+
+def _brightness_word(picture: np.ndarray) -> str:
+    value = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2]).mean() / 255
+    return next(word for limit, word in _prompts()["brightness"] if value < limit)
+
+
+@lru_cache(1)
+def _font_path() -> str:
+    # find_spec: importing matplotlib takes a second and only its font file is needed
+    spec = util.find_spec("matplotlib")
+    path = Path(spec.origin if spec else ".").parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    if not path.is_file():
+        raise EmonbError(f"{path}: the font of the drawn world is missing; reinstall matplotlib")
+    return str(path)
+
+
+@lru_cache(None)
+def _glyph_mask(name: str) -> Image.Image:
+    """A glyph (0-255) in a 128 px square, its larger side filling it."""
+    font = ImageFont.truetype(_font_path(), 160)
+    character = chr(lexicon()["glyphs"][name][0])
+    left, top, right, bottom = font.getbbox(character)
+    side = max(right - left, bottom - top)
+    mask = Image.new("L", (side, side))
+    at = ((side - (right - left)) // 2 - left, (side - (bottom - top)) // 2 - top)
+    ImageDraw.Draw(mask).text(at, character, fill=255, font=font)
+    mask = mask.resize((128, 128), Image.Resampling.BICUBIC)
+    thin = np.asarray(mask).mean() < 60  # hairline glyphs vanish at sticker size: thicken them
+    return mask.filter(ImageFilter.MaxFilter(5)) if thin else mask
+
+
+@lru_cache(None)
+def _sticker(name: str, side: int, angle: int) -> tuple[Image.Image, Image.Image]:
+    """Dark glyph with a white halo, (RGB, alpha), `side` pixels wide: the halo keeps it legible anywhere."""
+    turned = Image.new("L", (side, side))
+    inner = _glyph_mask(name).rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    inner = inner.crop(inner.getbbox())
+    inner.thumbnail((side - 5, side - 5), Image.Resampling.LANCZOS)
+    turned.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
+    alpha = turned.filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.BoxBlur(0.6))
+    picture = Image.new("RGB", (side, side), (250, 250, 250))
+    picture.paste((22, 20, 28), mask=turned)
+    return picture, alpha
+
+
+def _places(rng: np.random.Generator, sides: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Non-overlapping boxes near a 12 px grid; the four quarters when chance finds none."""
+    tries = 12
+    steps = rng.integers(0, 6, (tries, len(sides), 2)).tolist()
+    shake = rng.integers(-2, 4, (tries, len(sides), 2)).tolist()
+    for row, jitter in zip(steps, shake, strict=True):
+        boxes: list[tuple[int, int, int]] = []
+        for side, step, off in zip(sides, row, jitter, strict=True):
+            last = SIDE - side
+            x, y = (min(max(12 * min(a, last // 12) + b, 0), last) for a, b in zip(step, off, strict=True))
+            if all(abs(x - u) >= min(side, s) - 2 or abs(y - v) >= min(side, s) - 2 for u, v, s in boxes):
+                boxes.append((x, y, side))
+        if len(boxes) == len(sides):
+            return boxes
+    quarters = rng.permutation(4)[: len(sides)]
+    return [(3 + 48 * int(q % 2), 3 + 48 * int(q // 2), s) for q, s in zip(quarters, sides, strict=True)]
+
+
+def draw_background(rng: np.random.Generator, background: Background, camera: Camera) -> np.ndarray:
+    """The mood alone: (96, 96, 3) float32 in 0-255, its mean HSV value close to `background.value`."""
+    hue, saturation = lexicon()["hues"][background.hue]
+    hue = (hue + rng.uniform(-0.02, 0.02)) % 1
+    saturation = float(np.clip(saturation * rng.uniform(0.8, 1.2) * camera.saturation, 0, 1))
+    canvas = Image.fromarray(lit(hsv(hue, saturation, 0.6), background.light, rng).astype(np.uint8))
+    picture = draw_texture(rng, canvas, background.texture, hue, saturation)
+    value = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2]).mean()
+    picture = picture * (255 * background.value / max(value, 1.0))
+    mean = picture.mean((0, 1))
+    # the strength of light and texture varies on its own, or the spread of the pixels would name the texture
+    return np.clip(mean + (picture - mean) * camera.contrast * rng.uniform(0.6, 1.15), 0, 255)
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    objects: Sequence[str],
+    background: Background,
+    camera: Camera = Camera(),
+) -> tuple[np.ndarray, Scene]:
+    """Draw one picture.
+
+    Args:
+        rng: decides places, angles and all jitter.
+        objects: one to four names of `glyph_names()`.
+        background: the mood.
+        camera: grain, saturation, contrast, vignette.
+
+    Returns:
+        (96, 96, 3) uint8 picture and its description.
+    """
+    behind = draw_background(rng, background, camera)
+    sides = [int(s) for s in rng.choice((34, 36, 38, 40, 42), len(objects))]
+    boxes = _places(rng, sides)
+    order = sorted(range(len(objects)), key=lambda i: (boxes[i][1] + boxes[i][2] / 2 >= SIDE / 2, boxes[i][0]))
+    picture = Image.fromarray(behind.astype(np.uint8))
+    for i in order:
+        sticker, alpha = _sticker(objects[i], boxes[i][2], int(rng.integers(-3, 4)) * 5)
+        picture.paste(sticker, boxes[i][:2], alpha)
+    pixels = np.asarray(picture, np.float32)
+    if camera.vignette:
+        axis = np.linspace(-1, 1, SIDE, dtype=np.float32) ** 2
+        pixels = pixels * (1 - camera.vignette * (axis[:, None, None] + axis[None, :, None]) / 2)
+    if camera.grain:
+        pixels = pixels + camera.grain * rng.standard_normal((SIDE, SIDE, 1), dtype=np.float32)
+    scene = Scene(
+        tuple(objects[i] for i in order),
+        tuple(boxes[i] for i in order),
+        background.hue,
+        _brightness_word(behind),
+        background.texture,
+        background.light,
+    )
+    return np.clip(pixels, 0, 255).astype(np.uint8), scene
+
+
+def mood_background(rng: np.random.Generator, mood: str) -> Background:
+    """A background drawn from one mood of the lexicon."""
+    row = lexicon()["moods"][mood]
+    low, high = row["value"]
+    hues = row["hues"] if rng.random() < lexicon()["typical_hue"] else list(lexicon()["hues"])
+    return Background(
+        str(rng.choice(hues)),
+        float(rng.uniform(low, high)),
+        str(rng.choice(row["textures"])),
+        str(rng.choice(row["lights"])),
+    )

@@ -1,0 +1,87 @@
+"""Shared fixtures: the project root, small runner folders, and one smoke run for all that need it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; read when transformers is imported
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = Path(__file__).parent / "notebooks"
+
+
+@pytest.fixture(autouse=True)
+def _from_the_project_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def notebook_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of numbered notebooks from the fixtures named."""
+
+    def make(*names: str) -> Path:
+        folder = tmp_path / "notebooks"
+        folder.mkdir(exist_ok=True)
+        for number, name in enumerate(names, 1):
+            shutil.copy(FIXTURES / f"{name}.ipynb", folder / f"{number:02}_{name}.ipynb")
+        return folder
+
+    return make
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """A finished `python -m emonb ...`."""
+
+    returncode: int
+    output: str
+    seconds: float
+
+
+def emonb(*arguments: str, cwd: Path = ROOT, timeout: float = 600) -> CommandResult:
+    """Run the command line as a user does."""
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "emonb", *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout,
+    )
+    return CommandResult(done.returncode, done.stdout, time.monotonic() - start)
+
+
+@dataclass(frozen=True)
+class SmokeRun:
+    """The one run of the smoke profile that the end-to-end tests share."""
+
+    out: Path
+    result: CommandResult
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
+    """`python -m emonb run --profile smoke`, once per test session."""
+    out = tmp_path_factory.mktemp("smoke") / "out"
+    result = emonb("run", "--profile", "smoke", "--out", str(out))
+    assert result.returncode == 0, result.output
+    return SmokeRun(out, result)
+
+
+@pytest.fixture(scope="session")
+def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of the stand-in's architecture with random weights."""
+    from emonb.standin import random_base
+
+    return random_base(tmp_path_factory.mktemp("base"))

@@ -1,0 +1,70 @@
+"""Room 04: the conventional networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pipeline import COLORS, make_tree
+
+from emonb.errors import EmonbError
+from emonb.fit import set_seed
+from emonb.settings import NetworkSettings, load_settings
+from emonb.teacher import Pictures, build_network, predict_network, train_network
+
+SMALL = NetworkSettings(
+    name="vit_tiny_patch16_224",
+    image_size=32,
+    kwargs={"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    epochs=3,
+    lr=3e-3,
+    batch_size=8,
+)
+
+
+@pytest.fixture(scope="module")
+def frame(tmp_path_factory):
+    root = make_tree(tmp_path_factory.mktemp("tree"), {"train": 8})
+    paths = sorted(root.rglob("*.png"))
+    return pd.DataFrame({"path": [str(p) for p in paths], "label": [p.parent.name for p in paths]})
+
+
+def test_label_indices_follow_the_given_order(frame):
+    order = ["sadness", "joy", "anger"]
+    pictures = Pictures(frame, order, SMALL, train=False)
+    assert [order[t] for t in pictures.targets] == frame["label"].tolist()
+
+
+def test_two_trainings_with_one_seed_are_equal_and_another_seed_differs(frame):
+    labels, logits = list(COLORS), []
+    for seed in (0, 0, 1):
+        set_seed(seed)
+        net = build_network(SMALL, 3)
+        train, val = (Pictures(frame, labels, SMALL, train=t) for t in (True, False))
+        rows = train_network(net, train, val, SMALL, seed=seed, what="test")
+        logits.append(predict_network(net, val))
+    assert np.array_equal(logits[0], logits[1])
+    assert not np.allclose(logits[0], logits[2])
+    accuracy = 100 * (logits[2].argmax(1) == np.array(val.targets)).mean()
+    assert accuracy == pytest.approx(max(r["value"] for r in rows if r["split"] == "val"))
+
+
+def test_streamed_pictures_equal_cached_ones(frame, monkeypatch):
+    cached = Pictures(frame, list(COLORS), SMALL, train=False)
+    monkeypatch.setattr("emonb.teacher.CACHE_BYTES", 0)
+    streamed = Pictures(frame, list(COLORS), SMALL, train=False)
+    assert streamed.cache is None
+    assert torch.equal(cached[5][0], streamed[5][0])
+
+
+@pytest.mark.parametrize("network", ["vit", "resnet", "vgg"])
+def test_networks_of_the_laptop_profile(network):
+    settings = load_settings("mini").teacher.networks[network]
+    net = build_network(settings, 6)
+    assert net(torch.zeros(2, 3, settings.image_size, settings.image_size)).shape == (2, 6)
+
+
+def test_unknown_network_is_named():
+    with pytest.raises(EmonbError, match="no model 'vit_huge_of_mine'"):
+        build_network(SMALL.model_copy(update={"name": "vit_huge_of_mine", "kwargs": {}}), 2)
