@@ -208,7 +208,9 @@ def _error(part: pd.DataFrame) -> np.ndarray:
 @_styled
 def alpha_tradeoff(table: pd.DataFrame) -> Figure:
     """Accuracy against KL(teacher || head), one point per alpha with its interval; one panel per dataset."""
-    parts = list(table.dropna(subset=["ours", "kl"]).sort_values("alpha", kind="stable").groupby("dataset", sort=False))
+    parts = list(
+        table.dropna(subset=["ours", "kl"]).sort_values("alpha", kind="stable").groupby("dataset", sort=False)
+    )
     fig, axes = _panels(len(parts), 2.5, 2.3)
     for ax, (title, part) in zip(axes, parts, strict=True):
         ax.errorbar(part["kl"], part["ours"], yerr=_error(part), color="#999999", capsize=2, linewidth=0.8)

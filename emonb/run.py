@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from emonb.errors import EmonbError
-from emonb.freshness import code_cells, fingerprints, settings_hash, sha256, snapshot, stages_of
+from emonb.freshness import cell_weights, code_cells, fingerprints, settings_hash, sha256, snapshot, stages_of
 from emonb.machine import machine
 from emonb.settings import Settings, load_settings, project_root
 from emonb.store import STAGES, git_state, library_versions, make_folder, read_json, write_json
@@ -159,7 +159,8 @@ class _Run:
         self._write()
         cells = code_cells(source) + bool(parameters)  # papermill inserts one with the parameters
         durations = old.get("cell_seconds", [])
-        bar.notebook(name, durations if len(durations) == cells else [1.0] * cells)
+        guessed = [1.0] * bool(self.parameters) + cell_weights(source)
+        bar.notebook(name, durations if len(durations) == cells else guessed)
         start = time.monotonic()
         target = self.out / "notebooks" / source.name
         environment = {
