@@ -62,9 +62,10 @@ def refresh_readme(out: Path, readme: Path) -> None:
     verdicts = [f"{row.claim} {row.verdict}" for row in claims.itertuples()]
     run = read_json(out / "run.json")
     totals, seeds = run["totals"], ", ".join(map(str, run["seeds"]))
+    n = " to ".join(dict.fromkeys(f"{x:.0f}" for x in (main["n"].min(), main["n"].max())))
     lines += [
         "",
-        f"95 % bootstrap intervals over {int(main['n'].min())} to {int(main['n'].max())} test images; head and gate: "
+        f"95 % bootstrap intervals over {n} test images in each; head and gate: "
         f"mean of seeds {seeds}. Claims over all datasets: {'; '.join(verdicts)}.",
         f"This run: {totals['seconds_compute'] / 60:.1f} minutes of computing on {run['machine']['cores']} cores, "
         f"peak memory {totals['peak_memory_mb'] / 1024:.1f} GB.",

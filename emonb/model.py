@@ -130,7 +130,7 @@ class EmoVLMKD(nn.Module):
         """Write LoRA adapter, head, gate and `config.json`; the base VLM is named, not copied."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.vlm.save_pretrained(folder / "adapter")
+        self.vlm.save_pretrained(folder / "adapter", save_embedding_layers=False)  # they are frozen
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty template
         for name in ("head", "gate"):
             state = {k: v.detach().cpu().contiguous() for k, v in getattr(self, name).state_dict().items()}

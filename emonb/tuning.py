@@ -56,7 +56,7 @@ def adapter_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> A
         source = VisualSource(tuned, features, samples, "train")
         try:
             history = tune(tuned, frame, source, config, seed=settings.seed, what=f"LoRA of {dataset}")
-            tuned.model.save_pretrained(folder)
+            tuned.model.save_pretrained(folder, save_embedding_layers=False)  # they are frozen
         finally:
             vlm.model = tuned.model.unload()  # the base again, without the adapter
         write_json(folder / "history.json", history)
