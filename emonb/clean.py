@@ -47,8 +47,9 @@ def copy_back(out: Path) -> list[Path]:
 
 def refresh_readme(out: Path, readme: Path) -> None:
     """Write a run's headline figures between the README's markers: main table, claims, time and memory."""
-    main = pd.read_csv(out / "tables" / "main.csv")
-    main = main[main["ours"].notna()]
+    main, modules = (pd.read_csv(out / "tables" / f"{table}.csv") for table in ("main", "modules"))
+    rivals = modules[modules["row"].isin(["head", "average_vlm_head"])]  # the honest ones belong in the headline
+    main = pd.concat([main[main["ours"].notna()], rivals])
     datasets = list(dict.fromkeys(main["dataset"]))
     lines = ["| accuracy on test, % | " + " | ".join(datasets) + " | paper, FI |", "|---" * (len(datasets) + 2) + "|"]
     for name, rows in main.groupby("name", sort=False):
