@@ -128,18 +128,7 @@ def test_nbval(smoke_run, tmp_path):
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--nbval-lax", "--nbval-current-env"]
     options += ["--nbval-cell-timeout=300", "--nbval-kernel-startup-timeout=120"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-c",
-            os.devnull,
-            *options,
-            *map(str, prepared),
-        ],
+        [sys.executable, "-m", "pytest", *options, *map(str, prepared)],
         cwd=tmp_path,
         env={**os.environ, "EMONB_HEADLESS": "1", "HF_HUB_OFFLINE": "1"},
         text=True,
