@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,15 @@ from emonb.features import VisualSource, base_params
 from emonb.predictions import make_predictions, write_predictions
 from emonb.progress import progress
 from emonb.samples import read_samples, sample_labels
-from emonb.settings import Settings, VLMSettings
+from emonb.settings import SPLITS, Settings, VLMSettings
 from emonb.store import Artifact, Store
 from emonb.triplets import categorical_instruction, load_prompts
-from emonb.tuning import load_adapter
+from emonb.tuning import adapted
 from emonb.vlm import VLM, answer_distribution, generate
 
 __all__ = ["predictions_stage"]
 
 CODE = ["emonb.vlm", "emonb.features", "emonb.answers"]
-SPLITS = ("train", "val", "test")
 
 
 def predictions_stage(
@@ -36,9 +36,12 @@ def predictions_stage(
     """
     samples, features = store.find("samples", dataset), store.find("features", dataset)
     labels, config = sample_labels(samples), settings.vlm
-    model = load_adapter(vlm, adapter) if adapter else vlm
 
     def build(folder: Path) -> None:
+        with adapted(vlm, adapter) if adapter else nullcontext(vlm) as model:
+            answer(model, folder)
+
+    def answer(model: VLM, folder: Path) -> None:
         frame = read_samples(samples)
         reasons = _reasons(model, frame, config) if adapter else {}
         parts = []
@@ -65,11 +68,7 @@ def predictions_stage(
     }
     inputs = [samples, features, *([adapter] if adapter else [])]
     stage = "vlm_predictions" if adapter else "base_predictions"
-    try:
-        return store.get(stage, dataset, build, params=params, inputs=inputs, code=CODE)
-    finally:
-        if adapter:
-            vlm.model = model.model.unload()
+    return store.get(stage, dataset, build, params=params, inputs=inputs, code=CODE)
 
 
 def _asked(frame: pd.DataFrame, n: int) -> pd.DataFrame:

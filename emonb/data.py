@@ -22,12 +22,11 @@ from emonb.errors import EmonbError
 from emonb.miniworld import DRAWN, draw_dataset
 from emonb.progress import progress
 from emonb.samples import brightness_colorfulness, open_picture, read_samples, sample_labels
-from emonb.settings import Settings, project_root
+from emonb.settings import SPLITS, Settings, project_root
 from emonb.store import Artifact, Store, write_json
 
 __all__ = ["build_samples", "integrity_report", "read_samples", "sample_labels", "samples_stage"]
 
-SPLITS = ("train", "val", "test")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 SPLIT_SEED = 42  # authors' code: the seed of every split they make
 BASS_POSITIVE, BASS_NEGATIVE = 5.5, 4.5  # ours: US mean valence on a 1-9 scale, the ambiguous middle left out

@@ -19,7 +19,7 @@ from emonb.fit import fit, set_seed
 from emonb.predictions import make_predictions, write_predictions
 from emonb.progress import progress
 from emonb.samples import read_samples, sample_labels
-from emonb.settings import DistillSettings, Settings
+from emonb.settings import SPLITS, DistillSettings, Settings
 from emonb.store import Artifact, Store, read_json, write_json
 
 __all__ = [
@@ -30,8 +30,6 @@ __all__ = [
     "load_head",
     "read_pooled",
 ]
-
-SPLITS = ("train", "val", "test")
 
 
 class StudentHead(nn.Module):

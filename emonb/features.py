@@ -15,24 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from emonb.progress import progress
 from emonb.samples import read_samples
-from emonb.settings import Settings, VLMSettings
+from emonb.settings import SPLITS, Settings, VLMSettings
 from emonb.store import Artifact, Store, read_json, write_json
 from emonb.vlm import VLM, VisualTokens, visual_tokens
 
 __all__ = ["VisualSource", "base_params", "features_stage", "load_features"]
 
-SPLITS = ("train", "val", "test")
-
 
 def base_params(settings: VLMSettings) -> dict[str, Any]:
     """What features and answers depend on: the base VLM, its precision and what it is shown."""
     params = settings.model_dump(include={"base", "dtype", "quantize_4bit", "max_side", "cache_visual_tokens"})
-    if settings.base == "stand-in":
-        from emonb.standin import BASE_PATH
-
-        provenance = BASE_PATH / "provenance.json"
-        params["provenance"] = read_json(provenance) if provenance.is_file() else None
-    return params
+    provenance = Path(settings.checkpoint) / "provenance.json"  # checkpoints made here have one
+    return {**params, "provenance": read_json(provenance) if provenance.is_file() else None}
 
 
 def features_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> Artifact:

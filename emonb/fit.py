@@ -1,4 +1,4 @@
-"""Ground floor: seeds, and the one training loop of the small modules (head and gate) on cached tensors."""
+"""Ground floor: device, seeds, and the one training loop of the small modules (head and gate) on cached tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fit", "set_seed"]
+__all__ = ["fit", "get_device", "set_seed"]
+
+
+def get_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def set_seed(seed: int) -> None:

@@ -27,12 +27,10 @@ from emonb.predictions import (
     write_predictions,
 )
 from emonb.progress import progress
-from emonb.settings import GateSettings, Settings
+from emonb.settings import SPLITS, GateSettings, Settings
 from emonb.store import Artifact, Store, read_json, write_json
 
 __all__ = ["GATES", "average", "gate_inputs", "gate_names", "gate_stage", "load_gate", "make_gate", "one_hot"]
-
-SPLITS = ("train", "val", "test")
 
 
 class _Gate(nn.Module):

@@ -17,13 +17,13 @@ from PIL import Image
 from emonb.emotions import TAXONOMIES
 from emonb.errors import EmonbError
 from emonb.scenes import Background, Camera, draw_scene, glyph_names, lexicon, mood_background
+from emonb.settings import SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["DRAWN", "draw_dataset", "draw_scene"]
 
-SPLITS = ("train", "val", "test")
 DRAWN = ("mini-fi", "mini-emoset", "mini-emotion6", "mini-flickr", "mini-instagram")
 
 

@@ -23,6 +23,7 @@ from emonb.errors import EmonbError
 from emonb.settings import Settings, VLMSettings
 from emonb.store import Artifact, Store, read_json, write_json
 from emonb.triplets import categorical_instruction, load_prompts
+from emonb.tuning import adapted
 from emonb.vlm import VLM
 
 __all__ = ["EmoVLMKD", "model_stage"]
@@ -178,15 +179,10 @@ def model_stage(settings: Settings, store: Store, dataset: str, base: VLM) -> Ar
     }
 
     def build(folder: Path) -> None:
-        from emonb.tuning import load_adapter
-
-        tuned = load_adapter(base, adapter)
-        try:
+        with adapted(base, adapter) as tuned:
             student = distill.load_head(head, "head", settings.seed)
             gating = gate.load_gate(gates, "emovlmkd", settings.seed)
             EmoVLMKD(tuned, student, gating, config).save_pretrained(folder)
-        finally:
-            base.model = tuned.model.unload()
 
     inputs = [adapter, head, gates]
     artifact = store.get("model", dataset, build, params=config, inputs=inputs, code=["emonb.model"])

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import resources
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from emonb.paper_values import added_parameters_percent, paper_rows
-from emonb.settings import NetworkSettings, Settings
+from emonb.settings import NetworkSettings, Settings, checkpoint_of
 
 __all__ = [
     "QWEN2_VL",
@@ -124,8 +122,7 @@ def _config(base: str) -> Any:
             vision_config={**_VISION, "hidden_size": text["hidden_size"]},
             tie_word_embeddings=tied,
         )
-    folder = Path(str(resources.files("emonb").joinpath("resources", "base"))) if base == "stand-in" else base
-    return Qwen2VLConfig.from_pretrained(folder, local_files_only=True)
+    return Qwen2VLConfig.from_pretrained(checkpoint_of(base), local_files_only=True)
 
 
 def system_counts(settings: Settings, classes: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from emonb.errors import EmonbError
+from emonb.paper_values import is_drawn
 from emonb.store import atomic_write, make_folder, read_json
 from emonb.workspace import format_value, readable
 
@@ -77,7 +78,7 @@ def write_report(out: Path) -> Path:
     tables, figures = _ids(out, run, "tables", "csv"), _ids(out, run, "figures", "png")
     missing = [f"table {i}" for i in TABLES if i not in tables] + [f"figure {i}" for i in FIGURES if i not in figures]
     datasets = run.get("settings", {}).get("datasets", [])
-    drawn = any(name.startswith("mini-") for name in datasets)
+    drawn = any(map(is_drawn, datasets))
     title = f"EmoVLM-KD, reproduced: profile {run.get('profile', 'unknown')}"
     body = [
         f"<h1>{escape(title)}</h1>",

@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from emonb.errors import EmonbError
 
-__all__ = ["Settings", "load_settings", "profile_names", "project_root"]
+__all__ = ["SPLITS", "Settings", "checkpoint_of", "load_settings", "profile_names", "project_root"]
+
+SPLITS = ("train", "val", "test")  # of every dataset, in this order
 
 
 class _Section(BaseModel):
@@ -59,6 +61,11 @@ class VLMSettings(_Section):
     )  # paper
     reasons: int = Field(64, ge=0)  # test images for which the VLM's reasons are generated; ours
     max_new_tokens: int = Field(256, ge=1)  # authors' code
+
+    @property
+    def checkpoint(self) -> str:
+        """What `from_pretrained` is given: the folder that ships with emonb for "stand-in", else `base` itself."""
+        return checkpoint_of(self.base)
 
 
 class NetworkSettings(_Section):
@@ -173,6 +180,11 @@ class Settings(_Section):
     def images_path(self) -> Path | None:
         """Folder of datasets, or None for the drawn world."""
         return (project_root() / self.images).resolve() if self.images else None
+
+
+def checkpoint_of(base: str) -> str:
+    """The one place that knows of the stand-in: its name stands for a checkpoint folder like any other."""
+    return str(resources.files("emonb").joinpath("resources", "base")) if base == "stand-in" else base
 
 
 def project_root() -> Path:

@@ -24,16 +24,15 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from emonb.errors import EmonbError
-from emonb.fit import set_seed
+from emonb.fit import get_device, set_seed
 from emonb.predictions import make_predictions, write_predictions
 from emonb.progress import progress
 from emonb.samples import open_picture, read_samples, sample_labels
-from emonb.settings import NetworkSettings, Settings
+from emonb.settings import SPLITS, NetworkSettings, Settings
 from emonb.store import Artifact, Store, read_json, write_json
 
 __all__ = ["Pictures", "build_network", "load_network", "predict_network", "teacher_stage", "train_network"]
 
-SPLITS = ("train", "val", "test")
 LAYOUT = {"memory_format": torch.channels_last}  # a sixth to a quarter faster for the convolutions on 2 CPU cores
 CACHE_BYTES = 512 * 2**20  # decoded pictures are kept only while they fit here; larger sets are streamed
 
@@ -162,7 +161,7 @@ def teacher_stage(settings: Settings, store: Store, dataset: str, network: str) 
         set_seed(settings.seed)
         frame = read_samples(samples)
         parts = {s: frame[frame["split"] == s].reset_index(drop=True) for s in SPLITS}
-        net = build_network(config, len(labels)).to("cuda" if torch.cuda.is_available() else "cpu", **LAYOUT)
+        net = build_network(config, len(labels)).to(get_device(), **LAYOUT)
         augmented = Pictures(parts["train"], labels, config, train=True)
         plain = {s: Pictures(parts[s], labels, config, train=False) for s in SPLITS}
         what = f"{network} on {dataset}"

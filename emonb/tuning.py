@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +19,7 @@ from emonb.store import Artifact, Store, write_json
 from emonb.triplets import read_triplets
 from emonb.vlm import VLM, dialogue_ids, make_batch
 
-__all__ = ["adapter_stage", "add_lora", "load_adapter", "tune"]
+__all__ = ["adapted", "adapter_stage", "add_lora", "tune"]
 
 CODE = ["emonb.vlm", "emonb.features", "emonb.tuning"]
 IGNORE = -100  # torch's cross-entropy leaves these targets out
@@ -142,8 +144,13 @@ class _Curve(TrainerCallback):
             self.rows.append({**row, "value": logs["loss"]})
 
 
-def load_adapter(vlm: VLM, adapter: Artifact) -> VLM:
-    """The tuned VLM: the base in memory with a stored LoRA adapter on it."""
+@contextmanager
+def adapted(vlm: VLM, adapter: Artifact) -> Iterator[VLM]:
+    """The tuned VLM: the base in memory with a stored LoRA adapter on it, and without it again afterwards."""
     from peft import PeftModel
 
-    return VLM(PeftModel.from_pretrained(vlm.model, adapter.path).eval(), vlm.processor, vlm.max_side)
+    tuned = VLM(PeftModel.from_pretrained(vlm.model, adapter.path).eval(), vlm.processor, vlm.max_side)
+    try:
+        yield tuned
+    finally:
+        vlm.model = tuned.model.unload()

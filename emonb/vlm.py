@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from emonb.errors import EmonbError
+from emonb.fit import get_device
 from emonb.samples import open_picture
 from emonb.settings import VLMSettings
 from emonb.triplets import categorical_instruction, load_prompts
@@ -32,7 +33,6 @@ __all__ = [
     "answer_tokens",
     "dialogue_ids",
     "generate",
-    "get_device",
     "load_processor",
     "load_vlm",
     "make_batch",
@@ -41,11 +41,6 @@ __all__ = [
 ]
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft 0.21 asks by the old name
-
-
-def get_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass
@@ -90,13 +85,8 @@ def load_processor(settings: VLMSettings) -> Any:
 
 def _load(kind: Any, settings: VLMSettings, **options: Any) -> Any:
     """`from_pretrained` by hub name, local folder or "stand-in", with one clear error."""
-    name = settings.base
-    if name == "stand-in":  # the one place that knows of it: a checkpoint folder like any other
-        from emonb.standin import BASE_PATH
-
-        name = str(BASE_PATH)
     try:
-        return kind.from_pretrained(name, **options)
+        return kind.from_pretrained(settings.checkpoint, **options)
     except (OSError, ValueError) as error:
         raise EmonbError(
             f"setting vlm.base: cannot load {settings.base!r} ({str(error).splitlines()[0]}); fetch it with "

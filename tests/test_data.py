@@ -164,7 +164,6 @@ def test_brightness_and_colorfulness_of_known_pictures():
 def bass_release(root, n=60):
     rows = []
     for i in range(n):
-        name = f"concept{i // 2}{'' if i % 2 == 0 else 2}.png"  # concept7.png and concept72.png are one concept
         name = f"{'abcdefghijklmnopqrstuvwxyz'[i // 2 % 26]}{'x' * (i // 52)}{'' if i % 2 == 0 else 2}.png"
         paint(root / "images" / name, PAIR["positive" if i // 2 % 2 else "negative"], seed=i)
         rows.append({"file_name": name, "val_mean_us": 7.0 if i // 2 % 2 else 2.0, "keywords": "a, b"})
