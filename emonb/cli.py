@@ -1,4 +1,4 @@
-"""The command line: `python -m emonb run | base | doctor | predict | notebooks`."""
+"""The command line: `python -m emonb run | triplets | base | doctor | predict | notebooks`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from emonb.errors import EmonbError
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="EmoVLM-KD reproduced in notebooks.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+    help="EmoVLM-KD reproduced in notebooks.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,  # its traceback shows local variables, and with them the key
 )
 _PROFILE = "smoke, mini, paper, or the path of a .yaml file"
 _DATASETS = "comma-separated names; default: the profile's"
@@ -42,6 +46,39 @@ def run(
         seeds=seeds,
         force=force,
         notebooks=notebooks,
+    )
+
+
+@app.command()
+def triplets(
+    dataset: Annotated[str, typer.Option(help="name of the dataset")],
+    profile: Annotated[str, typer.Option(help=_PROFILE)] = "mini",
+    annotator: Annotated[str, typer.Option(help="openai, batch or offline; default: the profile's")] = "",
+    estimate: Annotated[bool, typer.Option("--estimate", help="print tokens and price, send nothing")] = False,
+    max_cost: Annotated[float, typer.Option(help="USD for this dataset, earlier runs included; 0: no limit")] = 0,
+    concurrency: Annotated[int, typer.Option(help="requests at a time; default: the profile's")] = 0,
+    model: Annotated[str, typer.Option(help="a vision model of the server; default: the profile's")] = "",
+    import_file: Annotated[
+        str, typer.Option("--import", help="take triplets from the authors' or an EmoVIT-style JSON file")
+    ] = "",
+    patient: Annotated[bool, typer.Option("--wait/--no-wait", help="batch: wait, or submit and fetch later")] = True,
+    images: Annotated[str, typer.Option(help=_IMAGES)] = "",
+    out: Annotated[str, typer.Option(help="results folder; default: build/<profile>")] = "",
+) -> None:
+    """Write the triplets of one dataset: by a paid model, without one, or from somebody else's file."""
+    from emonb.triplets_command import write_triplets
+
+    changes = {"annotator": annotator, "max_cost": max_cost, "concurrency": concurrency, "model": model}
+    write_triplets(
+        _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile,
+        dataset,
+        images=_from_root(images),
+        out=_from_root(out),
+        changes={name: value for name, value in changes.items() if value},
+        only_estimate=estimate,
+        import_file=import_file,
+        patient=patient,
+        say=typer.echo,
     )
 
 

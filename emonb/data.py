@@ -23,11 +23,13 @@ from emonb.miniworld import DRAWN, draw_dataset
 from emonb.progress import progress
 from emonb.samples import brightness_colorfulness, open_picture, read_samples, sample_labels
 from emonb.settings import SPLITS, Settings, project_root
-from emonb.store import Artifact, Store, write_json
+from emonb.store import Artifact, Store, read_json, write_json
 
 __all__ = ["build_samples", "integrity_report", "read_samples", "sample_labels", "samples_stage"]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+_ANNOTATION = "annotation"  # EmoSet's folder of attributes
+_ATTRIBUTES = ("scene", "facial_expression", "human_action")
 SPLIT_SEED = 42  # authors' code: the seed of every split they make
 BASS_POSITIVE, BASS_NEGATIVE = 5.5, 4.5  # ours: US mean valence on a 1-9 scale, the ambiguous middle left out
 
@@ -141,7 +143,7 @@ def _read_tree(source: Path) -> pd.DataFrame:
     rows = []
     for split in split_folders or [None]:
         parent = split or source
-        for emotion in sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        for emotion in sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith((".", _ANNOTATION))):
             pictures = sorted(p for p in emotion.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
             if not pictures:
                 raise EmonbError(f"{emotion}: class without pictures; add .jpg, .png or .webp files or remove it")
@@ -151,7 +153,27 @@ def _read_tree(source: Path) -> pd.DataFrame:
                 rows.append({**row, "split": split.name} if split else row)
     if not rows:
         raise EmonbError(f"{source}: zero pictures; expected <train|val|test>/<emotion>/*.jpg (or .png, .webp)")
-    return pd.DataFrame(rows)
+    return _with_annotations(pd.DataFrame(rows), source)
+
+
+def _with_annotations(frame: pd.DataFrame, source: Path) -> pd.DataFrame:
+    """Add EmoSet's attributes where the tree has `annotation/<emotion>/<name>.json`: for the triplets alone."""
+    if not (source / _ANNOTATION).is_dir():
+        return frame
+    rows = []
+    for path, label in zip(frame["path"], frame["label"], strict=True):
+        file = source / _ANNOTATION / label / f"{Path(path).stem}.json"
+        found = read_json(file) if file.is_file() else {}
+        if not isinstance(found, dict):
+            raise EmonbError(f"{file}: must be an object with EmoSet's fields; correct or remove the file")
+        objects = found.get("object") or []
+        row = {"objects": [_words(x) for x in ([objects] if isinstance(objects, str) else objects)]}
+        rows.append({**row, **{name: _words(found[name]) for name in _ATTRIBUTES if found.get(name)}})
+    return frame.join(pd.DataFrame(rows, index=frame.index).reindex(columns=["objects", *_ATTRIBUTES]))
+
+
+def _words(value: object) -> str:
+    return " ".join(str(value).replace("_", " ").split())
 
 
 def _read_bass(source: Path) -> tuple[pd.DataFrame, dict[str, list[str]]]:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -15,41 +15,65 @@ __all__ = ["progress", "read_progress"]
 
 T = TypeVar("T")
 _EVERY = 0.5  # seconds between two notes to the runner
+_EVERY_LINE = 10.0  # seconds between two lines in a log
 
 
-def progress(iterable: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+def progress(
+    iterable: Iterable[T],
+    what: str,
+    total: int | None = None,
+    unit: str = "it",
+    note: Callable[[], str] | None = None,
+) -> Iterator[T]:
     """Iterate and show how far it is.
 
     In a notebook or terminal this is a tqdm bar. Under the runner (EMONB_HEADLESS=1) nothing is
     printed, so that executed notebooks stay free of bars; the state goes to $EMONB_PROGRESS_FILE.
+
+    Args:
+        iterable: what is gone through.
+        what: what is running.
+        total: number of items, if known.
+        unit: name of an item.
+        note: what else to show, such as money spent; with it a log that is no terminal gets a line every 10 s.
     """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
     if os.environ.get("EMONB_HEADLESS") == "1":
-        yield from _noted(iterable, what, total)
+        yield from _noted(iterable, what, total, note)
         return
     from tqdm.auto import tqdm
 
     silent = "ipykernel" not in sys.modules and not sys.stderr.isatty()
-    yield from tqdm(iterable, desc=what, total=total, unit=unit, leave=False, disable=silent)
+    last = time.monotonic()
+    with tqdm(iterable, desc=what, total=total, unit=unit, leave=False, disable=silent) as bar:
+        for n, item in enumerate(bar, 1):
+            yield item
+            if note is None:
+                continue
+            bar.set_postfix_str(note(), refresh=False)
+            if silent and time.monotonic() - last >= _EVERY_LINE:
+                last = time.monotonic()
+                print(f"{what} {n}/{total or '?'}: {note()}", file=sys.stderr, flush=True)
 
 
 def read_progress(path: Path) -> str:
     """The runner's side: the inner loop as text, e.g. `features mini-fi 12/40`, or ""."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        return f"{state['what']} {state['n']}" + (f"/{state['total']}" if state["total"] else "")
+        said = f"{state['what']} {state['n']}" + (f"/{state['total']}" if state["total"] else "")
+        return f"{said}, {state['note']}" if state.get("note") else said
     except (OSError, ValueError, KeyError, TypeError):  # none yet
         return ""
 
 
-def _noted(iterable: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+def _noted(iterable: Iterable[T], what: str, total: int | None, note: Callable[[], str] | None) -> Iterator[T]:
     path = os.environ.get("EMONB_PROGRESS_FILE")
     last = 0.0
     for n, item in enumerate(iterable):
         if path and time.monotonic() - last >= _EVERY:
             last = time.monotonic()
-            _note(Path(path), json.dumps({"what": what, "n": n, "total": total}))
+            _note(Path(path), json.dumps({"what": what, "n": n, "total": total, "note": note() if note else ""}))
         yield item
     if path:
         with suppress(OSError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -11,6 +13,7 @@ from urllib.parse import quote
 from emonb.errors import EmonbError
 from emonb.paper_values import is_drawn
 from emonb.store import atomic_write, make_folder, read_json
+from emonb.triplet_tables import source_note
 from emonb.workspace import format_value, readable
 
 if TYPE_CHECKING:
@@ -65,6 +68,9 @@ figure img{width:100%;height:auto;display:block}figcaption{font-size:.85rem;marg
 """
 
 
+_BANNER = "margin:0;padding:.6rem 1rem;background:#fff3cd;color:#222;border-bottom:1px solid #d9c26a;font:14px Arial"
+
+
 def write_report(out: Path) -> Path:
     """Write `site/*.html` and `index.html` of a results folder; what is missing is said in the page.
 
@@ -74,16 +80,15 @@ def write_report(out: Path) -> Path:
     run: dict[str, Any] = {}
     with suppress(EmonbError):
         run = read_json(out / "run.json")
-    _write_site(out)
+    datasets = run.get("settings", {}).get("datasets", [])
+    _write_site(out, datasets)
     tables, figures = _ids(out, run, "tables", "csv"), _ids(out, run, "figures", "png")
     missing = [f"table {i}" for i in TABLES if i not in tables] + [f"figure {i}" for i in FIGURES if i not in figures]
-    datasets = run.get("settings", {}).get("datasets", [])
-    drawn = any(map(is_drawn, datasets))
     title = f"EmoVLM-KD, reproduced: profile {run.get('profile', 'unknown')}"
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=soft>Datasets: {escape(', '.join(datasets) or 'unknown')}</p>",
-        f"<p class=note>{escape(DRAWN_NOTE)}</p>" if drawn else "",
+        *(f"<p class=note>{escape(note)}</p>" for note in _notes(out, datasets)),
         _facts(run),
         "<nav><a href=#tables>Tables</a><a href=#figures>Figures</a><a href=#notebooks>Notebooks</a></nav>",
         f"<p class='note missing'>Not made in this run: {escape(', '.join(missing))}.</p>" if missing else "",
@@ -103,11 +108,19 @@ def write_report(out: Path) -> Path:
     return out / "index.html"
 
 
-def _write_site(out: Path) -> None:
-    """Executed notebooks as pages that ask for nothing from the network."""
+def _notes(out: Path, datasets: Sequence[str]) -> list[str]:
+    """What stands on every page: drawn data, and who wrote the triplets."""
+    drawn, said = any(map(is_drawn, datasets)), source_note(out, datasets)
+    return [note for note in (DRAWN_NOTE if drawn else "", f"{said[:1].upper()}{said[1:]}." if said else "") if note]
+
+
+def _write_site(out: Path, datasets: Sequence[str]) -> None:
+    """Executed notebooks as pages that ask for nothing from the network, each with the notes on top."""
     sources = sorted((out / "notebooks").glob("*.ipynb"))
     site = make_folder(out / "site")
-    stale = [s for s in sources if not _is_newer(site / f"{s.stem}.html", s)]
+    notes = " ".join(_notes(out, datasets))
+    banner = f"<p role=note style='{_BANNER}'>{escape(notes)}</p>" if notes else ""
+    stale = [s for s in sources if not _is_current(site / f"{s.stem}.html", s, banner)]
     if not stale:
         return
     from nbconvert import HTMLExporter
@@ -115,11 +128,13 @@ def _write_site(out: Path) -> None:
     exporter = HTMLExporter(require_js_url="", mathjax_url="", mermaid_js_url="", jquery_url="")
     for source in stale:
         html, _ = exporter.from_filename(str(source))
+        html = re.sub(r"<body[^>]*>", lambda found: f"{found.group(0)}{banner}", html, count=1)
         atomic_write(site / f"{source.stem}.html", html)
 
 
-def _is_newer(page: Path, source: Path) -> bool:
-    return page.is_file() and page.stat().st_mtime_ns >= source.stat().st_mtime_ns
+def _is_current(page: Path, source: Path, banner: str) -> bool:
+    newer = page.is_file() and page.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    return newer and banner in page.read_text(encoding="utf-8")
 
 
 def _ids(out: Path, run: dict[str, Any], folder: str, ending: str) -> list[str]:

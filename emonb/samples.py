@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pyarrow import parquet
 
 from emonb.errors import EmonbError
 from emonb.settings import project_root
 from emonb.store import Artifact, read_json
 
-__all__ = ["brightness_colorfulness", "open_picture", "read_samples", "sample_labels"]
+__all__ = [
+    "brightness_colorfulness",
+    "count_samples",
+    "iter_samples",
+    "open_picture",
+    "read_samples",
+    "sample_labels",
+]
 
 
 def read_samples(artifact: Artifact, split: str | None = None) -> pd.DataFrame:
     """Sample table with absolute paths; `frame.attrs["labels"]` is the class order."""
-    meta = read_json(artifact.path / "meta.json")
-    root = artifact.path if meta["root"] == "." else (project_root() / meta["root"]).resolve()
+    root = _root(artifact)
     frame = pd.read_parquet(artifact.path / "samples.parquet")
     frame["path"] = [str(root / p) for p in frame["path"]]
     if split is not None:
         frame = frame[frame["split"] == split].reset_index(drop=True)
-    frame.attrs["labels"] = meta["labels"]
+    frame.attrs["labels"] = sample_labels(artifact)
     return frame
+
+
+def _root(artifact: Artifact) -> Path:
+    """The folder that the table's paths are relative to."""
+    root = read_json(artifact.path / "meta.json")["root"]
+    return artifact.path if root == "." else (project_root() / root).resolve()
+
+
+def iter_samples(
+    artifact: Artifact, split: str | None = None, columns: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of a sample table one by one, with absolute paths: memory does not grow with the table."""
+    root = _root(artifact)
+    wanted = None if columns is None else list(dict.fromkeys([*columns, "split"]))
+    for batch in parquet.ParquetFile(artifact.path / "samples.parquet").iter_batches(1024, columns=wanted):
+        for row in batch.to_pylist():
+            if split is None or row["split"] == split:
+                yield {**row, "path": str(root / row["path"])} if "path" in row else row
+
+
+def count_samples(artifact: Artifact, split: str) -> int:
+    """Number of images of a split."""
+    return sum(1 for _ in iter_samples(artifact, split, columns=["split"]))
 
 
 def sample_labels(artifact: Artifact) -> list[str]:

@@ -68,6 +68,33 @@ class VLMSettings(_Section):
         return checkpoint_of(self.base)
 
 
+class TripletSettings(_Section):
+    """Stage 1a: who writes the triplets, and on what terms (paper: GPT-4; terms are ours)."""
+
+    annotator: Literal["auto", "offline", "openai", "batch"] = "auto"  # auto: answers already paid for, else offline
+    model: str = Field("gpt-4.1", min_length=1)  # any vision model that the server at OPENAI_BASE_URL knows
+    max_side: int = Field(768, ge=28)  # pixels; detail "high" is scaled to 768 on the short side anyway
+    detail: Literal["high", "low", "auto"] = "high"
+    answer_format: Literal["auto", "schema", "sections", "questions"] = "auto"  # auto: the first that the server can
+    max_output_tokens: int = Field(500, ge=16)
+    temperature: float | None = Field(None, ge=0, le=2)  # None: the server's default
+    retries: int = Field(2, ge=0)  # how often an image is asked again after an answer that fails a check
+    transport_retries: int = Field(6, ge=0)  # after 408, 409, 429, 5xx, time-outs and cut connections
+    timeout_s: float = Field(120, gt=0)
+    concurrency: int = Field(8, ge=1, le=512)
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    max_cost: float | None = Field(None, gt=0)  # USD for one dataset, earlier runs included
+    prices: str | None = None  # a file like emonb/resources/prices.yaml; None: that one
+    min_words: int = Field(8, ge=1)  # of conversation and of reasoning
+    max_words: int = Field(200, ge=1)
+    near_duplicate: float = Field(0.8, gt=0, le=1)  # Jaccard similarity of three-word sequences
+    mix: bool = False  # go on in a file that holds answers of another model or prompt
+    batch_requests: int = Field(50_000, ge=1, le=50_000)  # a Batch API file: at most 50,000 requests, 200 MB
+    batch_mb: float = Field(190, gt=0, le=200)
+    batch_poll_s: float = Field(60, gt=0)
+
+
 class NetworkSettings(_Section):
     """One conventional vision model, built by timm."""
 
@@ -153,6 +180,7 @@ class Settings(_Section):
     out: str
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     world: WorldSettings = WorldSettings()
+    triplets: TripletSettings = TripletSettings()
     vlm: VLMSettings = VLMSettings()
     teacher: TeacherSettings
     distill: DistillSettings = DistillSettings()
@@ -212,7 +240,7 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
     Args:
         profile: `smoke`, `mini`, `paper`, or the path of a YAML file.
         overrides: top-level fields; None and "" mean "as the profile says"; `datasets` and `seeds`
-            may be comma-separated text.
+            may be comma-separated text; a dict changes single fields of a section.
 
     Raises:
         EmonbError: unknown profile; or a key that is unknown, of the wrong type or impossible.
@@ -230,6 +258,8 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
             continue
         if key in ("datasets", "seeds") and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, dict):
+            value = {**tree.get(key, {}), **value}
         tree[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
     try:
         return Settings.model_validate(tree)

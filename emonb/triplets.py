@@ -1,9 +1,9 @@
 """Room 02: image-instruction-response triplets for instruction tuning (paper: section on instruction tuning).
 
 Three kinds: *categorical* (pick one of the C emotions), *conversation* (key visual elements) and
-*reasoning* (why the image evokes the emotion, without naming it). The paper has GPT-4 write them; the
-offline annotator here composes them from what is known of a training image (drawn-scene descriptions or
-captions) and from measured brightness and colourfulness, and every row says so (`source: offline`).
+*reasoning* (why the image evokes the emotion, without naming it). The paper has GPT-4 write them: `annotate`
+and `annotator` ask a paid model; `offline` composes them without one; `triplet_import` takes other people's.
+Here are the contract, the file that holds them (`OUT/triplets/<dataset>.jsonl`) and the stage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,16 +20,25 @@ import pandas as pd
 import yaml
 
 from emonb.errors import EmonbError
-from emonb.samples import read_samples
+from emonb.files import atomic_write, make_folder
+from emonb.progress import progress
+from emonb.samples import count_samples, iter_samples, sample_labels
 from emonb.settings import Settings
 from emonb.store import Artifact, Store
 
 __all__ = [
+    "FIELDS",
     "KINDS",
     "categorical_instruction",
+    "has_paid_answers",
     "load_prompts",
-    "offline_triplets",
+    "make_triplet",
+    "prompts_sha256",
     "read_triplets",
+    "resolve_annotator",
+    "three_triplets",
+    "triplet_line",
+    "triplets_path",
     "triplets_stage",
     "validate_triplet",
 ]
@@ -57,7 +65,8 @@ def load_prompts() -> dict[str, Any]:
 
 
 @functools.cache
-def _prompts_sha256() -> str:
+def prompts_sha256() -> str:
+    """Hash of `resources/prompts.yaml`."""
     return hashlib.sha256(resources.files("emonb").joinpath("resources", "prompts.yaml").read_bytes()).hexdigest()
 
 
@@ -67,87 +76,149 @@ def categorical_instruction(labels: Sequence[str]) -> str:
 
 
 def triplets_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
-    """Triplets of all training images as `triplets.jsonl` (stage `triplets`).
+    """Triplets of the training images as `triplets.jsonl` (stage `triplets`), and a plain copy for people.
 
-    Keywords, captions and scene descriptions are read here and nowhere else: no model sees them at test.
+    Who writes them is `settings.triplets.annotator`. `openai` and `batch` ask for what is still missing in
+    `OUT/triplets/<dataset>.jsonl`; `auto` takes what that file holds, and the offline annotator where there is
+    none. Keywords, captions and scene descriptions are read here and nowhere else: no model sees them at test.
+
+    Raises:
+        EmonbError: a damaged file; no API key; the offline annotator would replace answers that were paid for.
     """
     samples = store.find("samples", dataset)
+    annotator = resolve_annotator(settings, dataset)
+    plain = triplets_path(settings, dataset)
+    if annotator == "offline":
+        if has_paid_answers(plain):
+            raise EmonbError(
+                f"{plain.name}: holds answers that were paid for; set triplets.annotator to auto to use them, "
+                "or choose another results folder with OUT (--out)"
+            )
+        artifact = _offline_artifact(store, dataset, samples)
+        make_folder(plain.parent)
+        copy = (artifact.path / "triplets.jsonl").read_bytes()
+        if not plain.is_file() or plain.read_bytes() != copy:
+            atomic_write(plain, copy)
+        return artifact
+    if annotator in ("openai", "batch"):
+        from emonb.annotate import annotate
+
+        annotate(settings, samples, dataset, batch=annotator == "batch")
+    return _written_artifact(store, dataset, samples, plain)
+
+
+def triplets_path(settings: Settings, dataset: str) -> Path:
+    """`OUT/triplets/<dataset>.jsonl`."""
+    return settings.out_path / "triplets" / f"{dataset}.jsonl"
+
+
+def resolve_annotator(settings: Settings, dataset: str) -> str:
+    """`offline`, `openai`, `batch`, or `written` for a file of answers that is there already."""
+    chosen = settings.triplets.annotator
+    if chosen != "auto":
+        return chosen
+    return "written" if has_paid_answers(triplets_path(settings, dataset)) else "offline"
+
+
+def has_paid_answers(path: Path) -> bool:
+    """Whether a triplets file holds anything that the offline annotator cannot write again."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        first = file.readline()
+    return bool(first.strip()) and b'"source": "offline"' not in first
+
+
+def _offline_artifact(store: Store, dataset: str, samples: Artifact) -> Artifact:
+    from emonb.offline import offline_triplets
 
     def build(folder: Path) -> None:
-        train = read_samples(samples, "train")
+        labels = sample_labels(samples)
+        rows = iter_samples(samples, "train")
         with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
-            for row in train.to_dict("records"):
-                for triplet in offline_triplets(row, train.attrs["labels"]):
-                    file.write(json.dumps(triplet, ensure_ascii=False) + "\n")
+            for row in progress(rows, f"offline triplets of {dataset}", count_samples(samples, "train")):
+                for triplet in offline_triplets(row, labels):
+                    file.write(triplet_line(triplet))
 
-    params = {"annotator": "offline", "prompts": _prompts_sha256()}
-    return store.get("triplets", dataset, build, params=params, inputs=[samples], code=["emonb.triplets"])
-
-
-def offline_triplets(row: dict[str, Any], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The three triplets of one training image, composed without a paid model.
-
-    Args:
-        row: a row of the sample table; `objects` and `scene`, or `caption`, are used where present.
-        labels: the taxonomy's labels in their order.
-    """
-    prompts = load_prompts()
-    turn = int(row["sha256"][:8], 16)  # which wording of the instruction: varied, yet reproducible
-    categorical = prompts["categorical"]
-    yield _triplet(row, "categorical", categorical_instruction(labels), categorical["response"], label=row["label"])
-    for kind in ("conversation", "reasoning"):
-        frames = prompts[kind]
-        known = _known(row, prompts)
-        parts = [frames[name].format(**known) for name in _usable(row)]
-        if kind == "reasoning":
-            parts.append(frames["closing"][row["label"]])
-        yield _triplet(row, kind, frames["instructions"][turn % len(frames["instructions"])], " ".join(parts))
+    params = {"annotator": "offline", "prompts": prompts_sha256()}
+    code = ["emonb.triplets", "emonb.offline"]
+    return store.get("triplets", dataset, build, params=params, inputs=[samples], code=code)
 
 
-def _usable(row: dict[str, Any]) -> list[str]:
-    """Which sentence frames can be filled for this image, in reading order."""
-    has_objects = row.get("objects") is not None and len(row["objects"]) > 0
-    names = ["objects"] if has_objects else []
-    if row.get("scene"):
-        names.append("scene")
-    if not names and row.get("caption"):
-        names.append("caption")
-    return [*names, "measured"]
+def _written_artifact(store: Store, dataset: str, samples: Artifact, plain: Path) -> Artifact:
+    """A snapshot of the triplets file, validated, in the samples' order: arrival must not decide the training."""
+    if not plain.is_file():
+        raise EmonbError(f"triplets/{plain.name}: no triplets yet; run: python -m emonb triplets --dataset {dataset}")
+
+    def build(folder: Path) -> None:
+        ids = (row["image_id"] for row in iter_samples(samples, "train", columns=["image_id"]))
+        order = {image_id: i for i, image_id in enumerate(ids)}
+        places = []
+        for triplet, where, offset in _lines(plain):
+            if triplet["image_id"] not in order:
+                raise EmonbError(
+                    f"{where}: image {triplet['image_id']!r} is not a training image of {dataset}; remove its lines, "
+                    "or point IMAGES at the pictures that they belong to"
+                )
+            places.append((order[triplet["image_id"]], KINDS.index(triplet["kind"]), offset))
+        with plain.open("rb") as source, (folder / "triplets.jsonl").open("wb") as target:
+            for _, _, offset in sorted(places):
+                source.seek(offset)
+                target.write(source.readline().rstrip(b"\n") + b"\n")
+
+    with plain.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return store.get("triplets", dataset, build, params={"written": digest}, inputs=[samples], code=["emonb.triplets"])
 
 
-def _known(row: dict[str, Any], prompts: dict[str, Any]) -> dict[str, str]:
-    names = row["objects"] if row.get("objects") is not None else []
-    objects = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
-    return {
-        "objects": " and ".join(filter(None, [", ".join(objects[:-1]), *objects[-1:]])),
-        "scene": row.get("scene") or "",
-        "caption": row.get("caption") or "",
-        "brightness": _word(prompts["brightness"], row["brightness"]),
-        "colorfulness": _word(prompts["colorfulness"], row["colorfulness"]),
-    }
-
-
-def _word(scale: list[tuple[float, str]], value: float) -> str:
-    return next((word for bound, word in scale if value < bound), scale[-1][1])
-
-
-def _triplet(row: dict[str, Any], kind: str, instruction: str, response: str, **fields: str) -> dict[str, Any]:
+def make_triplet(
+    row: dict[str, Any],
+    kind: str,
+    instruction: str,
+    response: str,
+    *,
+    source: str,
+    model: str,
+    prompt_sha256: str | None,
+    created: str | None = None,
+    usage: dict[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """One triplet as the contract has it; `created` is None where equal inputs must give equal files."""
     return {
         "image_id": row["image_id"],
         "kind": kind,
         "instruction": instruction,
-        "response": response.format(**fields) if fields else response,
-        "source": "offline",
-        "model": "emonb-offline-annotator",
-        "created": None,  # no date: equal inputs give equal files
-        "prompt_sha256": _prompts_sha256(),
-        "usage": None,
+        "response": response,
+        "source": source,
+        "model": model,
+        "created": created,
+        "prompt_sha256": prompt_sha256,
+        "usage": usage,
+        **more,
     }
+
+
+def three_triplets(
+    row: dict[str, Any],
+    labels: Sequence[str],
+    origin: dict[str, Any],
+    conversation: dict[str, Any],
+    reasoning: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The image's three triplets in the order of `KINDS`: the categorical one follows from the label."""
+    response = load_prompts()["categorical"]["response"].format(label=row["label"])
+    return [make_triplet(row, KINDS[0], categorical_instruction(labels), response, **origin), conversation, reasoning]
+
+
+def triplet_line(triplet: dict[str, Any]) -> str:
+    """A triplet as a line of JSON, newline included."""
+    return json.dumps(triplet, ensure_ascii=False) + "\n"
 
 
 def validate_triplet(triplet: dict[str, Any], where: str) -> None:
     """Raise `EmonbError` naming file, line and field unless a triplet is complete and of a known kind."""
-    missing = [field for field in FIELDS if field not in triplet]
+    missing = [field for field in FIELDS if not isinstance(triplet, dict) or field not in triplet]
     if missing:
         raise EmonbError(f"{where}: field {missing[0]!r} missing; delete the line and make the triplets again")
     if triplet["kind"] not in KINDS:
@@ -159,15 +230,25 @@ def validate_triplet(triplet: dict[str, Any], where: str) -> None:
 
 def read_triplets(path: Path) -> pd.DataFrame:
     """Read and validate a triplets file (JSONL); one row per triplet, duplicates refused."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        where = f"{path}, line {number}"
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise EmonbError(f"{where}: not JSON ({error.msg}); delete the line and run again") from None
-        validate_triplet(rows[-1], where)
-    repeated = [k for k, n in Counter((r["image_id"], r["kind"]) for r in rows).items() if n > 1]
-    if repeated:
-        raise EmonbError(f"{path}: {repeated[0]} occurs twice; delete one of the lines")
-    return pd.DataFrame(rows, columns=list(FIELDS))
+    return pd.DataFrame((triplet for triplet, _, _ in _lines(path)), columns=list(FIELDS))
+
+
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str, int]]:
+    """Validated triplets of a file, each with `file, line n` for messages and its byte offset."""
+    seen: set[tuple[str, str]] = set()
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            try:
+                triplet = json.loads(line)
+            except ValueError as error:
+                reason = getattr(error, "msg", "not UTF-8")
+                raise EmonbError(f"{where}: not JSON ({reason}); delete the line and run again") from None
+            validate_triplet(triplet, where)
+            key = (triplet["image_id"], triplet["kind"])
+            if key in seen:
+                raise EmonbError(f"{where}: {key} occurs twice; delete one of the lines")
+            seen.add(key)
+            yield triplet, where, offset
+            offset += len(line)

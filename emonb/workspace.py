@@ -64,6 +64,14 @@ class Workspace:
             raise EmonbError(f"{path}: not there; run the notebooks before this one with the same settings")
         return read_predictions(path)
 
+    def describe(self) -> str:
+        """One line for the top of a notebook: datasets, seeds, and who wrote the triplets."""
+        from emonb.triplet_tables import source_note
+
+        said = source_note(self.out, self.settings.datasets)
+        parts = [f"datasets: {', '.join(self.settings.datasets)}", f"seeds: {self.settings.seeds}", said]
+        return "\n".join(filter(None, parts))
+
     def files_written(self) -> pd.DataFrame:
         """Files that this object saved: path below the results folder, and kB."""
         import pandas as pd

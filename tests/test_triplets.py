@@ -8,7 +8,8 @@ import pytest
 
 from emonb.emotions import TAXONOMIES
 from emonb.errors import EmonbError
-from emonb.triplets import KINDS, load_prompts, offline_triplets, read_triplets
+from emonb.offline import offline_triplets
+from emonb.triplets import KINDS, load_prompts, read_triplets
 
 ROW = {"image_id": "a.png", "sha256": "0" * 64, "brightness": 0.2, "colorfulness": 0.6, "label": "fear"}
 LABELS = TAXONOMIES["mikels8"].labels

@@ -1,0 +1,213 @@
+"""Room 02: the two files that hold every paid answer, written so that a killed run loses none.
+
+`OUT/triplets/<dataset>.jsonl` holds the triplets of accepted answers, `<dataset>.rejected.jsonl` the answers that
+failed a check and the images that got none, each with its reason. Both only grow; each answer is one write,
+flushed to the disk before it counts. Together they say what was asked, what came back and what it cost, so that
+nothing else has to be kept: a run that starts again reads them and asks only for what is missing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from emonb.errors import EmonbError
+from emonb.files import make_folder
+from emonb.triplets import KINDS, has_paid_answers, triplet_line, validate_triplet
+
+__all__ = ["AnswerLog", "rejected_path"]
+
+
+def rejected_path(path: Path) -> Path:
+    """`<dataset>.rejected.jsonl` beside `<dataset>.jsonl`."""
+    return path.with_name(f"{path.stem}.rejected.jsonl")
+
+
+class AnswerLog:
+    """Accepted and rejected answers of one dataset; open for one process at a time.
+
+    Attributes:
+        done: images that have their triplets.
+        origins: (model, prompt_sha256) of the paid ones.
+        forms: how many images were answered in which form.
+        tries: how many answers of an image, by the form they were asked in, failed a check.
+        last: why the last answer of an image without triplets was rejected.
+        reasons: how many rejected records have which reason, by form.
+        usage: tokens so far, summed by (model, "batch" or "").
+        repairs: what was mended when the files were opened, in words.
+    """
+
+    def __init__(self, path: Path, on_accepted: Callable[[list[dict[str, Any]]], None] = lambda _: None) -> None:
+        """Open, lock, repair and read.
+
+        Args:
+            path: `OUT/triplets/<dataset>.jsonl`; need not exist.
+            on_accepted: is told the triplets of each image that the file holds already.
+
+        Raises:
+            EmonbError: another process writes here, or a line other than the last is damaged.
+        """
+        self.path, self.rejected = path, rejected_path(path)
+        make_folder(path.parent)
+        self._lock = path.with_name(f".{path.stem}.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise EmonbError(
+                f"triplets/{path.name}: another process is asking for these answers; "
+                "wait until it has ended: nothing shall be paid twice"
+            ) from None
+        self.done: set[str] = set()
+        self.origins: set[tuple[str, str]] = set()
+        self.forms: Counter[str] = Counter()
+        self.tries: Counter[tuple[str, str]] = Counter()
+        self.last: dict[str, str] = {}
+        self.reasons: Counter[tuple[str, str]] = Counter()
+        self.usage: dict[tuple[str, str], Counter[str]] = {}
+        self.repairs: list[str] = []
+        try:
+            if path.is_file() and not has_paid_answers(path):
+                path.unlink()  # the offline annotator's: its artefact is in the store
+            for file in (self.path, self.rejected):
+                self._repair_last_line(file)
+            self._read_accepted(on_accepted)
+            for record in self.rejections():
+                self._note_rejection(record)
+            self._files = [file.open("ab") for file in (self.path, self.rejected)]
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for file in (*self._files, self._lock):
+            file.close()
+
+    def rejections(self) -> Iterator[dict[str, Any]]:
+        """Records of the rejected file, one by one."""
+        for number, _, record in _records(self.rejected):
+            if not isinstance(record, dict) or not {"image_id", "reason"} <= record.keys():
+                where = f"triplets/{self.rejected.name}, line {number}"
+                raise EmonbError(f"{where}: field 'image_id' or 'reason' missing; delete the line")
+            yield record
+
+    def accept(self, triplets: list[dict[str, Any]]) -> None:
+        """Append the triplets of one image; returns when they are on disk."""
+        _append(self._files[0], "".join(map(triplet_line, triplets)))
+        self._note_accepted(triplets)
+
+    def reject(self, record: dict[str, Any]) -> None:
+        """Append an answer that failed a check, or an image without an answer; returns when it is on disk."""
+        _append(self._files[1], json.dumps(record, ensure_ascii=False) + "\n")
+        self._note_rejection(record)
+
+    def _note_rejection(self, record: dict[str, Any]) -> None:
+        form = record.get("answer_format", "")
+        self.reasons[record["reason"], form] += 1
+        if record["reason"] != "no answer":
+            self.tries[record["image_id"], form] += 1
+            self.last[record["image_id"]] = f"{record['reason']} ({record.get('detail') or ''})".replace(" ()", "")
+        self._note_usage(record)
+
+    def _note_usage(self, record: dict[str, Any]) -> None:
+        usage = record.get("usage")
+        if isinstance(usage, dict):
+            key = (str(record.get("asked_of") or record.get("model")), "batch" if usage.get("batch") else "")
+            count = self.usage.setdefault(key, Counter())
+            count["answers"] += 1
+            for field in ("prompt_tokens", "completion_tokens"):
+                count[field] += usage.get(field) or 0
+
+    def _repair_last_line(self, path: Path) -> None:
+        """A last line that was cut by a crash is cut off; one that only lacks its newline gets it."""
+        if not path.is_file() or not path.stat().st_size:
+            return
+        with path.open("rb+") as file:
+            last, start = _last_line(file)
+            if last.endswith(b"\n"):
+                return
+            try:
+                json.loads(last)
+            except ValueError:
+                file.truncate(start)
+                self.repairs.append(f"{path.name}: a torn last line of {len(last)} bytes was cut off")
+            else:
+                file.seek(0, os.SEEK_END)
+                file.write(b"\n")
+                self.repairs.append(f"{path.name}: the last line's end was missing and was added")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read_accepted(self, on_accepted: Callable[[list[dict[str, Any]]], None]) -> None:
+        """The lines of one answer stand together; a last group that is not whole is cut off."""
+        start = offset = 0
+        group: list[dict[str, Any]] = []
+        for number, line, record in _records(self.path):
+            validate_triplet(record, f"triplets/{self.path.name}, line {number}")
+            if group and group[0]["image_id"] != record["image_id"]:
+                self._note_accepted(group)
+                on_accepted(group)
+                start, group = offset, []
+            group.append(record)
+            offset += len(line)
+        if group and group[-1]["source"] == "openai" and group[-1]["kind"] != KINDS[-1]:
+            with self.path.open("rb+") as file:
+                file.truncate(start)
+                os.fsync(file.fileno())
+            self.repairs.append(f"{self.path.name}: the last answer had {len(group)} of 3 lines and was cut off")
+        elif group:
+            self._note_accepted(group)
+            on_accepted(group)
+
+    def _note_accepted(self, triplets: list[dict[str, Any]]) -> None:
+        self.done.add(triplets[0]["image_id"])
+        self.last.pop(triplets[0]["image_id"], None)
+        self.forms[triplets[-1].get("answer_format", "")] += 1
+        for triplet in triplets:
+            self._note_usage(triplet)
+            if triplet["source"] == "openai":
+                self.origins.add((triplet.get("asked_of") or triplet["model"], triplet["prompt_sha256"]))
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes, Any]]:
+    if path.is_file():
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line, _parse(line, f"triplets/{path.name}, line {number}")
+
+
+def _parse(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise EmonbError(f"{where}: not JSON; delete the line and run again: only its image is asked again") from None
+
+
+def _append(file: Any, text: str) -> None:
+    file.write(text.encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _last_line(file: Any) -> tuple[bytes, int]:
+    """The bytes after the last but one newline, and where they start; read from the end in blocks."""
+    end = position = file.seek(0, os.SEEK_END)
+    tail = b""
+    while position > 0:
+        step = min(65536, position)
+        position -= step
+        file.seek(position)
+        tail = file.read(step) + tail
+        cut = tail.rfind(b"\n", 0, len(tail) - 1)
+        if cut >= 0:
+            return tail[cut + 1 :], position + cut + 1
+    return tail, end - len(tail)
