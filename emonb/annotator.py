@@ -42,10 +42,12 @@ __all__ = [
 
 FORMATS = ("schema", "sections", "questions")  # in this order: from the strictest to what any model can do
 _SENDABLE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
+# Only blanks within the line before a heading: across lines the search would take cubic time.
 _SECTION = re.compile(
-    r"^[\s>#*_\-]*(?:\(?\d+[.):]?\s*)?[\s*_\"“]*"
-    r"(?P<name>categorical|conversation|reasoning|key[\s_-]+(?:visual\s+)?elements)"
-    r"(?:\s+(?:section|part|response|answer|triplet))?[\s*_\"”]*(?:\(.*?\))?[\s*_]*(?:[:：\-–—]+[\s*_]*|$)",
+    r"^[^\S\n]{0,8}[>#*_\-]{0,6}[^\S\n]{0,8}(?:\(?\d{1,2}[.):]?[^\S\n]{0,8})?[*_\"“]{0,4}[^\S\n]{0,4}"
+    r"(?P<name>categorical|conversation|reasoning|key[\s_-](?:visual\s)?elements)"
+    r"(?: (?:section|part|response|answer|triplet))?[*_\"”]{0,4}(?: ?\([^()\n]{0,80}\))?[*_]{0,4}[^\S\n]{0,8}"
+    r"(?:[:：\-–—]+[^\S\n]{0,8}[*_]{0,4}|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _ROLE = re.compile(r"^\s*(?:<\|[^|>]*\|>\s*)+(?:assistant)?\s*")  # some servers leave the template's marks in
@@ -174,7 +176,7 @@ def parse_sections(text: str) -> dict[str, str]:
 
     Tolerant of Markdown, numbering, capitals, quotes and code fences; the first of two equal headings counts.
     """
-    text = re.sub(r"^\s*```\w*\s*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^[^\S\n]*```\w*[^\S\n]*$", "", text, flags=re.MULTILINE)
     marks = list(_SECTION.finditer(text))
     sections: dict[str, str] = {}
     for mark, following in zip_longest(marks, marks[1:]):

@@ -10,12 +10,13 @@ __all__ = ["Pace"]
 
 
 class Pace:
-    """At most so many requests and tokens within any window of 60 s, and nothing before a common pause ends.
+    """At most so many requests and tokens within any minute, and nothing before a common pause ends.
 
-    An exact sliding window (ours): a token bucket would let twice the limit through in its first minute.
+    An exact sliding window (ours): a token bucket would let twice the limit through in its first minute. It is a
+    second longer than a minute, because requests travel for different times and the server counts arrivals.
     """
 
-    def __init__(self, requests: int | None, tokens: int | None, window_s: float = 60.0) -> None:
+    def __init__(self, requests: int | None, tokens: int | None, window_s: float = 61.0) -> None:
         self.requests, self.tokens, self.window = requests, tokens, window_s
         self._sent: deque[list[float]] = deque()  # [time, tokens]
         self._sum = 0.0

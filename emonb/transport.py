@@ -212,6 +212,7 @@ def scrub(text: str) -> str:
         if len(secret) >= 4:
             text = text.replace(secret, "[key]")
     text = re.sub(r"\bsk-[\w*\-]{4,}", "[key]", text)  # also a masked or a foreign one
+    text = re.sub(r"\b(Basic|Bearer)\s+[\w+/=\-.]+", "[key]", text)
     text = re.sub(r"//[^/\s@]+@", "//", text)  # user:password@ in a URL
     text = text.replace(str(Path.home()), "[home]") if str(Path.home()) != "/" else text
     return " ".join(_LOCAL_PATH.sub("[path]", text).split())[:300]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emonb.errors import EmonbError
 from emonb.settings import Settings, load_settings
 from emonb.store import Artifact, Store, write_json
 from emonb.triplets import resolve_annotator, triplets_path, triplets_stage
@@ -125,6 +124,4 @@ def import_file_into(
         say(f"{len(groups) - len(new):,} images had triplets already: left as they are")
     for reason, problem in report["problems"].items():
         say(f"  {problem['count']:,} x {reason}, e.g. {problem['examples'][0]}")
-    if not groups:
-        raise EmonbError(f"{path.name}: no triplet could be used; the reasons stand above")
     return report
