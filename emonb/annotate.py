@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
+
+import pandas as pd
 
 from emonb.annotation import Annotation, Summary
 from emonb.annotator import Reply, encode_picture
@@ -74,10 +76,15 @@ def annotate(
     return summary
 
 
-def estimate(settings: Settings, samples: Artifact, *, batch: bool = False) -> Any:
-    """What the triplets of all training images will cost, before anything is sent: see `estimate_table`."""
-    images = count_samples(samples, "train")
-    sizes = sample_sizes(iter_samples(samples, "train", columns=["path"]), images)
+def estimate(
+    settings: Settings, samples: Artifact, *, batch: bool = False, without: Collection[str] = ()
+) -> pd.DataFrame:
+    """What the triplets of the training images will cost, before anything is sent: see `estimate_table`.
+
+    Images whose ids are in `without` are not counted.
+    """
+    images = sum(row["image_id"] not in without for row in iter_samples(samples, "train", columns=["image_id"]))
+    sizes = sample_sizes(iter_samples(samples, "train", columns=["path"]), count_samples(samples, "train"))
     return estimate_table(settings.triplets, sizes, images, sample_labels(samples), batch=batch)
 
 
@@ -87,7 +94,7 @@ class _Online:
     def __init__(self, work: Annotation, say: Callable[[str], None]) -> None:
         self.work, self.say = work, say
         self.stop = threading.Event()
-        self.server = Server(work.settings, self.stop)
+        self.server = Server(work.settings, self.stop, say)
         self.rows = work.missing()
         self.again: deque[dict[str, Any]] = deque()
         self.flight: dict[Future[list[Reply]], tuple[dict[str, Any], str]] = {}

@@ -55,7 +55,7 @@ class _Batches:
         for path in self.folder.iterdir():  # of a part that was not noted: nothing of it was sent
             if not path.name.startswith(noted):
                 path.unlink()
-        self.server = Server(work.settings, threading.Event())
+        self.server = Server(work.settings, threading.Event(), say)
         self.sdk = self.server.sdk.with_options(max_retries=work.settings.transport_retries)
         self.stopped = ""
 

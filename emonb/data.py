@@ -63,7 +63,7 @@ def samples_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
             labels = (taxonomy_for_dataset(dataset) or infer_taxonomy(frame["label"], str(source))).labels
             stored_root = os.path.relpath(root, project_root())
         samples, more = build_samples(frame, root, labels, where=dataset if drawn else str(source))
-        samples.to_parquet(folder / "samples.parquet", index=False)
+        samples.to_parquet(folder / "samples.parquet", index=False, row_group_size=4096)  # read in parts
         write_json(folder / "meta.json", {"labels": list(labels), "root": stored_root, "drawn": drawn})
         write_json(folder / "integrity.json", integrity_report(samples, labels, {**problems, **more}))
 

@@ -47,10 +47,13 @@ class Pace:
                 self._sum += tokens - entry[1]
             entry[1] = tokens
 
-    def pause(self, seconds: float) -> None:
-        """Send nothing for so long: the server asked for it."""
+    def pause(self, seconds: float) -> bool:
+        """Send nothing for so long: the server asked for it. False if it is already longer than that (or nearly)."""
         with self._lock:
-            self._not_before = max(self._not_before, time.monotonic() + seconds)
+            now = time.monotonic()
+            longer = now + seconds > max(self._not_before, now) + 1
+            self._not_before = max(self._not_before, now + seconds)
+            return longer
 
     def _delay(self, now: float, tokens: float) -> float:
         while self._sent and self._sent[0][0] <= now - self.window:

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _PER_CHARACTER = 1 / 4  # tokens
+_WORDS = (2 * 10, 4 * 25)  # "two to four sentences" of plain English: short ones, long ones
 _PER_WORD = (1.25, 1.6)  # tokens of an answer's word, JSON included: low, high
 _SAMPLE = 500  # pictures whose size is read for an estimate
 
@@ -143,11 +144,15 @@ def estimate_table(
     *,
     batch: bool,
 ) -> pd.DataFrame:
-    """What `images` pictures will cost: tokens and USD, low and high, per kind of triplet and in all.
+    """What `images` pictures will cost: tokens and USD per kind of triplet and in all.
 
-    Low: the shortest answers that the checks accept, each right at the first time. High: answers as long as the
-    checks accept, and each image asked `1 + retries` times. The instruction and the picture are paid once per
-    request, for conversation and reasoning together; the categorical triplet follows from the label.
+    Low and high: each image is right at the first time, with two sentences of ten words or four of 25, as the
+    prompt asks for. Worst: each is asked `1 + retries` times and each answer is as long as the token limit lets
+    it be. The picture and the instructions are paid once per request, for conversation and reasoning together;
+    the categorical triplet follows from the label.
+
+    Returns:
+        Rows of a `part`; columns `tokens_*` and `usd_*` (NaN where the price is unknown) for low, high, worst.
     """
     price = load_prices(settings).find(settings.model)
     rule = price.image if price else ImageRule()
@@ -157,25 +162,26 @@ def estimate_table(
     bodies = requests_for(row, Picture("image/jpeg", b"", (1, 1)), form, settings)
     picture = sum(per_picture) / len(per_picture) * len(bodies)
     text = sum(request_tokens(body, 0) for body in bodies)
-    most = 1 + settings.retries
-    words = (settings.min_words * _PER_WORD[0], min(settings.max_words * _PER_WORD[1], settings.max_output_tokens / 2))
+    short, long = (words * tokens for words, tokens in zip(_WORDS, _PER_WORD, strict=True))
     elements = (6.0, 40.0) if form != "questions" else (0.0, 0.0)  # three short phrases; six longer ones
+    most, limit = 1 + settings.retries, settings.max_output_tokens * len(bodies)
     rows = [
-        ("input: picture", "input", picture, picture * most),
-        ("input: instructions", "input", text, text * most),
-        ("categorical (from the label)", "output", 0.0, 0.0),
-        ("conversation", "output", words[0], words[1] * most),
-        ("reasoning", "output", words[0], words[1] * most),
-        ("key elements", "output", elements[0], elements[1] * most),
+        ("input: picture", True, picture, picture, picture * most),
+        ("input: instructions", True, text, text, text * most),
+        ("categorical (from the label)", False, 0.0, 0.0, 0.0),
+        ("conversation", False, short, long, max(0.0, limit - elements[1]) / 2 * most),
+        ("reasoning", False, short, long, max(0.0, limit - elements[1]) / 2 * most),
+        ("key elements", False, *elements, elements[1] * most),
     ]
-    table = pd.DataFrame(rows, columns=["part", "side", "tokens_low", "tokens_high"])
-    table[["tokens_low", "tokens_high"]] = (table[["tokens_low", "tokens_high"]] * images).round().astype("int64")
-    for end in ("low", "high"):
+    cases = ("low", "high", "worst")
+    table = pd.DataFrame(rows, columns=["part", "input", *(f"tokens_{case}" for case in cases)])
+    for case in cases:
+        tokens = (table[f"tokens_{case}"] * images).round().astype("int64")
         paid = [
-            price.usd(*((t, 0) if side == "input" else (0, t)), batch=batch) if price else float("nan")
-            for side, t in zip(table["side"], table[f"tokens_{end}"], strict=True)
+            price.usd(t * is_input, t * (not is_input), batch=batch) if price else float("nan")
+            for t, is_input in zip(tokens, table["input"], strict=True)
         ]
-        table[f"usd_{end}"] = paid
-    total = table.drop(columns=["part", "side"]).sum(skipna=False)
-    table.loc[len(table)] = ["total", "", *total]
-    return table.drop(columns="side").astype({"tokens_low": "int64", "tokens_high": "int64"})
+        table = table.assign(**{f"tokens_{case}": tokens, f"usd_{case}": paid})
+    table = table.drop(columns="input")
+    table.loc[len(table)] = ["total", *table.drop(columns="part").sum(skipna=False)]
+    return table.astype({f"tokens_{case}": "int64" for case in cases})

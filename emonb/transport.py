@@ -12,7 +12,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,9 @@ __all__ = ["BadBody", "FormRefused", "RefusedRequest", "Server", "public_name", 
 _LOCAL_PATH = re.compile(r"(?<![\w/:.])(?:/[\w.@+\-]+){2,}/?|[A-Za-z]:\\[^\s'\"]+")
 
 
+_LONG = 5.0  # seconds of a pause that people are told of
+
+
 class FormRefused(Exception):
     """The server cannot do the asked answer format."""
 
@@ -40,7 +43,7 @@ class RefusedRequest(Exception):
 class Server:
     """The chat-completions server that OPENAI_BASE_URL and OPENAI_API_KEY name."""
 
-    def __init__(self, settings: TripletSettings, stop: threading.Event) -> None:
+    def __init__(self, settings: TripletSettings, stop: threading.Event, say: Callable[[str], None] = print) -> None:
         """Raises `EmonbError` where neither a key nor a server of one's own is named."""
         import openai
 
@@ -50,7 +53,7 @@ class Server:
                 "OPENAI_API_KEY is not set: export it (and OPENAI_BASE_URL for another server than OpenAI's), "
                 "or write the triplets without a key: --annotator offline"
             )
-        self.settings, self.stop = settings, stop
+        self.settings, self.stop, self.say = settings, stop, say
         self.sdk = openai.OpenAI(api_key=key or "none", max_retries=0, timeout=settings.timeout_s)
         self.host = urlsplit(str(self.sdk.base_url)).netloc.rpartition("@")[2]
         self.pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
@@ -139,7 +142,8 @@ class Server:
             raise RefusedRequest(f"{attempt + 1} attempts failed, the last with {last}") from None
         told = _retry_after(error)
         if told is not None:
-            self.pace.pause(told)
+            if self.pace.pause(told) and told >= _LONG:
+                self.say(f"{self.host} asks to wait {told:,.0f} s")
             return told
         return min(0.5 * 2**attempt, 30.0) * random.uniform(0.75, 1.0)  # so that those who failed together part
 

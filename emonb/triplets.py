@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from emonb.store import Artifact, Store
 __all__ = [
     "FIELDS",
     "KINDS",
+    "answered_images",
     "categorical_instruction",
     "has_paid_answers",
     "load_prompts",
@@ -127,6 +129,17 @@ def has_paid_answers(path: Path) -> bool:
     with path.open("rb") as file:
         first = file.readline()
     return bool(first.strip()) and b'"source": "offline"' not in first
+
+
+def answered_images(path: Path) -> set[str]:
+    """Images that have triplets in a file which the offline annotator did not write; a torn last line is passed by."""
+    found = set()
+    if has_paid_answers(path):
+        with path.open("rb") as file:
+            for line in file:
+                with suppress(ValueError, KeyError, TypeError):
+                    found.add(json.loads(line)["image_id"])
+    return found
 
 
 def _offline_artifact(store: Store, dataset: str, samples: Artifact) -> Artifact:

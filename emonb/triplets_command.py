@@ -9,7 +9,7 @@ from typing import Any
 
 from emonb.settings import Settings, load_settings
 from emonb.store import Artifact, Store, write_json
-from emonb.triplets import resolve_annotator, triplets_path, triplets_stage
+from emonb.triplets import answered_images, resolve_annotator, triplets_path, triplets_stage
 
 __all__ = ["estimate_text", "import_file_into", "write_triplets"]
 
@@ -73,22 +73,26 @@ def estimate_text(settings: Settings, samples: Artifact, dataset: str, *, batch:
     from emonb.transport import public_name
 
     prices, model = load_prices(settings.triplets), public_name(settings.triplets.model)
-    table = estimate(settings, samples, batch=batch)
+    done = answered_images(triplets_path(settings, dataset))
+    table = estimate(settings, samples, batch=batch, without=done)
     total = table.iloc[-1]
     mode = " by the Batch API" if batch else ""
+    images = f"{count_samples(samples, 'train'):,} training images" + (f", {len(done):,} of them done" if done else "")
     lines = [
-        f"{dataset}: {count_samples(samples, 'train'):,} training images, {model}{mode}, prices of {prices.as_of}",
+        f"{dataset}: {images}; {model}{mode}, prices of {prices.as_of}",
         "",
         table.to_string(index=False, formatters={c: "{:,.4f}".format for c in table if c.startswith("usd")}),
         "",
-        f"low: shortest acceptable answers, none asked again; high: longest, each image asked "
-        f"{1 + settings.triplets.retries} times",
+        "low, high: short or long sentences, as many as the prompt asks for, right at the first time;",
+        f"worst: each image asked {1 + settings.triplets.retries} times, each answer of "
+        f"{settings.triplets.max_output_tokens} tokens",
     ]
     if prices.find(settings.triplets.model) is None:
         where = settings.triplets.prices or "emonb/resources/prices.yaml"
         lines.append(f"the price of {model!r} is unknown: add it to {where}")
     else:
-        lines.append(f"total: ${total['usd_low']:,.2f} to ${total['usd_high']:,.2f}; nothing was sent")
+        low, high, worst = (f"${total[f'usd_{case}']:,.2f}" for case in ("low", "high", "worst"))
+        lines.append(f"total: {low} to {high}, at worst {worst}; nothing was sent")
     return "\n".join(lines)
 
 

@@ -75,9 +75,13 @@ def test_an_estimate_adds_up(tmp_path):
     table = estimate_table(terms, [(1024, 1024), (96, 96)], 1000, LABELS, batch=False).set_index("part")
     parts = table.drop(index="total")
     assert table.loc["input: picture", "tokens_low"] == 1000 * (765 + 255) / 2
-    assert table.loc["input: picture", "tokens_high"] == 2 * table.loc["input: picture", "tokens_low"]
+    assert table.loc["input: picture", "tokens_worst"] == 2 * table.loc["input: picture", "tokens_high"]
+    assert table.loc["input: picture", "tokens_high"] == table.loc["input: picture", "tokens_low"]
     assert (table.loc["total"] == parts.sum()).all()
     assert (parts["usd_low"] <= parts["usd_high"]).all()
+    assert (parts["usd_high"] <= parts["usd_worst"]).all()
+    output = parts.index[~parts.index.str.startswith("input")]
+    assert table.loc[output, "tokens_worst"].sum() == 1000 * 2 * terms.max_output_tokens
     inputs = parts.index.str.startswith("input")
     assert parts["usd_low"].sum() == pytest.approx(
         (parts["tokens_low"][inputs].sum() * 2 + parts["tokens_low"][~inputs].sum() * 8) / 1e6
