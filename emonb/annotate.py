@@ -7,27 +7,33 @@ next one asks only for what is missing.
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
 
-from emonb.annotation import Annotation, Summary
+from emonb.annotation import Annotation
 from emonb.annotator import Reply, encode_picture
-from emonb.errors import EmonbError
+from emonb.batch import INTERRUPTED, run_batches
+from emonb.batch_files import refuse_open_batches
+from emonb.errors import EmonbError, UnreadablePicture
 from emonb.prices import estimate_table, image_tokens, request_tokens, sample_sizes
 from emonb.progress import progress
 from emonb.samples import count_samples, iter_samples, sample_labels
 from emonb.settings import Settings
 from emonb.store import Artifact
-from emonb.transport import FormRefused, RefusedRequest, Server, public_name
+from emonb.transport import FormRefused, Server, public_name, scrub
+from emonb.triplet_tables import Summary
 
-__all__ = ["annotate", "estimate"]
+__all__ = ["INTERRUPTED", "annotate", "estimate"]
 
 _IN_A_ROW = 10  # images without an answer, one after another: the server is down, not the images at fault
+_REFUSED_IN_A_ROW = 50  # images that a server refuses which has answered nothing yet: the request is at fault
 
 
 def annotate(
@@ -62,10 +68,9 @@ def annotate(
         stopped = ""
         try:
             if batch:
-                from emonb.batch import run_batches
-
                 stopped = run_batches(work, patient=patient, say=say)
             elif work.todo:
+                refuse_open_batches(work)
                 stopped = _Online(work, say).run()
         except EmonbError:
             if work.log.usage:
@@ -97,10 +102,12 @@ class _Online:
         self.server = Server(work.settings, self.stop, say)
         self.rows = work.missing()
         self.again: deque[dict[str, Any]] = deque()
-        self.flight: dict[Future[list[Reply]], tuple[dict[str, Any], str]] = {}
+        self.flight: dict[Future[tuple[list[Reply], Exception | None]], tuple[dict[str, Any], str]] = {}
         self.stopped = ""
         self.error: EmonbError | None = None
-        self.unanswered = 0
+        self.unanswered = self.interrupts = 0
+        self.answered = bool(work.log.forms)
+        self.never = threading.Event()  # never set: stops no second question of an image that is half paid
 
     def run(self) -> str:
         """Ask until nothing is missing; returns why it ended early, or ""."""
@@ -116,92 +123,114 @@ class _Online:
         """Ids of images as they are done with."""
         pool = ThreadPoolExecutor(self.work.settings.concurrency, thread_name_prefix="ask")
         try:
-            while True:
-                try:
+            with self._interrupts_noted():
+                while True:
                     self._submit(pool)
                     if not self.flight:
                         return
-                    done, _ = wait(self.flight, return_when=FIRST_COMPLETED)
-                except KeyboardInterrupt:
-                    if self.stop.is_set():
-                        raise
-                    self._end("interrupted")
-                    self.say(
-                        f"\ninterrupted: waiting for {len(self.flight)} requests in flight, which are paid for "
-                        "(interrupt again to drop them)"
-                    )
-                    continue
-                for future in done:
-                    row, form = self.flight.pop(future)
-                    if self._settle(future, row, form):
-                        yield row["image_id"]
+                    done, _ = wait(self.flight, timeout=0.5, return_when=FIRST_COMPLETED)
+                    if self.interrupts and not self.stop.is_set():
+                        self._end(INTERRUPTED)
+                        self.say(
+                            f"\ninterrupted: waiting for {len(self.flight)} requests in flight, which are paid for "
+                            "(interrupt again to drop them)"
+                        )
+                    for future in done:
+                        row, form = self.flight.pop(future)
+                        if self._settle(future.result(), row, form):
+                            yield row["image_id"]
         finally:
             self.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             self.server.sdk.close()
 
+    @contextmanager
+    def _interrupts_noted(self) -> Iterator[None]:
+        """A first Ctrl-C is noted between two answers, so that it interrupts no writing; a second counts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def noted(number: int, frame: Any) -> None:
+            self.interrupts += 1
+            if self.interrupts > 1:
+                raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGINT, noted)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def _submit(self, pool: ThreadPoolExecutor) -> None:
         while len(self.flight) < self.work.settings.concurrency and not self.stop.is_set() and not self.stopped:
-            if not self.work.affordable(len(self.flight)):
+            row = self.again.popleft() if self.again else next(self.rows, None)
+            if row is None:
+                return
+            if not self.work.is_missing(row["image_id"]):  # given up in another form meanwhile
+                continue
+            if not self.work.affordable(Counter(form for _, form in self.flight.values()), self.server.timed_out):
+                self.again.appendleft(row)
                 if not self.flight:
                     limit = self.work.settings.max_cost
                     self.stopped = f"the next answer could exceed the limit of ${limit:g}; raise --max-cost to go on"
                 return
-            row = self.again.popleft() if self.again else next(self.rows, None)
-            if row is None:
-                return
             form = self.work.form
             self.flight[pool.submit(self._ask, row, form)] = (row, form)
 
-    def _ask(self, row: dict[str, Any], form: str) -> list[Reply]:
-        """In a thread of the pool: the replies for one image; [] if the run was stopped before."""
-        settings = self.work.settings
-        picture = encode_picture(row["path"], settings.max_side)
-        rule = self.work.image_rule
-        tokens = image_tokens(*picture.size, rule, settings.detail, settings.max_side)
-        replies = []
-        for body in self.work.requests(row, picture, form):
-            reply = self.server.ask(body, request_tokens(body, tokens) + settings.max_output_tokens)
-            if reply is None:
-                return []
-            replies.append(reply)
-        return replies
-
-    def _settle(self, future: Future[list[Reply]], row: dict[str, Any], form: str) -> bool:
-        """Write down what came of a request; True if the image is done with."""
+    def _ask(self, row: dict[str, Any], form: str) -> tuple[list[Reply], Exception | None]:
+        """In a thread of the pool: the replies for one image, and what ended the asking, if anything did."""
+        settings, replies = self.work.settings, []
         try:
-            replies = future.result()
-        except FormRefused as error:
-            if self.work.settings.answer_format != "auto":
-                self._end(error=EmonbError(f"{self.server.host} cannot do triplets.answer_format {form!r}: {error}"))
-                return False
+            picture = encode_picture(row["path"], settings.max_side)
+            tokens = image_tokens(*picture.size, self.work.image_rule, settings.detail, settings.max_side)
+            for body in self.work.requests(row, picture, form):
+                most = request_tokens(body, tokens) + settings.max_output_tokens
+                reply = self.server.ask(body, most, self.never if replies else None)
+                if reply is None:
+                    break
+                replies.append(reply)
+        except Exception as error:  # sorted out by `_settle`: no answer of another request is lost by it
+            return replies, error
+        return replies, None
+
+    def _settle(self, came: tuple[list[Reply], Exception | None], row: dict[str, Any], form: str) -> bool:
+        """Write down what came of a request; True if the image is done with."""
+        replies, error = came
+        if error is None and not replies:  # stopped before it was sent
+            return False
+        if error is None:
+            self.unanswered, self.answered = 0, True
+            finished = self.work.receive(row, replies, form)
+            if not finished:
+                self.again.append(row)
+            return finished
+        if isinstance(error, FormRefused) and self.work.settings.answer_format == "auto":
             self.work.refused_forms.add(form)
             self.again.append(row)
             return False
-        except RefusedRequest as error:
-            self.work.give_up(row, str(error))
-            self.unanswered += 1
-            if self.unanswered >= _IN_A_ROW:
-                self._end(
-                    error=EmonbError(
-                        f"{self.server.host}: {self.unanswered} images in a row got no answer, the last: {error}; "
-                        "what was answered is saved: start again when this is mended"
-                    )
-                )
-            return True
-        except EmonbError as error:
-            if "not a readable picture" in str(error):
-                self.work.give_up(row, "not a readable picture")
-                return True
+        if isinstance(error, FormRefused):
+            error = EmonbError(f"{self.server.host} cannot do triplets.answer_format {form!r}: {error}")
+        if isinstance(error, EmonbError) and not isinstance(error, UnreadablePicture):
+            if replies:
+                self.work.give_up(row, str(error), replies, form)
             self._end(error=error)
             return False
-        if not replies:
-            return False
-        self.unanswered = 0
-        finished = self.work.receive(row, replies, form)
-        if not finished:
-            self.again.append(row)
-        return finished
+        unreadable = isinstance(error, UnreadablePicture)
+        detail = "not a readable picture" if unreadable else scrub(str(error) or type(error).__name__)
+        self.work.give_up(row, detail, replies, form)
+        if not unreadable:
+            self._count_unanswered(error, detail)
+        return True
+
+    def _count_unanswered(self, error: Exception, detail: str) -> None:
+        """End the run when it is the server that fails, and not single images."""
+        self.unanswered += 1
+        # Refused for good: perhaps these images alone, unless the server has never answered anything.
+        most = _REFUSED_IN_A_ROW if getattr(error, "for_good", False) else _IN_A_ROW
+        if self.unanswered >= most and not (self.answered and most == _REFUSED_IN_A_ROW):
+            said = f"{self.server.host}: {self.unanswered} images in a row got no answer, the last: {detail}"
+            self._end(error=EmonbError(f"{said}; what was answered is saved: start again when this is mended"))
 
     def _end(self, stopped: str = "", error: EmonbError | None = None) -> None:
         """Send nothing more; what is in flight is waited for."""

@@ -7,8 +7,7 @@ decided what is accepted, rejected or asked again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,53 +20,13 @@ from emonb.samples import iter_samples, sample_labels
 from emonb.settings import Settings
 from emonb.store import Artifact
 from emonb.transport import public_name, scrub
+from emonb.triplet_tables import Summary
 from emonb.triplets import triplets_path
 
-__all__ = ["Annotation", "Summary"]
+__all__ = ["Annotation"]
 
 _FORM_FAILURES = 3  # answers in a form that the server never managed, before the next form is tried
 _COLUMNS = ["image_id", "path", "label", "sha256"]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What stands in the files after a run.
-
-    Attributes:
-        images: training images of the dataset.
-        accepted: images with triplets.
-        given_up: images whose answers failed the checks as often as they may.
-        missing: images that the next run asks for.
-        reasons: rejected answers by reason.
-        answers: paid answers in all; `prompt_tokens` and `completion_tokens` are theirs.
-        usd: what they cost, None where the price is unknown.
-        stopped: why the run ended early, or "".
-    """
-
-    images: int
-    accepted: int
-    given_up: int
-    missing: int
-    reasons: dict[str, int]
-    answers: int
-    prompt_tokens: int
-    completion_tokens: int
-    usd: float | None
-    stopped: str = ""
-
-    def __str__(self) -> str:
-        cost = "price unknown" if self.usd is None else f"${self.usd:,.4f}"
-        lines = [
-            f"{self.accepted:,} of {self.images:,} training images have triplets, "
-            f"{self.given_up:,} were given up, {self.missing:,} are missing",
-            f"{self.answers:,} paid answers, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out: {cost}",
-        ]
-        if self.reasons:
-            found = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.reasons.items(), key=lambda x: -x[1]))
-            lines.append(f"rejected: {found}")
-        if self.stopped:
-            lines.append(f"stopped: {self.stopped}")
-        return "\n".join(lines)
 
 
 class Annotation:
@@ -92,20 +51,38 @@ class Annotation:
                 f"{self.settings.prices or 'emonb/resources/prices.yaml'} (zeros for a server that costs nothing)"
             )
         self.refused_forms: set[str] = set()
-        self.log = AnswerLog(triplets_path(settings, dataset), self._remember)
-        self._check_origins()
+        self.origin = (public_name(self.settings.model), annotator_sha256())
+        self.log = AnswerLog(triplets_path(settings, dataset), self.origin, self._remember)
+        try:
+            self._prepare()
+        except BaseException:
+            self.log.__exit__(None, None, None)
+            raise
+
+    def _prepare(self) -> None:
+        self.check_origins(self.log.origins)
+        if self.settings.max_cost is not None and self.usd is None:
+            models = sorted({model for model, _ in self.log.usage if self.prices.find(model) is None})
+            raise EmonbError(
+                f"max_cost: the files hold answers of {', '.join(models)}, whose price is unknown; add it to "
+                f"{self.settings.prices or 'emonb/resources/prices.yaml'}"
+            )
         self.images = self.todo = 0
-        for row in iter_samples(samples, "train", columns=["image_id"]):
+        for row in iter_samples(self.samples, "train", columns=["image_id"]):
             self.images += 1
-            self.todo += self._is_missing(row["image_id"])
-        self.finished, self._spent_before = 0, self.usd
+            self.todo += self.is_missing(row["image_id"])
+        self._touched, self._spent_before = set(), self.usd
         self.image_rule = self.price.image if self.price else ImageRule()
-        side = self.settings.max_side
-        most = {"label": max(self.labels, key=len), "sha256": "0" * 8}
-        bodies = requests_for(most, Picture("image/jpeg", b"", (1, 1)), self.form, self.settings)
-        picture = image_tokens(side, side, self.image_rule, self.settings.detail, side)
-        self._prompt_bound = 1.2 * sum(request_tokens(body, picture) for body in bodies)
-        self._output_bound = self.settings.max_output_tokens * len(bodies)
+        self.bounds = {form: self._bound(form) for form in FORMATS}
+
+    def _bound(self, form: str) -> tuple[float, float]:
+        """Input and output tokens that the requests for one image take at most."""
+        most, side = {"label": max(self.labels, key=len), "sha256": "0" * 8}, self.settings.max_side
+        bodies = requests_for(most, Picture("image/jpeg", b"", (1, 1)), form, self.settings, again="x" * 300)
+        shapes = ((side, side), (side, min(side, 768)))  # of the tiles rule, a square is not always the dearest
+        picture = max(image_tokens(*size, self.image_rule, self.settings.detail, side) for size in shapes)
+        prompt = 1.2 * sum(request_tokens(body, picture) for body in bodies)
+        return prompt, float(self.settings.max_output_tokens * len(bodies))
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +96,7 @@ class Annotation:
         if self.settings.answer_format != "auto":
             return self.settings.answer_format
         for form in FORMATS[:-1]:
-            failed = self.log.reasons["not in the asked form", form]
+            failed = self.log.form_failures[form]
             if form not in self.refused_forms and (self.log.forms[form] or failed < _FORM_FAILURES):
                 return form
         return FORMATS[-1]
@@ -135,17 +112,23 @@ class Annotation:
             total += price.usd(count["prompt_tokens"], count["completion_tokens"], batch=bool(batch))
         return total
 
-    def affordable(self, in_flight: int, images: int = 1) -> bool:
-        """Whether so many more images stay below `max_cost`, even if all in flight take as much as they may."""
+    def affordable(self, in_flight: Mapping[str, int], lost: int = 0) -> bool:
+        """Whether one more image stays below `max_cost`, even if all in flight take as much as they may.
+
+        Args:
+            in_flight: how many images are asked for now, by form.
+            lost: attempts that timed out in this run, which a provider may bill though no answer came.
+        """
         if self.settings.max_cost is None:
             return True
-        worst = self.price.usd(self._prompt_bound, self._output_bound, batch=self.batch)
-        return self.usd + worst * (in_flight + images) <= self.settings.max_cost
+        images = Counter(in_flight) + Counter({self.form: 1 + lost})
+        worst = sum(n * self.price.usd(*self.bounds[form], batch=self.batch) for form, n in images.items())
+        return self.usd + worst <= self.settings.max_cost
 
     def missing(self) -> Iterator[dict[str, Any]]:
         """Training images that have neither triplets nor used up their tries."""
         for row in iter_samples(self.samples, "train", columns=_COLUMNS):
-            if self._is_missing(row["image_id"]):
+            if self.is_missing(row["image_id"]):
                 yield row
 
     def requests(self, row: dict[str, Any], picture: Picture, form: str) -> list[dict[str, Any]]:
@@ -160,7 +143,8 @@ class Annotation:
 
         `more` is written into every record, such as the name of the batch.
         """
-        usage = self._usage(replies)
+        usage = self._usage(replies, form)
+        self._count(row)
         try:
             answer, failure = self._judge(row, replies, form)
         except Exception as error:  # whatever a server may write: a paid answer is kept, and the run goes on
@@ -169,8 +153,8 @@ class Annotation:
             "source": "openai",
             "model": replies[-1].model or public_name(self.settings.model),
             "created": replies[-1].created,
-            "prompt_sha256": annotator_sha256(),
-            "asked_of": public_name(self.settings.model),
+            "prompt_sha256": self.origin[1],
+            "asked_of": self.origin[0],
             "answer_format": form,
             **more,
         }
@@ -184,22 +168,28 @@ class Annotation:
         finish = replies[-1].finish_reason
         record = {"image_id": row["image_id"], "reason": reason, "detail": detail, "text": text}
         self.log.reject({**record, "finish_reason": finish, **origin, "usage": usage})
-        return not self._is_missing(row["image_id"])
+        return not self.is_missing(row["image_id"])
 
-    def give_up(self, row: dict[str, Any], detail: str, **more: Any) -> None:
-        """Write down that an image got no answer; the next run asks for it again."""
-        asked_of = public_name(self.settings.model)
-        record = {"image_id": row["image_id"], "reason": "no answer", "detail": detail, "asked_of": asked_of}
-        self.log.reject({**record, "source": "openai", "prompt_sha256": annotator_sha256(), "usage": None, **more})
+    def give_up(
+        self, row: dict[str, Any], detail: str, replies: Sequence[Reply] = (), form: str = "", **more: Any
+    ) -> None:
+        """Write down that an image got no (whole) answer; the next run asks for it again."""
+        self._count(row)
+        usage = self._usage(replies, form) if replies else None
+        text = "\n\n".join(reply.text for reply in replies)
+        record = {"image_id": row["image_id"], "reason": "no answer", "detail": detail, "text": text}
+        asked_of, prompt = self.origin
+        record = {**record, "source": "openai", "asked_of": asked_of, "prompt_sha256": prompt, "usage": usage}
+        self.log.reject({**record, **more})
 
     def note(self) -> str:
         """Spent and projected cost, for the progress bar; tokens where the price is unknown."""
-        self.finished += 1
         usd = self.usd
         if usd is None or self._spent_before is None:
             tokens = sum(count["prompt_tokens"] + count["completion_tokens"] for count in self.log.usage.values())
             return f"{tokens:,} tokens"
-        projected = usd + (usd - self._spent_before) / self.finished * max(0, self.todo - self.finished)
+        finished = max(1, len(self._touched))
+        projected = usd + (usd - self._spent_before) / finished * max(0, self.todo - finished)
         return f"${usd:.2f} spent, ${projected:.2f} in all"
 
     def summary(self, stopped: str = "") -> Summary:
@@ -208,16 +198,13 @@ class Annotation:
         accepted = sum(
             row["image_id"] in self.log.done for row in iter_samples(self.samples, "train", columns=["image_id"])
         )
-        reasons: Counter[str] = Counter()
-        for (reason, _), n in self.log.reasons.items():
-            reasons[reason] += n
         totals = sum(self.log.usage.values(), Counter())
         return Summary(
             images=self.images,
             accepted=accepted,
             given_up=self.images - accepted - missing,
             missing=missing,
-            reasons=dict(reasons),
+            reasons=dict(self.log.reasons),
             answers=totals["answers"],
             prompt_tokens=totals["prompt_tokens"],
             completion_tokens=totals["completion_tokens"],
@@ -225,8 +212,13 @@ class Annotation:
             stopped=stopped,
         )
 
-    def _is_missing(self, image_id: str) -> bool:
-        return image_id not in self.log.done and self.log.tries[image_id, self.form] <= self.settings.retries
+    def is_missing(self, image_id: str) -> bool:
+        """Whether an image has neither triplets nor used up its tries (of this model and prompt)."""
+        tries = self.log.tries[image_id] + self.log.tries[image_id, self.form]
+        return image_id not in self.log.done and tries <= self.settings.retries
+
+    def _count(self, row: dict[str, Any]) -> None:
+        self._touched.add(hash(row["image_id"]))
 
     def _judge(
         self, row: dict[str, Any], replies: list[Reply], form: str
@@ -245,12 +237,12 @@ class Annotation:
         similar = self.duplicates.find(signature, self.settings.near_duplicate)
         return answer, similar and ("near-duplicate", f"{similar[1]:.2f} like that of {similar[0]}")
 
-    def _usage(self, replies: list[Reply]) -> dict[str, Any]:
+    def _usage(self, replies: Sequence[Reply], form: str) -> dict[str, Any]:
         """Tokens of an image's replies; where the server does not count, our upper estimate, marked so."""
         usage: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0}
         for reply in replies:
             counted = reply.usage or {
-                "prompt_tokens": round(self._prompt_bound / len(replies)),
+                "prompt_tokens": round(self.bounds[form or self.form][0] / len(replies)),
                 "completion_tokens": len(reply.text) // 3,
             }
             usage = {**usage, **{name: usage[name] + counted[name] for name in counted}}
@@ -262,12 +254,11 @@ class Annotation:
         text = "\n".join(t["response"] for t in triplets if t["kind"] != "categorical")
         self.duplicates.add(triplets[0]["image_id"], self.duplicates.signature(text))
 
-    def _check_origins(self) -> None:
+    def check_origins(self, origins: Collection[tuple[str, str]]) -> None:
         """Do not mix models or prompts unasked: the file would teach two styles, and its numbers mean neither."""
-        ours = (public_name(self.settings.model), annotator_sha256())
-        others = {origin for origin in self.log.origins if origin != ours}
+        ours = self.origin
+        others = {origin for origin in origins if origin != ours}
         if others and not self.settings.mix:
-            self.log.__exit__(None, None, None)
             theirs, now = (f"{model} (prompt {prompt[:8]})" for model, prompt in (min(others), ours))
             raise EmonbError(
                 f"triplets/{self.log.path.name}: holds answers of {theirs}, now asked is {now}; choose another "

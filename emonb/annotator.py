@@ -103,7 +103,7 @@ def encode_picture(path: str | Path, max_side: int) -> Picture:
     says, on white, shrunk to `max_side` px on the longer side, as JPEG (quality 90).
 
     Raises:
-        EmonbError: not a readable picture.
+        UnreadablePicture: not a readable picture.
     """
     try:
         with Image.open(path) as raw:
@@ -113,8 +113,8 @@ def encode_picture(path: str | Path, max_side: int) -> Picture:
             if media and upright and plain and max(raw.size) <= max_side and "transparency" not in raw.info:
                 raw.load()  # a truncated file is found here, not by the server
                 return Picture(media, Path(path).read_bytes(), raw.size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        pass  # open_picture says what is wrong
+    except Exception:  # whatever a decoder raises: open_picture says what is wrong
+        pass
     image = open_picture(path)
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -31,38 +31,48 @@ REASONS = (
 
 # Inflections and derivations of the labels; with WORD_FORMS these are what "naming the emotion" means.
 _STEMS = {
-    "amusement": r"amus\w*",
+    "amusement": r"amus(?!ement park)\w*",
     "anger": r"ang(?:er|r)\w*",
     "awe": r"awe\w*|awing",
     "contentment": r"contentment|contented\w*",
     "disgust": r"disgust\w*",
     "excitement": r"excit\w*",
-    "fear": r"fear\w*",
+    "fear": r"fear\w*|scar(?:ed|es|ing|y|ier|iest)|fright\w*",
     "sadness": r"sad(?:ly|der|dest|den\w*|ness)?",
-    "joy": r"joy\w*|enjoy\w*",
+    "joy": r"(?:over)?joy\w*|enjoy\w*|rejoic\w*",
     "surprise": r"surpris\w*",
-    "positive": r"positiv\w*",
-    "negative": r"negativ\w*",
+    "positive": r"positiv\w*+(?! space)",
+    "negative": r"negativ\w*+(?! space)",
 }
 # "content" is also a noun ("the content of the image"): only the adjective names the emotion.
-_NOT_NOUN = r"(?<!the )(?<!its )(?<!image )(?<!picture )(?<!visual )(?<!'s )content(?! of\b)(?! is\b)"
+_CONTENT = (
+    r"(?:(?:feel|look|seem|appear)\w*|is|are|was|were|be|being|so|very|quite|deeply|quietly|truly|more|and|a) content"
+    r"(?! of\b| creator)"
+)
+# An apology alone is no refusal ("sorry-looking houses"), nor is what cannot be seen ("I cannot see any faces").
 _REFUSAL = re.compile(
-    r"^\W*(i'?m|i am)\s+(very\s+)?(sorry|afraid|unable|not able)\b"
-    r"|^\W*(sorry\b|i\s+(can\s?not|can['’]?t|won['’]?t|am unable)\b)",
-    re.IGNORECASE,
+    r"^\W*(?:unfortunately\W+|as an ai\b[^.]{0,40}?\W+)?"
+    r"(?:sorry\W+(?:but|i\b|no\b)|(?:i'm|i am) (?:\w+ ){0,2}(?:sorry\b(?!-)|afraid (?:but|that|i)\b)"
+    r"|(?:i'm|i am|i) (?:\w+ )?(?:unable|not able|can't|cannot|can not|won't|do not have the ability)\b.{0,40}?"
+    r"\b(?:help|assist|comply|provide|identify|view|process|describe|analy[sz]e|answer)\b(?! but))",
+    re.IGNORECASE | re.DOTALL,
 )
 _PERMUTATIONS = 64
 
 
 def names_emotion(text: str, label: str) -> str | None:
     """The first word of a text that is a form of the label ("fearfully" for fear), or None."""
-    forms = [re.escape(form) for form in (label, *WORD_FORMS.get(label, ())) if form != "content"]
-    if label in _STEMS:
-        forms.insert(0, _STEMS[label])
+    forms = [_STEMS.get(label, re.escape(label))]
+    forms += [re.escape(form) for form in WORD_FORMS.get(label, ()) if form != "content"]
     if label == "contentment":
-        forms.append(_NOT_NOUN)
+        forms.append(_CONTENT)
     found = re.search(rf"(?<!\w)(?:{'|'.join(forms)})(?!\w)", text.lower().replace("’", "'"))
     return found.group(0) if found else None
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text begins as a model does that will not answer."""
+    return bool(_REFUSAL.search(text.replace("’", "'").strip()))
 
 
 def check_reply(text: str, finish_reason: str | None, refusal: str | None) -> tuple[str, str] | None:
@@ -73,7 +83,7 @@ def check_reply(text: str, finish_reason: str | None, refusal: str | None) -> tu
         return "cut off", "the answer reached triplets.max_output_tokens"
     if not text.strip():
         return "empty", ""
-    if _REFUSAL.search(text):
+    if is_refusal(text):
         return "refused", text.strip()[:120]
     return None
 
@@ -84,7 +94,7 @@ def check_texts(conversation: str, reasoning: str, label: str, settings: Triplet
     for name, text in texts.items():
         if not text.strip():
             return "empty", name
-        if _REFUSAL.search(text):
+        if is_refusal(text):
             return "refused", text.strip()[:120]
     word = names_emotion(reasoning, label)
     if word:
@@ -102,7 +112,7 @@ class NearDuplicates:
     """Texts seen so far, as MinHash signatures of 128 bytes: the Jaccard similarity of three-word sequences.
 
     Broder (1997); 64 permutations estimate a similarity of 0.8 with a standard error of 0.05. Eight of them
-    alone pick the candidates, so that 100,000 texts are searched in about a millisecond.
+    alone pick the candidates, so that 100,000 texts are searched in about three milliseconds.
     """
 
     def __init__(self) -> None:
@@ -129,7 +139,7 @@ class NearDuplicates:
         if not n:
             return None
         quick = (self._first[:n] == signature[:8]).sum(axis=1)
-        rows = np.flatnonzero(quick >= 4)  # misses one in a hundred at a similarity of 0.8
+        rows = np.flatnonzero(quick >= max(1, int(8 * at_least) - 2))  # misses one in a hundred at a similarity of 0.8
         if not len(rows):
             return None
         same = quick[rows] + (self._rest[rows] == signature[8:]).sum(axis=1)

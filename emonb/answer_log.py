@@ -8,11 +8,13 @@ nothing else has to be kept: a run that starts again reads them and asks only fo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,25 +37,32 @@ class AnswerLog:
     Attributes:
         done: images that have their triplets.
         origins: (model, prompt_sha256) of the paid ones.
-        forms: how many images were answered in which form.
-        tries: how many answers of an image, by the form they were asked in, failed a check.
+        forms: how many images were answered in which form (here and below: of the model and prompt of `origin`).
+        form_failures: how many answers were not in the form asked for, by form.
+        tries: how many answers of an image failed a check; under (image, form) those that were not in that form.
         last: why the last answer of an image without triplets was rejected.
-        reasons: how many rejected records have which reason, by form.
+        reasons: how many rejected records have which reason, of whatever model.
         usage: tokens so far, summed by (model, "batch" or "").
         repairs: what was mended when the files were opened, in words.
     """
 
-    def __init__(self, path: Path, on_accepted: Callable[[list[dict[str, Any]]], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        origin: tuple[str, str] = ("", ""),
+        on_accepted: Callable[[list[dict[str, Any]]], None] = lambda _: None,
+    ) -> None:
         """Open, lock, repair and read.
 
         Args:
             path: `OUT/triplets/<dataset>.jsonl`; need not exist.
+            origin: (model, prompt_sha256) that is asked now: what another failed at does not count against it.
             on_accepted: is told the triplets of each image that the file holds already.
 
         Raises:
             EmonbError: another process writes here, or a line other than the last is damaged.
         """
-        self.path, self.rejected = path, rejected_path(path)
+        self.path, self.rejected, self.origin = path, rejected_path(path), origin
         make_folder(path.parent)
         self._lock = path.with_name(f".{path.stem}.lock").open("w")
         try:
@@ -67,20 +76,21 @@ class AnswerLog:
         self.done: set[str] = set()
         self.origins: set[tuple[str, str]] = set()
         self.forms: Counter[str] = Counter()
-        self.tries: Counter[tuple[str, str]] = Counter()
+        self.form_failures: Counter[str] = Counter()
+        self.tries: Counter[str | tuple[str, str]] = Counter()
         self.last: dict[str, str] = {}
-        self.reasons: Counter[tuple[str, str]] = Counter()
+        self.reasons: Counter[str] = Counter()
         self.usage: dict[tuple[str, str], Counter[str]] = {}
         self.repairs: list[str] = []
         try:
-            if path.is_file() and not has_paid_answers(path):
+            if path.is_file() and not has_paid_answers(path, thorough=True):
                 path.unlink()  # the offline annotator's: its artefact is in the store
             for file in (self.path, self.rejected):
                 self._repair_last_line(file)
             self._read_accepted(on_accepted)
             for record in self.rejections():
                 self._note_rejection(record)
-            self._files = [file.open("ab") for file in (self.path, self.rejected)]
+            self._files = [file.open("ab", buffering=0) for file in (self.path, self.rejected)]
         except BaseException:
             self._lock.close()
             raise
@@ -89,8 +99,11 @@ class AnswerLog:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        for file in (*self._files, self._lock):
-            file.close()
+        try:
+            for file in self._files:
+                file.close()
+        finally:
+            self._lock.close()
 
     def rejections(self) -> Iterator[dict[str, Any]]:
         """Records of the rejected file, one by one."""
@@ -111,12 +124,17 @@ class AnswerLog:
         self._note_rejection(record)
 
     def _note_rejection(self, record: dict[str, Any]) -> None:
-        form = record.get("answer_format", "")
-        self.reasons[record["reason"], form] += 1
-        if record["reason"] != "no answer":
-            self.tries[record["image_id"], form] += 1
-            self.last[record["image_id"]] = f"{record['reason']} ({record.get('detail') or ''})".replace(" ()", "")
+        image_id, reason, form = record["image_id"], record["reason"], record.get("answer_format", "")
+        self.reasons[reason] += 1
         self._note_usage(record)
+        if reason == "no answer" or _origin(record) != self.origin:
+            return
+        self.last[image_id] = f"{reason} ({record.get('detail') or ''})".replace(" ()", "")
+        if reason == "not in the asked form":
+            self.form_failures[form] += 1
+            self.tries[image_id, form] += 1
+        else:
+            self.tries[image_id] += 1
 
     def _note_usage(self, record: dict[str, Any]) -> None:
         usage = record.get("usage")
@@ -149,16 +167,15 @@ class AnswerLog:
 
     def _read_accepted(self, on_accepted: Callable[[list[dict[str, Any]]], None]) -> None:
         """The lines of one answer stand together; a last group that is not whole is cut off."""
-        start = offset = 0
+        start = 0
         group: list[dict[str, Any]] = []
-        for number, line, record in _records(self.path):
+        for number, offset, record in _records(self.path):
             validate_triplet(record, f"triplets/{self.path.name}, line {number}")
             if group and group[0]["image_id"] != record["image_id"]:
                 self._note_accepted(group)
                 on_accepted(group)
                 start, group = offset, []
             group.append(record)
-            offset += len(line)
         if group and group[-1]["source"] == "openai" and group[-1]["kind"] != KINDS[-1]:
             with self.path.open("rb+") as file:
                 file.truncate(start)
@@ -171,18 +188,23 @@ class AnswerLog:
     def _note_accepted(self, triplets: list[dict[str, Any]]) -> None:
         self.done.add(triplets[0]["image_id"])
         self.last.pop(triplets[0]["image_id"], None)
-        self.forms[triplets[-1].get("answer_format", "")] += 1
+        if _origin(triplets[-1]) == self.origin:
+            self.forms[triplets[-1].get("answer_format", "")] += 1
         for triplet in triplets:
             self._note_usage(triplet)
             if triplet["source"] == "openai":
-                self.origins.add((triplet.get("asked_of") or triplet["model"], triplet["prompt_sha256"]))
+                self.origins.add(_origin(triplet))
 
 
-def _records(path: Path) -> Iterator[tuple[int, bytes, Any]]:
+def _records(path: Path) -> Iterator[tuple[int, int, Any]]:
+    """Line number, byte offset and content of each line that is not blank."""
+    offset = 0
     if path.is_file():
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                yield number, line, _parse(line, f"triplets/{path.name}, line {number}")
+                if line.strip():
+                    yield number, offset, _parse(line, f"triplets/{path.name}, line {number}")
+                offset += len(line)
 
 
 def _parse(line: bytes, where: str) -> Any:
@@ -192,10 +214,22 @@ def _parse(line: bytes, where: str) -> Any:
         raise EmonbError(f"{where}: not JSON; delete the line and run again: only its image is asked again") from None
 
 
+def _origin(record: dict[str, Any]) -> tuple[str, str]:
+    return str(record.get("asked_of") or record.get("model")), str(record.get("prompt_sha256"))
+
+
 def _append(file: Any, text: str) -> None:
-    file.write(text.encode())
-    file.flush()
-    os.fsync(file.fileno())
+    """One write, on disk when this returns; a disk that is full leaves no half line."""
+    data, start = text.encode("utf-8", "backslashreplace"), file.seek(0, os.SEEK_END)
+    try:
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            file.truncate(start)
+        name = Path(file.name).name
+        raise EmonbError(f"triplets/{name}: cannot write ({error.strerror}); make room and start again") from None
 
 
 def _last_line(file: Any) -> tuple[bytes, int]:

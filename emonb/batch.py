@@ -7,18 +7,18 @@ that an interrupted run neither pays twice nor loses an answer.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from emonb.annotation import Annotation
 from emonb.annotator import encode_picture
+from emonb.batch_files import custom_id, download, index_lines, state_file
 from emonb.errors import EmonbError
 from emonb.files import make_folder, read_json, write_json
 from emonb.progress import progress
@@ -29,6 +29,10 @@ __all__ = ["run_batches"]
 
 _ENDPOINT = "/v1/chat/completions"
 _OVER = ("completed", "expired", "cancelled")  # with what was answered until then
+_NOT_ANSWERED = ("batch_expired", "batch_cancelled")  # not paid, and no fault of the image
+_GONE = "the batch {part} or its answers are not at this server (another account? deleted?); to ask again, remove it \
+from triplets/{file}"
+INTERRUPTED = "interrupted"
 _COLUMNS = ["image_id", "path", "label", "sha256"]
 
 
@@ -38,9 +42,11 @@ def run_batches(work: Annotation, *, patient: bool = True, say: Callable[[str], 
     Raises:
         EmonbError: the server refuses the key, the model or a batch; a form that batches cannot have.
     """
-    if work.form == "questions":
-        raise EmonbError("triplets.answer_format: the Batch API needs schema or sections; set one of them")
-    return _Batches(work, say).run(patient)
+    batches = _Batches(work, say)
+    try:
+        return batches.run(patient)
+    finally:
+        batches.server.sdk.close()
 
 
 class _Batches:
@@ -49,15 +55,17 @@ class _Batches:
     def __init__(self, work: Annotation, say: Callable[[str], None]) -> None:
         self.work, self.say = work, say
         self.folder = make_folder(work.log.path.with_name(f".{work.dataset}.batches"))
-        self.file = work.log.path.with_name(f"{work.dataset}.batches.json")
+        self.file = state_file(work)
+        self.new: set[str] = set()  # parts of this run: the server cannot know them yet
         self.state: dict[str, Any] = read_json(self.file) if self.file.is_file() else {"parts": []}
+        work.check_origins({(part["asked_of"], part["prompt_sha256"]) for part in self.open})
         noted = tuple(f"{part['name']}." for part in self.open)
         for path in self.folder.iterdir():  # of a part that was not noted: nothing of it was sent
             if not path.name.startswith(noted):
                 path.unlink()
         self.server = Server(work.settings, threading.Event(), say)
         self.sdk = self.server.sdk.with_options(max_retries=work.settings.transport_retries)
-        self.stopped = ""
+        self.stopped, self.cancelled = "", False
 
     @property
     def open(self) -> list[dict[str, Any]]:
@@ -65,7 +73,10 @@ class _Batches:
         return [part for part in self.state["parts"] if part["status"] != "merged"]
 
     def run(self, patient: bool) -> str:
-        for _ in range(1 + self.work.settings.retries):
+        """Rounds of submitting and merging, until nothing is missing or a round brought nothing new."""
+        idle = 0
+        while idle <= self.work.settings.retries and not self.cancelled:
+            before, self.stopped = len(self.work.log.done), ""
             self._submit_all()
             if not self.open:
                 break
@@ -75,12 +86,16 @@ class _Batches:
                 for _ in progress(self._answered(patient), what, total=total, unit="image", note=self._note):
                     pass
             except KeyboardInterrupt:
-                return f"interrupted: {len(self.open)} batches go on at the server; the same command fetches them"
+                return INTERRUPTED if not self.open else f"{INTERRUPTED}; {self._to_come()}"
             if self.open:
-                return f"{len(self.open)} batches are not ready; the same command fetches them"
-            if self.stopped:
-                break
+                return self._to_come()
+            idle = 0 if len(self.work.log.done) > before else idle + 1
+        if self.cancelled:
+            return "a batch was cancelled at the server; start again to ask for the rest"
         return self.stopped
+
+    def _to_come(self) -> str:
+        return f"{len(self.open)} batches are under way at the server; the same command fetches them"
 
     def _note(self) -> str:
         usd = self.work.usd
@@ -105,7 +120,9 @@ class _Batches:
         if part["status"] == "written":
             path = self.folder / f"{part['name']}.jsonl"
             with self.server.explained():
-                known = next((f.id for f in self.sdk.files.list(purpose="batch") if f.filename == path.name), None)
+                known = None
+                if part["name"] not in self.new:  # written by a run that was interrupted: perhaps it is there
+                    known = next((f.id for f in self.sdk.files.list(purpose="batch") if f.filename == path.name), None)
                 self._save(part, file_id=known or self.sdk.files.create(file=path, purpose="batch").id)
             self._save(part, status="uploaded")
             path.unlink(missing_ok=True)
@@ -117,10 +134,11 @@ class _Batches:
         """Create the batch, unless the server has it: a repeated request would be paid twice."""
         for attempt in range(1 + self.work.settings.transport_retries):
             with self.server.explained():
-                batches = self.sdk.batches.list(limit=100)
-                known = [b for b in batches if b.input_file_id == part["file_id"] and b.status != "failed"]
-                if known:
-                    return known[0].id
+                if attempt or part["name"] not in self.new:
+                    batches = self.sdk.batches.list(limit=100)
+                    known = [b for b in batches if b.input_file_id == part["file_id"] and b.status != "failed"]
+                    if known:
+                        return known[0].id
                 try:
                     return self.server.sdk.batches.create(
                         input_file_id=part["file_id"],
@@ -139,18 +157,24 @@ class _Batches:
     def _write_part(self, rows: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
         """The next request file, as large as the API and the money allow; None if nothing is to be asked."""
         settings, form = self.work.settings, self.work.form
-        in_flight = sum(part["images"] for part in self.open)
+        if form == "questions":
+            raise EmonbError(
+                "triplets.answer_format: the Batch API needs schema or sections, and this model no form fits"
+            )
+        in_flight = Counter()
+        for part in self.open:
+            in_flight[part["form"]] += part["images"]
         name = f"{self.work.dataset}-{len(self.state['parts']):04}-{secrets.token_hex(4)}"  # its own at the server
         path, ids, size = self.folder / f"{name}.jsonl", [], 0
         with path.open("wb") as file:
             while len(ids) < settings.batch_requests and size < settings.batch_mb * 1e6 * 0.95 - 1e6:
-                if not self.work.affordable(in_flight + len(ids)):
+                row = next(rows, None)
+                if row is None:
+                    break
+                if not self.work.affordable(in_flight + Counter({form: len(ids)})):
                     self.stopped = (
                         f"the next answer could exceed the limit of ${settings.max_cost:g}; raise --max-cost"
                     )
-                    break
-                row = next(rows, None)
-                if row is None:
                     break
                 try:
                     picture = encode_picture(row["path"], settings.max_side)
@@ -158,14 +182,17 @@ class _Batches:
                     self.work.give_up(row, "not a readable picture")
                     continue
                 body = self.server.body(self.work.requests(row, picture, form)[0])
-                line = {"custom_id": _custom_id(row["image_id"]), "method": "POST", "url": _ENDPOINT, "body": body}
+                line = {"custom_id": custom_id(row["image_id"]), "method": "POST", "url": _ENDPOINT, "body": body}
                 size += file.write(json.dumps(line).encode() + b"\n")
                 ids.append(row["image_id"])
         if not ids:
             path.unlink()
             return None
         write_json(self.folder / f"{name}.ids.json", ids)
+        asked_of, prompt = self.work.origin
         part = {"name": name, "status": "written", "images": len(ids), "form": form}
+        part |= {"asked_of": asked_of, "prompt_sha256": prompt}
+        self.new.add(name)
         self.state["parts"].append(part)
         self._save()
         return part
@@ -177,22 +204,29 @@ class _Batches:
         """Poll, fetch and merge; yields once per image that the server is done with."""
         seen: dict[str, int] = {}
         while True:
-            waiting = []
+            waiting = False
             for part in self.open:
-                with self.server.explained():
+                if part["status"] == "uploaded":  # put off: the queue was full
+                    waiting = True
+                    continue
+                with self.server.explained(_GONE.format(part=part["name"], file=self.file.name)):
                     batch = self.sdk.batches.retrieve(part["batch_id"])
                 counts = batch.request_counts
                 finished = (counts.completed + counts.failed) if counts else 0
                 if batch.status in _OVER:
                     self._merge(part, batch)
                     finished = part["images"]
+                    self.cancelled |= batch.status == "cancelled"
+                    for other in self.open:  # there is room in the queue again
+                        self._advance(other)
                 elif batch.status == "failed":
                     self._failed(part, batch)
+                    waiting = True
                 else:
-                    waiting.append(part)
+                    waiting = True
                 yield from range(seen.get(part["name"], 0), finished)
                 seen[part["name"]] = max(finished, seen.get(part["name"], 0))
-            if not waiting or not patient:
+            if not self.open or not (waiting and patient):
                 return
             time.sleep(self.work.settings.batch_poll_s)
 
@@ -201,8 +235,9 @@ class _Batches:
         errors = (batch.errors.data if batch.errors else None) or []
         said = scrub("; ".join(f"{e.code}: {e.message}" for e in errors) or "no reason given")
         if any(e.code == "token_limit_exceeded" for e in errors) and len(self.open) > 1:
+            self.new.discard(part["name"])
             self._save(part, status="uploaded")
-            self.say(f"{part['name']}: {said}; it will be submitted again")
+            self.say(f"{part['name']}: {said}; it will be submitted again when another batch has ended")
             return
         self.state["parts"].remove(part)
         self._save()
@@ -213,13 +248,19 @@ class _Batches:
     def _merge(self, part: dict[str, Any], batch: Any) -> None:
         """Fetch the answers and judge them; a merge that was interrupted goes on where it was."""
         known = {r["image_id"] for r in self.work.log.rejections() if r.get("batch") == part["name"]}
-        lines: dict[str, tuple[Path, int]] = {}
+        counts, lines = batch.request_counts, {}
         for kind in ("output", "error"):
             file_id = getattr(batch, f"{kind}_file_id")
             if file_id:
                 lines |= self._fetch(part, kind, file_id)
+        expected = counts.completed + counts.failed if counts else 0
+        if len(lines) < expected and batch.status != "cancelled":
+            for path in self.folder.glob(f"{part['name']}.*.jsonl"):
+                path.unlink()
+            fetched = f"{len(lines):,} of {expected:,} answers could be fetched"
+            raise EmonbError(f"{part['name']}: {fetched}; start again to fetch them anew")
         for row in iter_samples(self.work.samples, "train", columns=_COLUMNS):
-            place = lines.get(_custom_id(row["image_id"]))
+            place = lines.get(custom_id(row["image_id"]))
             if place and row["image_id"] not in self.work.log.done and row["image_id"] not in known:
                 with place[0].open("rb") as file:
                     file.seek(place[1])
@@ -229,38 +270,30 @@ class _Batches:
             path.unlink()
 
     def _fetch(self, part: dict[str, Any], kind: str, file_id: str) -> dict[str, tuple[Path, int]]:
-        """Download a result file and index its lines: custom_id -> file, byte offset."""
+        """Download a result file, unless it is there, and index its lines."""
         path = self.folder / f"{part['name']}.{kind}.jsonl"
         if not path.is_file():
-            partial = path.with_suffix(".partial")
-            with self.server.explained(), self.sdk.files.with_streaming_response.content(file_id) as response:
-                response.stream_to_file(partial)
-            partial.replace(path)
-        found, offset = {}, 0
-        with path.open("rb") as file:
-            for line in file:
-                with suppress(ValueError, KeyError, TypeError):  # a line that cannot be read: its image is asked again
-                    found[json.loads(line)["custom_id"]] = (path, offset)
-                offset += len(line)
-        return found
+            with self.server.explained(_GONE.format(part=part["name"], file=self.file.name)):
+                download(self.sdk, file_id, path)
+        return index_lines(path)
 
     def _receive(self, row: dict[str, Any], line: dict[str, Any], part: dict[str, Any]) -> None:
         response, error = line.get("response") or {}, line.get("error") or {}
         if response.get("status_code") == 200:
             try:
-                self.work.receive(row, [read_completion(response.get("body"))], part["form"], batch=part["name"])
+                self.work.receive(row, [read_completion(response.get("body"))], part["form"], **self._origin(part))
             except BadBody as problem:
-                self.work.give_up(row, str(problem), batch=part["name"])
+                self.work.give_up(row, str(problem), **self._origin(part))
             return
-        if error.get("code") == "batch_expired":  # not answered in time, not paid: the next round asks again
+        if error.get("code") in _NOT_ANSWERED:
             return
         said = (response.get("body") or {}).get("error") or error
         text = scrub(str(said.get("message") or said) if isinstance(said, dict) else str(said))
         if response.get("status_code") in (400, 422) and "response_format" in f"{said}":
             self.work.refused_forms.add(part["form"])
-        self.work.give_up(row, f"status {response.get('status_code')}: {text}", batch=part["name"])
+        self.work.give_up(row, f"status {response.get('status_code')}: {text}", **self._origin(part))
 
-
-def _custom_id(image_id: str) -> str:
-    """Short and free of odd characters; the same in every run."""
-    return hashlib.sha256(image_id.encode()).hexdigest()[:40]
+    @staticmethod
+    def _origin(part: dict[str, Any]) -> dict[str, str]:
+        """What every record of a part says: the batch, and what was asked when it was submitted."""
+        return {"batch": part["name"], "asked_of": part["asked_of"], "prompt_sha256": part["prompt_sha256"]}

@@ -55,8 +55,10 @@ def triplets(
     profile: Annotated[str, typer.Option(help=_PROFILE)] = "mini",
     annotator: Annotated[str, typer.Option(help="openai, batch or offline; default: the profile's")] = "",
     estimate: Annotated[bool, typer.Option("--estimate", help="print tokens and price, send nothing")] = False,
-    max_cost: Annotated[float, typer.Option(help="USD for this dataset, earlier runs included; 0: no limit")] = 0,
-    concurrency: Annotated[int, typer.Option(help="requests at a time; default: the profile's")] = 0,
+    max_cost: Annotated[
+        float | None, typer.Option(help="USD for this dataset, earlier runs included; default: the profile's")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="requests at a time; default: the profile's")] = None,
     model: Annotated[str, typer.Option(help="a vision model of the server; default: the profile's")] = "",
     import_file: Annotated[
         str, typer.Option("--import", help="take triplets from the authors' or an EmoVIT-style JSON file")
@@ -74,7 +76,7 @@ def triplets(
         dataset,
         images=_from_root(images),
         out=_from_root(out),
-        changes={name: value for name, value in changes.items() if value},
+        changes={name: value for name, value in changes.items() if value not in (None, "")},
         only_estimate=estimate,
         import_file=import_file,
         patient=patient,

@@ -6,3 +6,7 @@ class EmonbError(Exception):
 
     The command line prints the message alone; a notebook shows it as the last line of the traceback.
     """
+
+
+class UnreadablePicture(EmonbError):
+    """A file that is no picture, or a damaged one: the rest of the dataset can do without it."""

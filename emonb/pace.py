@@ -18,7 +18,7 @@ class Pace:
 
     def __init__(self, requests: int | None, tokens: int | None, window_s: float = 61.0) -> None:
         self.requests, self.tokens, self.window = requests, tokens, window_s
-        self._sent: deque[list[float]] = deque()  # [time, tokens]
+        self._sent: deque[list[float]] = deque()  # [time, tokens, still counted]
         self._sum = 0.0
         self._not_before = 0.0
         self._lock = threading.Lock()
@@ -32,8 +32,9 @@ class Pace:
                 now = time.monotonic()
                 delay = self._delay(now, tokens)
                 if delay <= 0:
-                    entry = [now, tokens]
-                    if self.requests is not None or self.tokens is not None:
+                    counted = self.requests is not None or self.tokens is not None
+                    entry = [now, tokens, counted]
+                    if counted:
                         self._sent.append(entry)
                         self._sum += tokens
                     return entry
@@ -43,7 +44,7 @@ class Pace:
     def settle(self, entry: list[float], tokens: float) -> None:
         """Replace a request's estimated tokens by the tokens that it took."""
         with self._lock:
-            if entry in self._sent:
+            if entry[2]:
                 self._sum += tokens - entry[1]
             entry[1] = tokens
 
@@ -57,7 +58,9 @@ class Pace:
 
     def _delay(self, now: float, tokens: float) -> float:
         while self._sent and self._sent[0][0] <= now - self.window:
-            self._sum -= self._sent.popleft()[1]
+            entry = self._sent.popleft()
+            self._sum -= entry[1]
+            entry[2] = False
         delay = self._not_before - now
         if self._sent:
             full = self.requests is not None and len(self._sent) >= self.requests

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from emonb.annotator import Picture, requests_for
 from emonb.errors import EmonbError
 from emonb.settings import TripletSettings, project_root
+from emonb.transport import public_name
 
 __all__ = [
     "ImageRule",
@@ -113,7 +114,7 @@ def image_tokens(width: int, height: int, rule: ImageRule, detail: str, max_side
 
 def sample_sizes(rows: Iterable[dict[str, Any]], n: int) -> list[tuple[int, int]]:
     """Width and height of at most 500 pictures, spread evenly over the n rows; unreadable ones are left out."""
-    step = max(1, n // _SAMPLE)
+    step = max(1, -(-n // _SAMPLE))
     sizes = []
     for i, row in enumerate(rows):
         if i % step == 0:
@@ -154,9 +155,10 @@ def estimate_table(
     Returns:
         Rows of a `part`; columns `tokens_*` and `usd_*` (NaN where the price is unknown) for low, high, worst.
     """
-    price = load_prices(settings).find(settings.model)
+    price = load_prices(settings).find(public_name(settings.model))
     rule = price.image if price else ImageRule()
-    per_picture = [image_tokens(w, h, rule, settings.detail, settings.max_side) for w, h in sizes] or [0]
+    sizes = sizes or [(settings.max_side, settings.max_side)]  # none could be read: the largest that is sent
+    per_picture = [image_tokens(w, h, rule, settings.detail, settings.max_side) for w, h in sizes]
     row = {"label": max(labels, key=len), "sha256": "0" * 8}
     form = "schema" if settings.answer_format == "auto" else settings.answer_format
     bodies = requests_for(row, Picture("image/jpeg", b"", (1, 1)), form, settings)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pyarrow import parquet
 
-from emonb.errors import EmonbError
+from emonb.errors import UnreadablePicture
 from emonb.settings import project_root
 from emonb.store import Artifact, read_json
 
@@ -68,7 +68,7 @@ def open_picture(path: str | Path) -> Image.Image:
     """A picture as people see it: EXIF rotation applied, RGB, transparency on white.
 
     Raises:
-        EmonbError: not a readable picture; the message names the file.
+        UnreadablePicture: not a readable picture; the message names the file.
     """
     try:
         with Image.open(path) as raw:
@@ -78,8 +78,8 @@ def open_picture(path: str | Path) -> Image.Image:
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image)
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise EmonbError(f"{path}: not a readable picture ({error}); replace or remove the file") from None
+    except Exception as error:  # PIL's decoders raise what they meet: struct.error, ValueError, SyntaxError, ...
+        raise UnreadablePicture(f"{path}: not a readable picture ({error}); replace or remove the file") from None
 
 
 def brightness_colorfulness(image: Image.Image) -> tuple[float, float]:

@@ -6,6 +6,7 @@ Retry-After that one request is told holds for all of them.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from emonb.annotator import Reply
 from emonb.errors import EmonbError
@@ -30,6 +31,9 @@ _LOCAL_PATH = re.compile(r"(?<![\w/:.])(?:/[\w.@+\-]+){2,}/?|[A-Za-z]:\\[^\s'\"]
 
 
 _LONG = 5.0  # seconds of a pause that people are told of
+_LONGEST = 3600.0  # seconds that a server may make us wait at a time
+_DEFAULT_URL = "https://api.openai.com/v1"
+_UNKNOWN = r"unsupported|not supported|unknown|unrecognized|unexpected|not permitted|extra input|use '"
 
 
 class FormRefused(Exception):
@@ -37,7 +41,14 @@ class FormRefused(Exception):
 
 
 class RefusedRequest(Exception):
-    """This request got no answer, or never will; nothing was paid for it."""
+    """This request got no answer: all attempts failed, or (`for_good`) the server refuses it.
+
+    A provider may bill what it wrote after our time-out; `Server.timed_out` counts those attempts.
+    """
+
+    def __init__(self, text: str, *, for_good: bool = False) -> None:
+        super().__init__(text)
+        self.for_good = for_good
 
 
 class Server:
@@ -53,28 +64,40 @@ class Server:
                 "OPENAI_API_KEY is not set: export it (and OPENAI_BASE_URL for another server than OpenAI's), "
                 "or write the triplets without a key: --annotator offline"
             )
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise EmonbError("OPENAI_API_KEY holds blanks, line breaks or other odd characters; set it again, without")
         self.settings, self.stop, self.say = settings, stop, say
-        self.sdk = openai.OpenAI(api_key=key or "none", max_retries=0, timeout=settings.timeout_s)
-        self.host = urlsplit(str(self.sdk.base_url)).netloc.rpartition("@")[2]
+        parts = urlsplit(base_url or _DEFAULT_URL)
+        user, _, self.host = parts.netloc.rpartition("@")  # logs of the HTTP library would show the password
+        basic = {"Authorization": f"Basic {base64.b64encode(unquote(user).encode()).decode()}"} if user else None
+        self.sdk = openai.OpenAI(
+            api_key=key or "none",
+            base_url=parts._replace(netloc=self.host).geturl(),
+            default_headers=basic,
+            max_retries=0,
+            timeout=settings.timeout_s,
+        )
+        self.timed_out = 0
         self.pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
         self._token_limit = "max_completion_tokens" if self.host.endswith("openai.com") else "max_tokens"
         self._limit_swapped = False
 
-    def ask(self, body: dict[str, Any], tokens: float) -> Reply | None:
+    def ask(self, body: dict[str, Any], tokens: float, stop: threading.Event | None = None) -> Reply | None:
         """One chat completion, tried again after transient failures; None if `stop` was set before it was sent.
 
         Args:
             body: arguments of `chat.completions.create`.
             tokens: what the request may take at most, for the pace.
+            stop: another event than the server's own, for a request that belongs to one that is paid for already.
 
         Raises:
             FormRefused: the answer format is beyond this server.
             RefusedRequest: this one request is refused for good, or all attempts failed.
             EmonbError: no request can succeed: wrong key, unknown model, no credit left.
         """
-        attempt = 0
+        attempt, stop = 0, stop or self.stop
         while True:
-            entry = self.pace.wait(tokens, self.stop)
+            entry = self.pace.wait(tokens, stop)
             if entry is None:
                 return None
             limit = self._token_limit
@@ -84,7 +107,7 @@ class Server:
                 self.pace.settle(entry, 0)
                 if self._adapts(error, limit, body):
                     continue
-                self.stop.wait(self.delay_after(error, attempt))
+                stop.wait(self.delay_after(error, attempt))
                 attempt += 1
                 continue
             if reply.usage:
@@ -114,15 +137,18 @@ class Server:
         return None
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn the SDK's errors into one clear message without key or path."""
+    def explained(self, gone: str = "") -> Iterator[None]:
+        """Turn the SDK's errors into one clear message without key or path; `gone` says what a 404 means here."""
         import openai
 
         try:
             yield
         except openai.APIError as error:
-            raise self.fatal(error) or EmonbError(
-                f"{self.host}: {type(error).__name__}: {scrub(_message(error))}; start again to go on"
+            missing = EmonbError(f"{self.host}: {gone}") if gone and isinstance(error, openai.NotFoundError) else None
+            raise (
+                missing
+                or self.fatal(error)
+                or EmonbError(f"{self.host}: {type(error).__name__}: {scrub(_message(error))}; start again to go on")
             ) from None
 
     def delay_after(self, error: Exception, attempt: int) -> float:
@@ -134,17 +160,19 @@ class Server:
             raise fatal from None
         text = scrub(_message(error))
         if isinstance(error, openai.APIStatusError) and not _is_transient(error.status_code):
-            raise RefusedRequest(f"status {error.status_code}: {text}") from None
+            raise RefusedRequest(f"status {error.status_code}: {text}", for_good=True) from None
         if not isinstance(error, openai.APIError | ValueError | BadBody):
             raise error
-        if attempt >= self.settings.transport_retries:
+        self.timed_out += isinstance(error, openai.APITimeoutError)
+        busy = isinstance(error, openai.RateLimitError)  # it answers: waiting will do
+        if attempt >= self.settings.transport_retries * (10 if busy else 1):
             last = f"{type(error).__name__}: {text}"
             raise RefusedRequest(f"{attempt + 1} attempts failed, the last with {last}") from None
         told = _retry_after(error)
         if told is not None:
             if self.pace.pause(told) and told >= _LONG:
                 self.say(f"{self.host} asks to wait {told:,.0f} s")
-            return told
+            return told + random.uniform(0, min(0.1 * 2 ** min(attempt, 8), 5.0))  # some send 0, all at once
         return min(0.5 * 2**attempt, 30.0) * random.uniform(0.75, 1.0)  # so that those who failed together part
 
     def _adapts(self, error: Exception, limit: str, body: dict[str, Any]) -> bool:
@@ -157,15 +185,15 @@ class Server:
         named = f"{getattr(error, 'param', None) or ''} {text}"
         if limit != self._token_limit:  # another request has found the right name meanwhile
             return True
-        if not self._limit_swapped and re.search(rf"\b{limit}\b", named):
+        if not self._limit_swapped and limit in named and re.search(_UNKNOWN, named, re.IGNORECASE):
             self._token_limit = "max_tokens" if limit == "max_completion_tokens" else "max_completion_tokens"
             self._limit_swapped = True
             return True
         if "response_format" in body and re.search(r"response_format|json_schema|structured|schema", named):
-            raise FormRefused(text)
+            raise FormRefused(text) from None
         if "temperature" in body and "temperature" in named:
-            raise EmonbError(f"{self.host}: {text}; set triplets.temperature to null")
-        raise RefusedRequest(f"refused: {text}")
+            raise EmonbError(f"{self.host}: {text}; set triplets.temperature to null") from None
+        raise RefusedRequest(f"refused: {text}", for_good=True) from None
 
 
 class BadBody(Exception):
@@ -180,25 +208,30 @@ def read_completion(completion: Any) -> Reply:
     """
     data = completion if isinstance(completion, dict) else getattr(completion, "model_dump", dict)()
     try:
-        choice = data["choices"][0]
-        message = choice["message"]
-        created = datetime.fromtimestamp(int(data.get("created") or time.time()), UTC)
-        text = message.get("content") or ""
-        if not isinstance(text, str):
+        usage = data.get("usage") or None
+        if usage:
+            usage = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+        choice = (data.get("choices") or [{}])[0]
+        message = choice.get("message") or {}
+        if not message and not usage:  # with usage it was paid for, and is judged as an empty answer
             raise TypeError
-    except (KeyError, IndexError, TypeError, AttributeError):
+        text, refusal = _plain_text(message.get("content")), _plain_text(message.get("refusal"))
+        finish_reason, model = choice.get("finish_reason"), _plain_text(data.get("model"))
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise BadBody("the server's answer is not a chat completion") from None
-    usage = data.get("usage") or None
-    if usage:
-        usage = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
-    return Reply(
-        text=text,
-        finish_reason=choice.get("finish_reason"),
-        refusal=message.get("refusal"),
-        model=public_name(str(data.get("model") or "")),
-        created=created.isoformat(timespec="seconds"),
-        usage=usage,
-    )
+    try:
+        created = datetime.fromtimestamp(int(data.get("created") or time.time()), UTC)
+    except (ValueError, TypeError, OverflowError, OSError):  # some servers count milliseconds
+        created = datetime.now(UTC)
+    said = created.isoformat(timespec="seconds")
+    return Reply(text, finish_reason, refusal or None, public_name(model), said, usage)
+
+
+def _plain_text(content: Any) -> str:
+    """Text, or the text parts of a list, that can be written as UTF-8; "" for anything else."""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
 
 
 def public_name(model: str) -> str:
@@ -230,7 +263,8 @@ def _message(error: Exception) -> str:
         return str(inner.get("message") or inner) if isinstance(inner, dict) else str(inner)
     if isinstance(error, json.JSONDecodeError):
         return "the body is not JSON"
-    return f"{error} {error.__cause__ or ''}".strip()
+    cause = error.__cause__
+    return f"{error} ({type(cause).__name__})" if cause else f"{error}"
 
 
 def _is_transient(status: int) -> bool:
@@ -244,12 +278,12 @@ def _retry_after(error: Exception) -> float | None:
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     try:
         if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+            return min(max(0.0, float(headers["retry-after-ms"]) / 1000), _LONGEST)
         value = headers.get("retry-after")
         if value is None:
             return None
         if re.fullmatch(r"\s*[\d.]+\s*", value):
-            return float(value)
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+            return min(float(value), _LONGEST)
+        return min(_LONGEST, max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()))
     except (ValueError, TypeError):
         return None

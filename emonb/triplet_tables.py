@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,54 @@ from emonb.answer_log import rejected_path
 from emonb.settings import Settings, TripletSettings
 from emonb.triplets import triplets_path
 
-__all__ = ["check_rates", "rejected_answers", "rejection_rates", "source_note", "triplet_sources"]
+__all__ = ["Summary", "check_rates", "rejected_answers", "rejection_rates", "source_note", "triplet_sources"]
 
 _SOURCES = {
     "offline": "offline annotator, no paid model",
     "openai": "a paid model",
     "imported": "somebody else's file",
 }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What stands in the files after a run.
+
+    Attributes:
+        images: training images of the dataset.
+        accepted: images with triplets.
+        given_up: images whose answers failed the checks as often as they may.
+        missing: images that the next run asks for.
+        reasons: rejected answers by reason.
+        answers: paid answers in all; `prompt_tokens` and `completion_tokens` are theirs.
+        usd: what they cost, None where the price is unknown.
+        stopped: why the run ended early, or "".
+    """
+
+    images: int
+    accepted: int
+    given_up: int
+    missing: int
+    reasons: dict[str, int]
+    answers: int
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float | None
+    stopped: str = ""
+
+    def __str__(self) -> str:
+        cost = "price unknown" if self.usd is None else f"${self.usd:,.4f}"
+        lines = [
+            f"{self.accepted:,} of {self.images:,} training images have triplets, "
+            f"{self.given_up:,} were given up, {self.missing:,} are missing",
+            f"{self.answers:,} paid answers, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out: {cost}",
+        ]
+        if self.reasons:
+            found = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.reasons.items(), key=lambda x: -x[1]))
+            lines.append(f"rejected: {found}")
+        if self.stopped:
+            lines.append(f"stopped: {self.stopped}")
+        return "\n".join(lines)
 
 
 def check_rates(triplets: pd.DataFrame, labels: pd.Series, settings: TripletSettings) -> pd.Series:

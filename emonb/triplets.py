@@ -91,7 +91,7 @@ def triplets_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
     annotator = resolve_annotator(settings, dataset)
     plain = triplets_path(settings, dataset)
     if annotator == "offline":
-        if has_paid_answers(plain):
+        if has_paid_answers(plain, thorough=True):
             raise EmonbError(
                 f"{plain.name}: holds answers that were paid for; set triplets.annotator to auto to use them, "
                 "or choose another results folder with OUT (--out)"
@@ -103,9 +103,11 @@ def triplets_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
             atomic_write(plain, copy)
         return artifact
     if annotator in ("openai", "batch"):
-        from emonb.annotate import annotate
+        from emonb.annotate import INTERRUPTED, annotate
 
-        annotate(settings, samples, dataset, batch=annotator == "batch")
+        summary = annotate(settings, samples, dataset, batch=annotator == "batch")
+        if summary.stopped.startswith(INTERRUPTED):
+            raise EmonbError("interrupted; what was answered is saved: run it again to go on")
     return _written_artifact(store, dataset, samples, plain)
 
 
@@ -122,13 +124,17 @@ def resolve_annotator(settings: Settings, dataset: str) -> str:
     return "written" if has_paid_answers(triplets_path(settings, dataset)) else "offline"
 
 
-def has_paid_answers(path: Path) -> bool:
-    """Whether a triplets file holds anything that the offline annotator cannot write again."""
+def has_paid_answers(path: Path, *, thorough: bool = False) -> bool:
+    """Whether a triplets file holds anything that the offline annotator cannot write again.
+
+    Its first line tells, since the two are never mixed; `thorough` reads all lines, before the file is replaced.
+    """
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        first = file.readline()
-    return bool(first.strip()) and b'"source": "offline"' not in first
+        lines = (line for line in file if line.strip())
+        paid = (b'"source": "offline"' not in line for line in lines)
+        return any(paid) if thorough else next(paid, False)
 
 
 def answered_images(path: Path) -> set[str]:
@@ -160,8 +166,11 @@ def _offline_artifact(store: Store, dataset: str, samples: Artifact) -> Artifact
 
 def _written_artifact(store: Store, dataset: str, samples: Artifact, plain: Path) -> Artifact:
     """A snapshot of the triplets file, validated, in the samples' order: arrival must not decide the training."""
-    if not plain.is_file():
-        raise EmonbError(f"triplets/{plain.name}: no triplets yet; run: python -m emonb triplets --dataset {dataset}")
+    if not plain.is_file() or not plain.stat().st_size:
+        raise EmonbError(
+            f"triplets/{plain.name}: no triplets yet; the reasons, if any, stand in {plain.stem}.rejected.jsonl; "
+            f"ask again: python -m emonb triplets --dataset {dataset}"
+        )
 
     def build(folder: Path) -> None:
         ids = (row["image_id"] for row in iter_samples(samples, "train", columns=["image_id"]))
@@ -252,7 +261,10 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str, int]]:
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
+            where = f"{path.parent.name}/{path.name}, line {number}"
+            if not line.strip():
+                offset += len(line)
+                continue
             try:
                 triplet = json.loads(line)
             except ValueError as error:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from openai_server import CONTENT, serve
 
 from emonb import annotate as module
 from emonb.annotate import annotate
+from emonb.annotation import Annotation
 from emonb.answer_log import rejected_path
 from emonb.errors import EmonbError
+from emonb.settings import TripletSettings
 from emonb.store import Store
+from emonb.transport import Server, read_completion
 from emonb.triplets import KINDS, read_triplets, triplets_stage
 
 FAULTS = {"rate_limit": 0.05, "server_error": 0.03, "unavailable": 0.02, "stall": 0.01, "cut": 0.03, "bad_body": 0.02,
@@ -374,3 +378,198 @@ def test_32_at_a_time_are_near_the_ideal(tmp_path, server):
     seconds = max(row["done"] for row in log) - min(row["t"] for row in log)
     assert_complete(path, 1000)
     assert seconds < 1.5 * 1000 / 32 * 0.2, seconds
+
+
+def test_batches_under_way_are_not_paid_a_second_time(tmp_path, images, server):
+    running = server(batch_seconds=0.5)
+    settings, samples, _ = opened(tmp_path, images, batch_poll_s=0.1)
+    ask(settings, samples, batch=True, patient=False)
+    with pytest.raises(EmonbError, match=r"1 batches with 24 images are not fetched yet.*--annotator batch"):
+        ask(settings, samples)
+    assert ask(settings, samples, batch=True)[0].accepted == 24
+    assert sum(row["paid"] for row in running.log()) == 24
+
+
+def stub(monkeypatch, answer):
+    """Replace the SDK's call: `answer(number, arguments)` gives a chat completion as a dict, or raises."""
+    count, lock = Counter(), threading.Lock()
+
+    def create(self, **arguments):
+        with lock:
+            count["asked"] += 1
+            number = count["asked"]
+        return answer(number, arguments)
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr("openai.resources.chat.completions.Completions.create", create)
+    return count
+
+
+def completion(content, **more):
+    message = {"role": "assistant", "content": content}
+    usage = {"prompt_tokens": 100, "completion_tokens": 50}
+    choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+    return {"id": "x", "created": 1_800_000_000, "model": "m", "choices": choices, "usage": usage, **more}
+
+
+NOUNS = ("amber", "brass", "cedar", "delta", "ember", "flint", "grove", "heron", "iris", "jade", "kelp", "lotus")
+
+
+def text(number, words="stone door lamp field"):
+    """An answer that fits the schema, another one for each number."""
+    rng = random.Random(number)
+    said = " ".join(rng.choice(NOUNS) for _ in range(30))
+    return f'{{"conversation": "{said} {words}", "reasoning": "{said[::-1]} {words}", "key_elements": []}}'
+
+
+def bad_request(message):
+    import httpx2
+    import openai
+
+    response = httpx2.Response(400, request=httpx2.Request("POST", "http://x"))
+    return openai.BadRequestError(message, response=response, body={"message": message})
+
+
+ODD = {
+    "a lone surrogate": lambda n: completion(text(n, "\ud83d")),
+    "milliseconds": lambda n: completion(text(n), created=1_800_000_000_000),
+    "a list of parts": lambda n: completion([{"type": "text", "text": text(n)}]),
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=list(ODD))
+def test_an_odd_answer_is_kept_not_asked_again(tmp_path, images, monkeypatch, odd):
+    asked = stub(monkeypatch, lambda number, _: odd(number))
+    settings, samples, path = opened(tmp_path, images, near_duplicate=1.0)
+    summary, _ = ask(settings, samples)
+    assert summary.accepted == asked["asked"] == 24
+    assert_complete(path, 24)
+
+
+def test_an_answer_without_a_choice_was_paid_for(tmp_path, images, monkeypatch):
+    asked = stub(monkeypatch, lambda number, _: completion("", choices=[]))
+    settings, samples, _ = opened(tmp_path, images, retries=0)
+    summary, _ = ask(settings, samples)
+    assert summary.reasons == {"empty": 24}
+    assert summary.answers == asked["asked"] == 24
+
+
+def test_an_unexpected_error_loses_no_other_answer(tmp_path, images, monkeypatch):
+    def answer(number, _):
+        if number == 5:
+            raise RuntimeError("what nobody thought of")
+        time.sleep(0.02)
+        return completion(text(number))
+
+    asked = stub(monkeypatch, answer)
+    settings, samples, _ = opened(tmp_path, images, near_duplicate=1.0)
+    summary, _ = ask(settings, samples)
+    assert summary.accepted == 23
+    assert summary.reasons == {"no answer": 1}
+    assert ask(settings, samples)[0].accepted == 24
+    assert asked["asked"] == 25
+
+
+def test_half_an_image_that_is_paid_for_is_recorded(tmp_path, images, monkeypatch):
+    def answer(number, arguments):
+        if "Why" in str(arguments["messages"]) or "Explain" in str(arguments["messages"]):
+            raise bad_request("no explanations here")
+        return completion("a stone and a lamp on a wide field of grass")
+
+    stub(monkeypatch, answer)
+    settings, samples, path = opened(tmp_path, images, answer_format="questions")
+    summary, _ = ask(settings, samples)
+    assert summary.accepted == 0
+    assert summary.answers == 24  # the first question of each
+    assert all(r["usage"] and "no explanations" in r["detail"] for r in read_lines(rejected_path(path)))
+
+
+def test_images_that_a_server_refuses_do_not_block_the_others(tmp_path, images, monkeypatch):
+    refused = Counter()
+
+    def answer(number, arguments):
+        content = str(arguments["messages"][1]["content"][0])
+        if "anger" in arguments["messages"][1]["content"][1]["text"] or len(refused) < 12:
+            refused[content] += 1
+            raise bad_request("content policy")
+        return completion(text(number))
+
+    stub(monkeypatch, answer)
+    settings, samples, _ = opened(tmp_path, images, near_duplicate=1.0, concurrency=2)
+    summary, _ = ask(settings, samples)
+    assert summary.accepted == 24 - len(refused)
+    assert summary.missing == len(refused) >= 12
+    assert set(refused.values()) == {1}
+
+
+def test_what_another_model_failed_at_does_not_count(tmp_path, images, monkeypatch):
+    stub(monkeypatch, lambda number, _: completion("nonsense"))
+    weak, samples, _ = opened(tmp_path, images, model="tiny-local", retries=0, answer_format="schema")
+    assert ask(weak, samples)[0].given_up == 24
+    stub(monkeypatch, lambda number, _: completion(text(number)))
+    settings, samples, _ = opened(tmp_path, images, retries=0, near_duplicate=1.0)
+    assert ask(settings, samples)[0].accepted == 24
+    limited, samples, _ = opened(tmp_path, images, max_cost=5.0)
+    with pytest.raises(EmonbError, match=r"max_cost: the files hold answers of tiny-local, whose price is unknown"):
+        ask(limited, samples)
+
+
+def test_the_projected_cost_is_of_the_right_size(tmp_path, images, monkeypatch):
+    stub(monkeypatch, lambda number, _: completion(text(number)))
+    settings, samples, _ = opened(tmp_path, images, near_duplicate=1.0, concurrency=1)
+    with Annotation(settings, samples, "small") as work:
+        said = []
+        for row in list(work.missing())[:6]:
+            work.receive(row, [read_completion(completion(text(len(said))))], "schema")
+            said = [work.note(), work.note(), work.note()]  # looked at more often than images are done
+    assert len(set(said)) == 1
+    one = (100 * 2 + 50 * 8) / 1e6
+    assert said[0] == f"${6 * one:.2f} spent, ${24 * one:.2f} in all"
+
+
+def test_a_full_disk_is_said_and_frees_the_file(tmp_path, images, server, monkeypatch):
+    server()
+    settings, samples, path = opened(tmp_path, images)
+    synced = Counter()
+
+    def fsync(handle):
+        synced["times"] += 1
+        if synced["times"] == 5:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("emonb.answer_log.os.fsync", fsync)
+        with pytest.raises(EmonbError, match=r"cannot write \(No space left on device\); make room and start again"):
+            ask(settings, samples)
+    assert path.read_bytes().endswith(b"\n")
+    assert synced["times"] >= 5  # each answer is put on disk by itself
+    assert ask(settings, samples)[0].accepted == 24
+
+
+def test_no_secret_in_a_traceback(tmp_path, images, monkeypatch):
+    def answer(number, _):
+        raise bad_request(f"temperature must be 1; key {KEY} in /srv/private/models")
+
+    stub(monkeypatch, answer)
+    settings, samples, _ = opened(tmp_path, images, temperature=0.5)
+    with pytest.raises(EmonbError) as caught:
+        ask(settings, samples)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "set triplets.temperature to null" in shown
+    assert KEY not in shown
+    assert "/srv/private" not in shown
+
+
+@pytest.mark.parametrize("key", ["sk-abc def", "sk-abc\ndef", "sk-äöü"])
+def test_a_key_that_cannot_be_sent_is_refused_unseen(tmp_path, images, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    settings, samples, _ = opened(tmp_path, images)
+    with pytest.raises(EmonbError, match="odd characters") as caught:
+        ask(settings, samples)
+    assert "abc" not in str(caught.value)
+
+
+def test_an_empty_base_url_means_the_default_server(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert Server(TripletSettings(), threading.Event()).host == "api.openai.com"

@@ -21,9 +21,9 @@ NAMED = {
     "contentment": ["contentment", "contentedly", "they look content and calm", "a content face"],
     "disgust": ["disgustingly", "disgusts", "disgusted"],
     "excitement": ["exciting", "excitedly", "excites", "excitable"],
-    "fear": ["fearful", "fears", "fearfully", "afraid", "scared", "frightening"],
+    "fear": ["fearful", "fears", "fearfully", "afraid", "scared", "scary", "frightened"],
     "sadness": ["sad", "sadly", "saddening", "a sadder place"],
-    "joy": ["joyous", "joyfully", "enjoyable", "joys"],
+    "joy": ["joyous", "joyfully", "enjoyable", "joys", "overjoyed", "rejoicing"],
     "surprise": ["surprisingly", "surprises", "surprised"],
     "positive": ["positively", "positivity"],
     "negative": ["negativity", "negatively"],
@@ -32,18 +32,20 @@ NOT_NAMED = {
     "anger": "a ranger with a hanger at an angle",
     "awe": "a lawyer saw the away team",
     "contentment": "the content of the picture, its content",
-    "fear": "a feather lies far off",
+    "fear": "a feather and a scarf lie far off, a scarecrow stands",
     "sadness": "a saddle and a crusade",
     "joy": "a loyal boy",
     "excitement": "the exit",
+    "amusement": "a muse",
     "positive": "a composition in position",
+    "negative": "the negative space around a scarecrow",
 }
 
 
 @pytest.mark.parametrize("label", NAMED)
 def test_any_form_of_the_emotion_is_found(label):
     for text in (label, *WORD_FORMS.get(label, ()), *NAMED[label]):
-        assert names_emotion(f"One sees {text} here.", label), text
+        assert names_emotion(f"It looks {text} here.", label), text
 
 
 @pytest.mark.parametrize("label", NOT_NAMED)
@@ -65,6 +67,14 @@ def test_every_label_of_every_taxonomy_has_forms():
         (("", "stop", "I can't help with that."), "refused"),
         (("I'm sorry, but I cannot help.", "stop", None), "refused"),
         (("I can’t assist with this.", "stop", None), "refused"),
+        (("I’m really sorry, but I can’t help with identifying people.", "stop", None), "refused"),
+        (("Unfortunately, I cannot provide that.", "stop", None), "refused"),
+        (("As an AI, I can't view pictures.", "stop", None), "refused"),
+        (("I am unable to describe this.", "stop", None), "refused"),
+        (("I can't help but smile at the puppy.", "stop", None), None),
+        (("I cannot see any faces, yet the light is warm.", "stop", None), None),
+        (("Sorry-looking houses line a street.", "stop", None), None),
+        (("I am afraid of nothing more than this cliff.", "stop", None), None),
         (("Sorry, no.", "stop", None), "refused"),
         (("I see a street.", "stop", None), None),
     ],

@@ -31,18 +31,22 @@ def path(tmp_path):
     with AnswerLog(path) as log:
         for name in ("a", "b", "c"):
             log.accept(paid(name))
-        log.reject({"image_id": "d", "reason": "empty", "detail": "", "answer_format": "schema", "asked_of": "m",
-                    "usage": USAGE})  # fmt: skip
+        record = {"detail": "", "answer_format": "schema", "asked_of": "m", "prompt_sha256": "p", "usage": None}
+        log.reject({**record, "image_id": "f", "reason": "not in the asked form"})
+        log.reject({**record, "image_id": "g", "reason": "empty", "asked_of": "another"})
+        log.reject({**record, "image_id": "d", "reason": "empty", "usage": USAGE})
         log.reject({"image_id": "e", "reason": "no answer", "detail": "500", "usage": None})
     return path
 
 
 def test_what_was_written_is_there_again(path):
     heard = []
-    with AnswerLog(path, heard.append) as log:
+    with AnswerLog(path, ("m", "p"), heard.append) as log:
         assert log.done == {"a", "b", "c"}
-        assert log.tries == {("d", "schema"): 1}  # no answer is no try
-        assert log.last == {"d": "empty"}
+        assert log.tries == {"d": 1, ("f", "schema"): 1}  # no answer is no try, and another model's is not ours
+        assert log.last == {"d": "empty", "f": "not in the asked form"}
+        assert log.form_failures == {"schema": 1}
+        assert log.reasons == {"empty": 2, "no answer": 1, "not in the asked form": 1}
         assert log.origins == {("m", "p")}
         assert log.forms == {"schema": 3}
         assert log.usage == {("m", ""): {"answers": 4, "prompt_tokens": 400, "completion_tokens": 80}}
@@ -83,9 +87,9 @@ def test_zeros_after_a_power_cut_are_a_torn_line(path):
 def test_a_torn_rejected_line_is_repaired_too(path):
     rejected = rejected_path(path)
     rejected.write_bytes(rejected.read_bytes()[:-5])
-    with AnswerLog(path) as log:
+    with AnswerLog(path, ("m", "p")) as log:
         assert "small.rejected.jsonl" in log.repairs[0]
-        assert log.tries == {("d", "schema"): 1}
+        assert log.tries == {"d": 1, ("f", "schema"): 1}
 
 
 def test_damage_in_the_middle_is_named_not_guessed(path):

@@ -73,7 +73,7 @@ def test_come_back_later(tmp_path, images, server):
     server.configure(batch_seconds=0.6)
     settings, samples, path = opened_batch(tmp_path, images)
     first = ask(settings, samples, patient=False)
-    assert "3 batches are not ready; the same command fetches them" in first.stopped
+    assert "3 batches are under way at the server; the same command fetches them" in first.stopped
     assert first.accepted == 0
     assert ask(settings, samples).accepted == 30
     assert_complete(path, server)
@@ -176,10 +176,10 @@ def test_a_rejected_answer_counts_once_when_its_merge_was_interrupted(tmp_path, 
 
 
 def test_a_limit_on_the_cost_holds_for_what_is_submitted(tmp_path, images, server):
-    settings, samples, _ = opened_batch(tmp_path, images, max_cost=0.03)
+    settings, samples, _ = opened_batch(tmp_path, images, max_cost=0.012)
     summary = ask(settings, samples)
     assert 0 < summary.accepted < 30
-    assert summary.usd <= 0.03
+    assert summary.usd <= 0.012
     assert "raise --max-cost" in summary.stopped
 
 
