@@ -20,7 +20,6 @@ import pandas as pd
 from emonb.annotation import Annotation
 from emonb.annotator import Reply, encode_picture
 from emonb.batch import INTERRUPTED, run_batches
-from emonb.batch_files import refuse_open_batches
 from emonb.errors import EmonbError, UnreadablePicture
 from emonb.prices import estimate_table, image_tokens, request_tokens, sample_sizes
 from emonb.progress import progress
@@ -28,6 +27,7 @@ from emonb.samples import count_samples, iter_samples, sample_labels
 from emonb.settings import Settings
 from emonb.store import Artifact
 from emonb.transport import FormRefused, Server, public_name, scrub
+from emonb.triplet_files import refuse_open_batches
 from emonb.triplet_tables import Summary
 
 __all__ = ["INTERRUPTED", "annotate", "estimate"]
@@ -65,12 +65,14 @@ def annotate(
     with Annotation(settings, samples, dataset, batch=batch) as work:
         for repair in work.log.repairs:
             say(f"repaired: {repair}")
+        if work.strangers:
+            say(f"{work.strangers:,} images in the file are not training images of {dataset} (any more): left out")
         stopped = ""
         try:
             if batch:
                 stopped = run_batches(work, patient=patient, say=say)
             elif work.todo:
-                refuse_open_batches(work)
+                refuse_open_batches(work.log.path)
                 stopped = _Online(work, say).run()
         except EmonbError:
             if work.log.usage:

@@ -67,10 +67,17 @@ class Annotation:
                 f"max_cost: the files hold answers of {', '.join(models)}, whose price is unknown; add it to "
                 f"{self.settings.prices or 'emonb/resources/prices.yaml'}"
             )
-        self.images = self.todo = 0
+        self.images = self.todo = known = 0
         for row in iter_samples(self.samples, "train", columns=["image_id"]):
             self.images += 1
+            known += row["image_id"] in self.log.done
             self.todo += self.is_missing(row["image_id"])
+        self.strangers = len(self.log.done) - known
+        if self.strangers > known:
+            raise EmonbError(
+                f"triplets/{self.log.path.name}: {self.strangers:,} of its {len(self.log.done):,} images are no "
+                f"training images of {self.dataset}: it belongs to other pictures; move it or choose another --out"
+            )
         self._touched, self._spent_before = set(), self.usd
         self.image_rule = self.price.image if self.price else ImageRule()
         self.bounds = {form: self._bound(form) for form in FORMATS}

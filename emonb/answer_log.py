@@ -9,18 +9,17 @@ nothing else has to be kept: a run that starts again reads them and asks only fo
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from emonb.errors import EmonbError
-from emonb.files import make_folder
+from emonb.triplet_files import locked_triplets
 from emonb.triplets import KINDS, has_paid_answers, triplet_line, validate_triplet
 
 __all__ = ["AnswerLog", "rejected_path"]
@@ -63,16 +62,8 @@ class AnswerLog:
             EmonbError: another process writes here, or a line other than the last is damaged.
         """
         self.path, self.rejected, self.origin = path, rejected_path(path), origin
-        make_folder(path.parent)
-        self._lock = path.with_name(f".{path.stem}.lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise EmonbError(
-                f"triplets/{path.name}: another process is asking for these answers; "
-                "wait until it has ended: nothing shall be paid twice"
-            ) from None
+        self._lock = ExitStack()
+        self._lock.enter_context(locked_triplets(path))
         self.done: set[str] = set()
         self.origins: set[tuple[str, str]] = set()
         self.forms: Counter[str] = Counter()

@@ -18,20 +18,19 @@ from typing import Any
 
 from emonb.annotation import Annotation
 from emonb.annotator import encode_picture
-from emonb.batch_files import custom_id, download, index_lines, state_file
+from emonb.batch_files import GONE, custom_id, download, index_lines
 from emonb.errors import EmonbError
 from emonb.files import make_folder, read_json, write_json
 from emonb.progress import progress
 from emonb.samples import iter_samples
 from emonb.transport import BadBody, RefusedRequest, Server, public_name, read_completion, scrub
+from emonb.triplet_files import batches_path, read_batches
 
 __all__ = ["run_batches"]
 
 _ENDPOINT = "/v1/chat/completions"
 _OVER = ("completed", "expired", "cancelled")  # with what was answered until then
 _NOT_ANSWERED = ("batch_expired", "batch_cancelled")  # not paid, and no fault of the image
-_GONE = "the batch {part} or its answers are not at this server (another account? deleted?); to ask again, remove it \
-from triplets/{file}"
 INTERRUPTED = "interrupted"
 _COLUMNS = ["image_id", "path", "label", "sha256"]
 
@@ -55,9 +54,9 @@ class _Batches:
     def __init__(self, work: Annotation, say: Callable[[str], None]) -> None:
         self.work, self.say = work, say
         self.folder = make_folder(work.log.path.with_name(f".{work.dataset}.batches"))
-        self.file = state_file(work)
+        self.file = batches_path(work.log.path)
         self.new: set[str] = set()  # parts of this run: the server cannot know them yet
-        self.state: dict[str, Any] = read_json(self.file) if self.file.is_file() else {"parts": []}
+        self.state: dict[str, Any] = {"parts": read_batches(work.log.path)}
         work.check_origins({(part["asked_of"], part["prompt_sha256"]) for part in self.open})
         noted = tuple(f"{part['name']}." for part in self.open)
         for path in self.folder.iterdir():  # of a part that was not noted: nothing of it was sent
@@ -158,9 +157,7 @@ class _Batches:
         """The next request file, as large as the API and the money allow; None if nothing is to be asked."""
         settings, form = self.work.settings, self.work.form
         if form == "questions":
-            raise EmonbError(
-                "triplets.answer_format: the Batch API needs schema or sections, and this model no form fits"
-            )
+            raise EmonbError("triplets.answer_format: the Batch API needs a model that can do schema or sections")
         in_flight = Counter()
         for part in self.open:
             in_flight[part["form"]] += part["images"]
@@ -198,7 +195,11 @@ class _Batches:
         return part
 
     def _ids(self, part: dict[str, Any]) -> list[str]:
-        return read_json(self.folder / f"{part['name']}.ids.json")
+        path = self.folder / f"{part['name']}.ids.json"
+        if not path.is_file():
+            todo = f"restore it, or cancel {part['name']} at the server and remove it from {self.file.name}"
+            raise EmonbError(f"triplets/{self.folder.name}/{path.name}: gone; {todo}: it would be paid a second time")
+        return read_json(path)
 
     def _answered(self, patient: bool) -> Iterator[int]:
         """Poll, fetch and merge; yields once per image that the server is done with."""
@@ -209,7 +210,7 @@ class _Batches:
                 if part["status"] == "uploaded":  # put off: the queue was full
                     waiting = True
                     continue
-                with self.server.explained(_GONE.format(part=part["name"], file=self.file.name)):
+                with self.server.explained(GONE.format(part=part["name"], file=self.file.name)):
                     batch = self.sdk.batches.retrieve(part["batch_id"])
                 counts = batch.request_counts
                 finished = (counts.completed + counts.failed) if counts else 0
@@ -257,8 +258,7 @@ class _Batches:
         if len(lines) < expected and batch.status != "cancelled":
             for path in self.folder.glob(f"{part['name']}.*.jsonl"):
                 path.unlink()
-            fetched = f"{len(lines):,} of {expected:,} answers could be fetched"
-            raise EmonbError(f"{part['name']}: {fetched}; start again to fetch them anew")
+            raise EmonbError(f"{part['name']}: {len(lines):,} of {expected:,} answers came; start again to fetch them")
         for row in iter_samples(self.work.samples, "train", columns=_COLUMNS):
             place = lines.get(custom_id(row["image_id"]))
             if place and row["image_id"] not in self.work.log.done and row["image_id"] not in known:
@@ -273,7 +273,7 @@ class _Batches:
         """Download a result file, unless it is there, and index its lines."""
         path = self.folder / f"{part['name']}.{kind}.jsonl"
         if not path.is_file():
-            with self.server.explained(_GONE.format(part=part["name"], file=self.file.name)):
+            with self.server.explained(GONE.format(part=part["name"], file=self.file.name)):
                 download(self.sdk, file_id, path)
         return index_lines(path)
 

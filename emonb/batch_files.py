@@ -9,28 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from emonb.annotation import Annotation
-from emonb.errors import EmonbError
-from emonb.files import read_json
+__all__ = ["GONE", "custom_id", "download", "index_lines"]
 
-__all__ = ["custom_id", "download", "index_lines", "refuse_open_batches", "state_file"]
-
-
-def refuse_open_batches(work: Annotation) -> None:
-    """Raise `EmonbError` while batches are under way: their images would be paid twice."""
-    file = state_file(work)
-    still = [part for part in (read_json(file)["parts"] if file.is_file() else []) if part["status"] != "merged"]
-    if still:
-        images = sum(part["images"] for part in still)
-        raise EmonbError(
-            f"{len(still)} batches with {images:,} images are not fetched yet; fetch them with --annotator batch "
-            f"(or delete triplets/{file.name}: what was submitted is paid all the same)"
-        )
-
-
-def state_file(work: Annotation) -> Path:
-    """`OUT/triplets/<dataset>.batches.json`: the parts and how far each is."""
-    return work.log.path.with_name(f"{work.dataset}.batches.json")
+GONE = (
+    "the batch {part} or its answers are not at this server (another account? deleted?); to ask again, remove it "
+    "from triplets/{file}"
+)  # what a 404 means
 
 
 def download(sdk: Any, file_id: str, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from emonb.errors import EmonbError
 
@@ -93,6 +93,13 @@ class TripletSettings(_Section):
     batch_requests: int = Field(50_000, ge=1, le=50_000)  # a Batch API file: at most 50,000 requests, 200 MB
     batch_mb: float = Field(190, gt=0, le=200)
     batch_poll_s: float = Field(60, gt=0)
+
+    @field_validator("max_words")
+    @classmethod
+    def _not_below_min(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("min_words", 1):
+            raise ValueError("must not be below min_words: every answer would fail")
+        return value
 
 
 class NetworkSettings(_Section):
@@ -259,7 +266,8 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
         if key in ("datasets", "seeds") and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         if isinstance(value, dict):
-            value = {**tree.get(key, {}), **value}
+            section = tree.get(key)
+            value = {**section, **value} if isinstance(section, dict) else section if section else value
         tree[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
     try:
         return Settings.model_validate(tree)

@@ -143,6 +143,8 @@ class Server:
 
         try:
             yield
+        except AttributeError:
+            raise EmonbError(f"{self.host}: not an OpenAI-compatible API; set OPENAI_BASE_URL up to /v1") from None
         except openai.APIError as error:
             missing = EmonbError(f"{self.host}: {gone}") if gone and isinstance(error, openai.NotFoundError) else None
             raise (
@@ -208,9 +210,7 @@ def read_completion(completion: Any) -> Reply:
     """
     data = completion if isinstance(completion, dict) else getattr(completion, "model_dump", dict)()
     try:
-        usage = data.get("usage") or None
-        if usage:
-            usage = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+        usage = _usage(data.get("usage"))
         choice = (data.get("choices") or [{}])[0]
         message = choice.get("message") or {}
         if not message and not usage:  # with usage it was paid for, and is judged as an empty answer
@@ -225,6 +225,15 @@ def read_completion(completion: Any) -> Reply:
         created = datetime.now(UTC)
     said = created.isoformat(timespec="seconds")
     return Reply(text, finish_reason, refusal or None, public_name(model), said, usage)
+
+
+def _usage(usage: Any) -> dict[str, int] | None:
+    """Token counts, or None where the server gives none that can be counted with."""
+    try:
+        counts = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+    except (AttributeError, ValueError, TypeError, OverflowError):
+        return None
+    return counts if min(counts.values()) >= 0 and any(counts.values()) else None
 
 
 def _plain_text(content: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,11 +119,18 @@ def triplet_sources(folder: Path) -> dict[str, str]:
     """Who wrote the triplets of each dataset of a results folder: dataset -> words; from its `triplets/*.jsonl`."""
     found = {}
     for path in sorted((folder / "triplets").glob("*.jsonl")):
-        if not path.name.endswith(".rejected.jsonl"):
-            first = next(_read(path), {})
-            source = first.get("source", "")
-            said = _SOURCES.get(source, "unknown")
-            found[path.stem] = f"{said} ({first.get('model')})" if source == "openai" else said
+        if path.name.endswith(".rejected.jsonl"):
+            continue
+        images: dict[str, int] = {}
+        with path.open("rb") as file:
+            for line in file:
+                source = re.search(rb'"source": "(\w+)", "model": "([^"\\]*)', line)
+                if source and b'"kind": "categorical"' in line:
+                    who, model = (part.decode("utf-8", "replace") for part in source.groups())
+                    said = _SOURCES.get(who, "unknown") + (f" ({model})" if who == "openai" else "")
+                    images[said] = images.get(said, 0) + 1
+        counted = (f"{said}: {n:,} images" if len(images) > 1 else said for said, n in images.items())
+        found[path.stem] = ", ".join(counted) or "unknown"
     return found
 
 

@@ -21,11 +21,12 @@ import pandas as pd
 import yaml
 
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, make_folder
+from emonb.files import atomic_write
 from emonb.progress import progress
 from emonb.samples import count_samples, iter_samples, sample_labels
 from emonb.settings import Settings
 from emonb.store import Artifact, Store
+from emonb.triplet_files import locked_triplets, refuse_open_batches
 
 __all__ = [
     "FIELDS",
@@ -91,16 +92,17 @@ def triplets_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
     annotator = resolve_annotator(settings, dataset)
     plain = triplets_path(settings, dataset)
     if annotator == "offline":
-        if has_paid_answers(plain, thorough=True):
-            raise EmonbError(
-                f"{plain.name}: holds answers that were paid for; set triplets.annotator to auto to use them, "
-                "or choose another results folder with OUT (--out)"
-            )
         artifact = _offline_artifact(store, dataset, samples)
-        make_folder(plain.parent)
-        copy = (artifact.path / "triplets.jsonl").read_bytes()
-        if not plain.is_file() or plain.read_bytes() != copy:
-            atomic_write(plain, copy)
+        with locked_triplets(plain):  # a paid run that has no answer yet must not find its file replaced
+            refuse_open_batches(plain)
+            if has_paid_answers(plain, thorough=True):
+                raise EmonbError(
+                    f"{plain.name}: holds answers that were paid for; set triplets.annotator to auto to use them "
+                    "(or leave out --annotator), or choose another results folder with OUT (--out)"
+                )
+            copy = (artifact.path / "triplets.jsonl").read_bytes()
+            if not plain.is_file() or plain.read_bytes() != copy:
+                atomic_write(plain, copy)
         return artifact
     if annotator in ("openai", "batch"):
         from emonb.annotate import INTERRUPTED, annotate
@@ -176,13 +178,14 @@ def _written_artifact(store: Store, dataset: str, samples: Artifact, plain: Path
         ids = (row["image_id"] for row in iter_samples(samples, "train", columns=["image_id"]))
         order = {image_id: i for i, image_id in enumerate(ids)}
         places = []
-        for triplet, where, offset in _lines(plain):
-            if triplet["image_id"] not in order:
-                raise EmonbError(
-                    f"{where}: image {triplet['image_id']!r} is not a training image of {dataset}; remove its lines, "
-                    "or point IMAGES at the pictures that they belong to"
-                )
-            places.append((order[triplet["image_id"]], KINDS.index(triplet["kind"]), offset))
+        for triplet, _, offset in _lines(plain):
+            if triplet["image_id"] in order:  # another split may have made a paid image a test image: left out
+                places.append((order[triplet["image_id"]], KINDS.index(triplet["kind"]), offset))
+        if not places:
+            raise EmonbError(
+                f"triplets/{plain.name}: none of its images is a training image of {dataset}; it belongs to other "
+                "pictures: move it away, or point IMAGES at them"
+            )
         with plain.open("rb") as source, (folder / "triplets.jsonl").open("wb") as target:
             for _, _, offset in sorted(places):
                 source.seek(offset)

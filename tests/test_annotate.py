@@ -25,6 +25,7 @@ from emonb.errors import EmonbError
 from emonb.settings import TripletSettings
 from emonb.store import Store
 from emonb.transport import Server, read_completion
+from emonb.triplet_tables import source_note
 from emonb.triplets import KINDS, read_triplets, triplets_stage
 
 FAULTS = {"rate_limit": 0.05, "server_error": 0.03, "unavailable": 0.02, "stall": 0.01, "cut": 0.03, "bad_body": 0.02,
@@ -573,3 +574,74 @@ def test_an_empty_base_url_means_the_default_server(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert Server(TripletSettings(), threading.Event()).host == "api.openai.com"
+
+
+def offline(folder, images):
+    settings, _, _ = opened(folder, images, annotator="offline")
+    return triplets_stage(settings, Store(settings.out_path / "artifacts"), "small")
+
+
+def test_an_offline_run_beside_a_paid_one_replaces_nothing(tmp_path, images, server):
+    server(latency_s=0.5)
+    settings, samples, path = opened(tmp_path, images, concurrency=24)
+    paid = threading.Thread(target=ask, args=(settings, samples))
+    paid.start()
+    time.sleep(0.25)  # asked, and nothing answered yet
+    with pytest.raises(EmonbError, match="another process is asking"):
+        offline(tmp_path, images)
+    paid.join()
+    assert_complete(path, 24)
+    with pytest.raises(EmonbError, match="paid for"):
+        offline(tmp_path, images)
+
+
+def test_an_offline_run_while_a_batch_is_open_replaces_nothing(tmp_path, images, server):
+    server(batch_seconds=0.3)
+    settings, samples, path = opened(tmp_path, images, batch_poll_s=0.1)
+    ask(settings, samples, batch=True, patient=False)
+    with pytest.raises(EmonbError, match="not fetched yet"):
+        offline(tmp_path, images)
+    assert ask(settings, samples, batch=True)[0].accepted == 24
+    assert_complete(path, 24)
+    note = path.with_name("small.batches.json")
+    for text in ("{", '{"parts": [{"name": "x"}]}'):
+        note.write_text(text)
+        with pytest.raises(EmonbError, match=r"small.batches.json: damaged.*paid a second time"):
+            ask(settings, samples, batch=True)
+
+
+def test_a_file_of_other_pictures_is_noticed_before_anything_is_paid(tmp_path, images, server):
+    running = server()
+    settings, samples, path = opened(tmp_path, images, retries=0)
+    ask(settings, samples)
+    renamed = path.read_text().replace("train/", "other/")
+    path.write_text(renamed)
+    with pytest.raises(EmonbError, match="it belongs to other pictures"):
+        ask(settings, samples)
+    assert len(running.log()) == 24
+    path.write_text(renamed.replace("other/", "train/", 3 * 20))  # four images are no training images any more
+    summary, said = ask(settings, samples)
+    assert (summary.accepted, len(running.log())) == (20, 28)  # their answers are near those of the four
+    assert any("4 images in the file are not training images" in line for line in said)
+    artifact = triplets_stage(settings, Store(settings.out_path / "artifacts"), "small")
+    assert read_triplets(artifact.path / "triplets.jsonl")["image_id"].nunique() == 20
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": "many"}, [1], {"prompt_tokens": -5}])
+def test_odd_usage_is_estimated(tmp_path, images, monkeypatch, usage):
+    asked = stub(monkeypatch, lambda number, _: completion(text(number), usage=usage))
+    settings, samples, _ = opened(tmp_path, images, near_duplicate=1.0)
+    summary, _ = ask(settings, samples)
+    assert summary.accepted == asked["asked"] == 24
+    assert summary.usd > 0
+
+
+def test_all_sources_of_a_file_are_named(tmp_path, images, monkeypatch):
+    stub(monkeypatch, lambda number, _: completion(text(number)))
+    settings, samples, path = opened(tmp_path, images, near_duplicate=1.0)
+    ask(settings, samples)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3]).replace('"source": "openai"', '"source": "imported"') + "".join(lines[3:]))
+    said = source_note(settings.out_path, ["small"])
+    assert "somebody else's file: 1 images" in said
+    assert "a paid model (m): 23 images" in said
