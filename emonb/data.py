@@ -121,7 +121,12 @@ def read_import(folder: Path) -> SampleTable:
         raise EmonbError(f"{folder}: the import is damaged ({error}); import again: {again}") from None
     if listed != listing_digest(source):
         raise EmonbError(f"{folder}: files in {source} changed since the import; import again: {again}")
-    _check_counts(samples, Taxonomy(str(folder), labels), str(folder), partial=False)
+    absent = [split for split in SPLITS if not (samples["split"] == split).any()]
+    if absent:
+        raise EmonbError(
+            f"{folder}: imported with --allow-missing-split, has no {' and no '.join(absent)}; a run needs all of "
+            f"{', '.join(SPLITS)}: add what is missing to {source} and import again: {again}"
+        )
     return SampleTable(samples, labels, root, problems)
 
 
