@@ -1,4 +1,4 @@
-"""The command line: `python -m emonb run | triplets | base | doctor | predict | notebooks`."""
+"""The command line: `python -m emonb run | data | triplets | base | doctor | predict | notebooks`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,  # its traceback shows local variables, and with them the key
 )
+data = typer.Typer(help="Datasets on disk.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data")
 _PROFILE = "smoke, mini, paper, or the path of a .yaml file"
 _DATASETS = "comma-separated names; default: the profile's"
 _IMAGES = "folder of datasets, <images>/<dataset>/...; default: the drawn world"
@@ -82,6 +84,30 @@ def triplets(
         patient=patient,
         say=typer.echo,
     )
+
+
+@data.callback()
+def _data() -> None:
+    """Datasets on disk."""  # a callback keeps `import` a word of the command line while it is the only one
+
+
+@data.command("import")
+def import_data(
+    form: Annotated[
+        str,
+        typer.Argument(metavar="FORMAT", help="emoset, emotion6, fi, flickr, instagram, oasis, bass, or folder"),
+    ],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="folder of the release; it is only read")],
+    out: Annotated[Path, typer.Option(help="folder of datasets, later IMAGES; gets <name>/")],
+    name: Annotated[str, typer.Option(help="name of the dataset; default: the format's, or the folder's")] = "",
+    allow_missing_split: Annotated[
+        bool, typer.Option("--allow-missing-split", help="import what is there although train or test is missing")
+    ] = False,
+) -> None:
+    """Check a release as downloaded and write its sample table and an integrity report; no picture is copied."""
+    from emonb.imports import import_release
+
+    import_release(form, source, out, name=name, allow_missing_split=allow_missing_split, say=typer.echo)
 
 
 @app.command()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -19,23 +19,42 @@ import pandas as pd
 
 from emonb.emotions import Taxonomy, infer_taxonomy, taxonomy_for_dataset
 from emonb.errors import EmonbError
+from emonb.integrity import duplicates, inspect_all, merged, placeholders, problems_of
+from emonb.listing import IMPORT_FILE, listing_digest, source_of
 from emonb.miniworld import DRAWN, draw_dataset
-from emonb.progress import progress
-from emonb.samples import brightness_colorfulness, open_picture, read_samples, sample_labels
+from emonb.releases import Release, read_release, recognise
+from emonb.samples import read_samples, sample_labels
 from emonb.settings import SPLITS, Settings, project_root
 from emonb.store import Artifact, Store, read_json, write_json
 
-__all__ = ["build_samples", "integrity_report", "read_samples", "sample_labels", "samples_stage"]
+__all__ = [
+    "SampleTable",
+    "build_samples",
+    "integrity_report",
+    "read_import",
+    "read_samples",
+    "sample_labels",
+    "sample_table",
+    "samples_stage",
+    "write_samples",
+]
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-_ANNOTATION = "annotation"  # EmoSet's folder of attributes
-_ATTRIBUTES = ("scene", "facial_expression", "human_action")
+_CODE = ["emonb.data", "emonb.samples", "emonb.integrity"]
 SPLIT_SEED = 42  # authors' code: the seed of every split they make
-BASS_POSITIVE, BASS_NEGATIVE = 5.5, 4.5  # ours: US mean valence on a 1-9 scale, the ambiguous middle left out
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """A checked sample table, its class order, the folder its paths are relative to, and what was wrong."""
+
+    samples: pd.DataFrame
+    labels: tuple[str, ...]
+    root: Path
+    problems: dict[str, list[str]]
 
 
 def samples_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
-    """Sample table of one dataset as an artefact (stage `samples`)."""
+    """Sample table of one dataset as an artefact (stage `samples`): drawn, imported, or a release on disk."""
     drawn = dataset in DRAWN
     if not drawn and settings.images_path is None:
         raise EmonbError(
@@ -47,31 +66,83 @@ def samples_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
         sizes = dict(zip(SPLITS, getattr(settings.world, taxonomy.name), strict=True))
         lexicon = resources.files("emonb").joinpath("resources", "lexicon.yaml").read_bytes()
         params = {"source": "drawn", "sizes": sizes, "lexicon": hashlib.sha256(lexicon).hexdigest()}
-        code = ["emonb.data", "emonb.samples", "emonb.miniworld", "emonb.scenes", "emonb.textures"]
+        code = [*_CODE, "emonb.miniworld", "emonb.scenes", "emonb.textures"]
     else:
         source = settings.images_path / dataset
-        params = {"source": os.path.relpath(source, project_root()), "listing": _listing_digest(source)}
-        code = ["emonb.data", "emonb.samples"]
+        if not source.is_dir():
+            raise EmonbError(f"{source}: no such folder; IMAGES must be the folder that contains {source.name!r}")
+        params = {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
+        code = [*_CODE, "emonb.releases", "emonb.release_readers", "emonb.trees"]
 
     def build(folder: Path) -> None:
         if drawn:
-            frame, problems = draw_dataset(dataset, folder, sizes), {}
-            root, labels = folder, taxonomy.labels
-            stored_root = "."
+            release = Release(draw_dataset(dataset, folder, sizes), folder, taxonomy.labels)
+            table = sample_table(release, dataset, where=dataset)
+        elif (source / IMPORT_FILE).is_file():
+            table = read_import(source)
         else:
-            frame, problems, root = _read_release(dataset, source)
-            labels = (taxonomy_for_dataset(dataset) or infer_taxonomy(frame["label"], str(source))).labels
-            stored_root = os.path.relpath(root, project_root())
-        samples, more = build_samples(frame, root, labels, where=dataset if drawn else str(source))
-        samples.to_parquet(folder / "samples.parquet", index=False, row_group_size=4096)  # read in parts
-        write_json(folder / "meta.json", {"labels": list(labels), "root": stored_root, "drawn": drawn})
-        write_json(folder / "integrity.json", integrity_report(samples, labels, {**problems, **more}))
+            table = sample_table(read_release(recognise(source), source), dataset, where=str(source))
+        write_samples(table.samples, folder)
+        root = "." if drawn else os.path.relpath(table.root, project_root())
+        write_json(folder / "meta.json", {"labels": list(table.labels), "root": root, "drawn": drawn})
+        write_json(folder / "integrity.json", integrity_report(table.samples, table.labels, table.problems))
 
     return store.get("samples", dataset, build, params=params, code=code)
 
 
+def sample_table(release: Release, dataset: str, *, where: str, partial: bool = False) -> SampleTable:
+    """Check every picture of a release; raises as `build_samples`.
+
+    Labels that the format does not fix follow from the dataset's name, or from the labels found.
+    """
+    labels = release.labels
+    if labels is None:
+        labels = (taxonomy_for_dataset(dataset) or infer_taxonomy(release.frame["label"], where)).labels
+    samples, problems = build_samples(
+        release.frame, release.root, labels, where=where, partial=partial, drop_placeholders=release.placeholders
+    )
+    return SampleTable(samples, labels, release.root, merged(release.problems, problems))
+
+
+def read_import(folder: Path) -> SampleTable:
+    """The sample table that `python -m emonb data import` wrote.
+
+    Raises:
+        EmonbError: a file is missing or damaged, the pictures changed since, or the table lacks a split.
+    """
+    source = source_of(folder)
+    record, report = read_json(folder / IMPORT_FILE), read_json(folder / "integrity.json")
+    again = f"python -m emonb data import {record.get('format')} {source} --out {folder.parent} --name {folder.name}"
+    try:
+        samples = pd.read_parquet(folder / "samples.parquet")
+        labels, root, problems = tuple(record["labels"]), Path(record["root"]), dict(report["problems"])
+        listed = record["listing"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EmonbError(f"{folder}: the import is damaged ({error}); import again: {again}") from None
+    if listed != listing_digest(source):
+        raise EmonbError(f"{folder}: files in {source} changed since the import; import again: {again}")
+    absent = [split for split in SPLITS if not (samples["split"] == split).any()]
+    if absent:
+        raise EmonbError(
+            f"{folder}: imported with --allow-missing-split, has no {' and no '.join(absent)}; a run needs all of "
+            f"{', '.join(SPLITS)}: add what is missing to {source} and import again: {again}"
+        )
+    return SampleTable(samples, labels, root, problems)
+
+
+def write_samples(samples: pd.DataFrame, folder: Path) -> None:
+    """Write `samples.parquet`, in groups of rows so that it can be read in parts."""
+    samples.to_parquet(folder / "samples.parquet", index=False, row_group_size=4096)
+
+
 def build_samples(
-    frame: pd.DataFrame, root: Path, labels: Iterable[str], *, where: str
+    frame: pd.DataFrame,
+    root: Path,
+    labels: Iterable[str],
+    *,
+    where: str,
+    partial: bool = False,
+    drop_placeholders: bool = False,
 ) -> tuple[pd.DataFrame, dict[str, list[str]]]:
     """Check every picture of a raw table and make the sample table.
 
@@ -80,9 +151,11 @@ def build_samples(
         root: folder that the paths are relative to.
         labels: the taxonomy's labels.
         where: name of the source, for messages.
+        partial: whether a split may be missing as a whole.
+        drop_placeholders: leave out exact copies that stand for removed photos.
 
     Returns:
-        The sample table, and the problems found: kind -> list of image ids.
+        The sample table, and the problems found: kind (see `integrity.KINDS`) -> list of image ids.
 
     Raises:
         EmonbError: a label outside the taxonomy, no usable picture, or a class missing from a split.
@@ -90,22 +163,23 @@ def build_samples(
     taxonomy = Taxonomy(where, tuple(labels))
     for label in frame["label"].unique():
         taxonomy.index(label)
-    rows, unreadable = [], []
-    for row in progress(frame.to_dict("records"), f"pictures of {Path(where).name}"):
-        try:
-            path = root / row["path"]
-            brightness, colorfulness = brightness_colorfulness(open_picture(path))
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        except EmonbError:
-            unreadable.append(row["image_id"])
-            continue
-        rows.append({**row, "sha256": digest, "brightness": brightness, "colorfulness": colorfulness})
-    if not rows:
+    paths = [root / path for path in frame["path"]]
+    found = list(inspect_all(paths, f"pictures of {Path(where).name}"))
+    problems = problems_of(frame["image_id"], found)
+    measured = frame.assign(
+        sha256=[x.sha256 for x in found],
+        brightness=[x.brightness for x in found],
+        colorfulness=[x.colorfulness for x in found],
+    )
+    samples = measured[measured["sha256"] != ""].reset_index(drop=True)
+    if drop_placeholders:
+        problems["placeholder"] = placeholders(samples)
+        samples = samples[~samples["image_id"].isin(problems["placeholder"])].reset_index(drop=True)
+    if samples.empty:
         raise EmonbError(f"{where}: no readable picture; put .jpg, .png or .webp files into <split>/<emotion>/")
-    samples = _split(pd.DataFrame(rows), where).drop(columns="group", errors="ignore")
-    _check_counts(samples, taxonomy, where)
-    problems = {"unreadable": unreadable, "duplicate_across_splits": _leaks(samples)}
-    return samples, problems
+    samples = _split(samples, where).drop(columns="group", errors="ignore")
+    _check_counts(samples, taxonomy, where, partial)
+    return samples, merged(problems, duplicates(samples))
 
 
 def integrity_report(samples: pd.DataFrame, labels: Iterable[str], problems: dict[str, list[str]]) -> dict:
@@ -115,99 +189,13 @@ def integrity_report(samples: pd.DataFrame, labels: Iterable[str], problems: dic
     return {"counts": counts, "problems": {k: sorted(v) for k, v in problems.items() if len(v)}}
 
 
-def _listing_digest(source: Path) -> str:
-    """Names, sizes and times of all files below a folder: changes when the data change."""
-    if not source.is_dir():
-        raise EmonbError(f"{source}: no such folder; IMAGES must be the folder that contains {source.name!r}")
-    text = [
-        f"{p.relative_to(source)}|{p.stat().st_size}|{p.stat().st_mtime_ns}"
-        for p in sorted(source.rglob("*"))
-        if p.is_file()
-    ]
-    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
-
-
-def _read_release(name: str, source: Path) -> tuple[pd.DataFrame, dict[str, list[str]], Path]:
-    """Raw table, problems and root of a dataset on disk, recognised by its files."""
-    if (source / "BASS_data.csv").is_file():
-        return (*_read_bass(source), source)
-    return _read_tree(source), {}, source
-
-
-def _read_tree(source: Path) -> pd.DataFrame:
-    """`<split>/<emotion>/*` or `<emotion>/*`."""
-    folders = sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
-    split_folders = [p for p in folders if p.name in SPLITS]
-    if split_folders and {"train", "test"} - {p.name for p in split_folders}:
-        raise EmonbError(f"{source}: has {[p.name for p in split_folders]} but needs both train/ and test/")
-    rows = []
-    for split in split_folders or [None]:
-        parent = split or source
-        for emotion in sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith((".", _ANNOTATION))):
-            pictures = sorted(p for p in emotion.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not pictures:
-                raise EmonbError(f"{emotion}: class without pictures; add .jpg, .png or .webp files or remove it")
-            for p in pictures:
-                relative = p.relative_to(source)
-                row = {"image_id": str(relative), "path": str(relative), "label": emotion.name}
-                rows.append({**row, "split": split.name} if split else row)
-    if not rows:
-        raise EmonbError(f"{source}: zero pictures; expected <train|val|test>/<emotion>/*.jpg (or .png, .webp)")
-    return _with_annotations(pd.DataFrame(rows), source)
-
-
-def _with_annotations(frame: pd.DataFrame, source: Path) -> pd.DataFrame:
-    """Add EmoSet's attributes where the tree has `annotation/<emotion>/<name>.json`: for the triplets alone."""
-    if not (source / _ANNOTATION).is_dir():
-        return frame
-    rows = []
-    for path, label in zip(frame["path"], frame["label"], strict=True):
-        file = source / _ANNOTATION / label / f"{Path(path).stem}.json"
-        found = read_json(file) if file.is_file() else {}
-        if not isinstance(found, dict):
-            raise EmonbError(f"{file}: must be an object with EmoSet's fields; correct or remove the file")
-        objects = found.get("object") or []
-        row = {"objects": [_words(x) for x in ([objects] if isinstance(objects, str) else objects)]}
-        rows.append({**row, **{name: _words(found[name]) for name in _ATTRIBUTES if found.get(name)}})
-    return frame.join(pd.DataFrame(rows, index=frame.index).reindex(columns=["objects", *_ATTRIBUTES]))
-
-
-def _words(value: object) -> str:
-    return " ".join(str(value).replace("_", " ").split())
-
-
-def _read_bass(source: Path) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """BASS: silhouettes with human valence ratings; the middle is left out and counted.
-
-    Pictures of one concept (abuse, abuse2, ...) form a group that stays in one split. The raters'
-    keywords become captions, which only the training triplets use.
-    """
-    table = pd.read_csv(source / "BASS_data.csv")
-    missing = {"file_name", "val_mean_us", "keywords"} - set(table.columns)
-    if missing:
-        raise EmonbError(f"{source / 'BASS_data.csv'}: column {sorted(missing)} missing; take the released file")
-    valence = pd.to_numeric(table["val_mean_us"], errors="coerce")
-    label = np.select([valence >= BASS_POSITIVE, valence <= BASS_NEGATIVE], ["positive", "negative"], "")
-    frame = pd.DataFrame(
-        {
-            "image_id": table["file_name"],
-            "path": "images/" + table["file_name"],
-            "label": label,
-            "caption": table["keywords"].fillna("").str.strip(),
-            "group": [re.sub(r"\d+$", "", Path(n).stem) for n in table["file_name"]],
-        }
-    )
-    middle = frame.loc[frame["label"] == "", "image_id"].tolist()
-    return frame[frame["label"] != ""].reset_index(drop=True), {"ambiguous_valence_left_out": middle}
-
-
 def _split(samples: pd.DataFrame, where: str) -> pd.DataFrame:
     """Give every row a split, keeping the release's own where it has one.
 
     Without any: 60/10/30 by groups where there are groups (ours: BASS is so small that a tenth for the
     test would leave 40 pictures), else 80/10/10. With train and test only: 10 % of train becomes val.
     """
-    if "split" in samples and (samples["split"] == "val").any():
+    if "split" in samples and ((samples["split"] == "val").any() or not (samples["split"] == "train").any()):
         return samples
     if "group" in samples:
         parts = _folds(samples, samples["group"], 10)
@@ -240,9 +228,11 @@ def _folds(samples: pd.DataFrame, groups: pd.Series | None, n: int, where: str =
     return fold
 
 
-def _check_counts(samples: pd.DataFrame, taxonomy: Taxonomy, where: str) -> None:
+def _check_counts(samples: pd.DataFrame, taxonomy: Taxonomy, where: str, partial: bool) -> None:
     for split in SPLITS:
         present = set(samples.loc[samples["split"] == split, "label"])
+        if partial and not present:
+            continue
         absent = [x for x in taxonomy.labels if x not in present]
         if absent:
             n = int((samples["split"] == split).sum())
@@ -250,9 +240,3 @@ def _check_counts(samples: pd.DataFrame, taxonomy: Taxonomy, where: str) -> None
                 f"{where}: split {split!r} ({n} readable pictures) has none of class {', '.join(absent)}; "
                 f"add pictures to {split}/{absent[0]}/ or leave that class out of all splits and of the taxonomy"
             )
-
-
-def _leaks(samples: pd.DataFrame) -> list[str]:
-    """Images whose exact bytes also occur in another split."""
-    splits = samples.groupby("sha256")["split"].transform("nunique")
-    return samples.loc[splits > 1, "image_id"].tolist()

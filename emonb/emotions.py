@@ -56,6 +56,7 @@ _DATASETS = {
     "flickr": "sentiment2",
     "instagram": "sentiment2",
     "bass": "sentiment2",
+    "oasis": "sentiment2",
 }
 
 

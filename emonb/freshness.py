@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from emonb.listing import listing
 from emonb.settings import Settings
 from emonb.store import code_hash
 
@@ -39,11 +40,11 @@ def settings_hash(settings: Settings) -> str:
 
 
 def _listing(settings: Settings) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of the files of the datasets on disk."""
+    """Names, sizes and times of the files of the datasets on disk, and of the sources of imported ones."""
     if settings.images_path is None:
         return []
-    files = (p for name in settings.datasets for p in sorted((settings.images_path / name).rglob("*")) if p.is_file())
-    return [(p.relative_to(settings.images_path).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
+    folders = {name: settings.images_path / name for name in settings.datasets}
+    return [(f"{name}/{p}", size, time) for name, f in folders.items() for p, size, time in listing(f)]
 
 
 def stages_of(events: Path, offset: int, notebook: str) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from emonb.settings import project_root
 from emonb.store import Artifact, read_json
 
 __all__ = [
+    "as_seen",
     "brightness_colorfulness",
     "count_samples",
     "iter_samples",
@@ -72,14 +73,21 @@ def open_picture(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as raw:
-            image = ImageOps.exif_transpose(raw)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            return image.convert("RGB")
+            return as_seen(raw)
     except Exception as error:  # PIL's decoders raise what they meet: struct.error, ValueError, SyntaxError, ...
         raise UnreadablePicture(f"{path}: not a readable picture ({error}); replace or remove the file") from None
+
+
+def as_seen(raw: Image.Image) -> Image.Image:
+    """An opened picture with EXIF rotation applied, in RGB, 16 bits as 8, transparency on white."""
+    image = ImageOps.exif_transpose(raw)
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255, so that all is white
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype("uint8"))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
 def brightness_colorfulness(image: Image.Image) -> tuple[float, float]:

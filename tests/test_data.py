@@ -11,7 +11,7 @@ from conftest import ROOT
 from PIL import Image
 from pipeline import COLORS, make_tree, paint
 
-from emonb import data, emotions, samples
+from emonb import data, emotions, releases, samples
 from emonb.emotions import TAXONOMIES, Taxonomy, infer_taxonomy
 from emonb.errors import EmonbError
 from emonb.settings import load_settings
@@ -186,7 +186,8 @@ def test_real_bass_release():
     root = ROOT.parent / "shared" / "data"
     if not (root / "bass" / "BASS_data.csv").is_file():
         pytest.skip("the BASS release is not beside this checkout")
-    frame, problems = data._read_bass(root / "bass")
+    release = releases.read_release("bass", root / "bass")
+    frame, problems = release.frame, release.problems
     valence = pd.read_csv(root / "bass" / "BASS_data.csv")["val_mean_us"]
     assert len(frame) == ((valence >= 5.5) | (valence <= 4.5)).sum()
     assert len(frame) + len(problems["ambiguous_valence_left_out"]) == 583
