@@ -70,9 +70,10 @@ def feature_rows(artifact: Artifact, split: str, name: str = "pooled") -> Rows:
     return Rows(sorted(artifact.path.glob(f"{split}-*.safetensors")), name)
 
 
-def load_features(artifact: Artifact, split: str) -> tuple[list[str], torch.Tensor]:
-    """Image ids and their pooled features, (N, D) float32, all in memory: for looking at a small split."""
-    return read_json(artifact.path / "ids.json")[split], feature_rows(artifact, split)[:].float()
+def load_features(artifact: Artifact, split: str, at_most: int | None = None) -> tuple[list[str], torch.Tensor]:
+    """Image ids and pooled features, (N, D) float32, of the first images of a split (default: of all), in memory."""
+    ids = read_json(artifact.path / "ids.json")[split][:at_most]
+    return ids, feature_rows(artifact, split)[: len(ids)].float()
 
 
 class VisualSource:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from emonb.parallel import group, process_count
 from emonb.rows import Rows, blocks
 
 __all__ = ["Columns", "fit", "get_device", "outputs", "set_seed"]
@@ -17,7 +18,9 @@ Columns = Tensor | Rows  # of N rows
 
 
 def get_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """The accelerator if there is one, under a launcher this process's own, else the CPU."""
+    if process_count() > 1:
+        return group().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-__all__ = ["agree", "group", "is_main", "process_count", "process_index", "sharded", "total", "wait"]
+__all__ = ["agree", "alone", "group", "is_main", "process_count", "process_index", "sharded", "total", "wait"]
 
 T = TypeVar("T")
+_ALONE: list[bool] = []
 _PATIENCE = timedelta(days=7)  # one process may work for hours on what the others wait for; a dead one ends them all
 
 
 def process_count() -> int:
     """Number of processes that make one result together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ and not _ALONE else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process does not count on the others: for what only one of them does."""
+    _ALONE.append(True)
+    try:
+        yield
+    finally:
+        _ALONE.pop()
 
 
 def process_index() -> int:

@@ -115,7 +115,7 @@ class Store:
             inputs: results of earlier stages; their digests enter the key.
             code: modules whose code (without docstrings and comments) enters the key.
             parts: call `build(folder, parts)` in every process; what it puts into the folder `parts` (finished
-                shards, checkpoints) outlives a kill. Without it only the main process builds.
+                shards, checkpoints) outlives a kill.
         """
         recipe = {
             "stage": stage,
@@ -182,10 +182,7 @@ def _build(artifact: Artifact, build: Callable[..., None], recipe: dict[str, Any
     start = time.perf_counter()
     try:
         with _peak_memory() as peak:
-            if parts:
-                build(temporary, kept)
-            elif is_main():
-                build(temporary)
+            build(temporary, *([kept] if parts else []))
         wait()
         if is_main():
             seconds = round(time.perf_counter() - start, 3)

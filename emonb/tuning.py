@@ -163,7 +163,9 @@ def tune(
         ddp_find_unused_parameters=False,
         use_cpu=vlm.device.type == "cpu",
     )
-    trainer = _AdapterTrainer(vlm.model, arguments, train_dataset=triplets, data_collator=collate)
+    trainer = _AdapterTrainer(
+        vlm.model, arguments, train_dataset=triplets, data_collator=collate, compute_loss_func=response_loss
+    )
     trainer.add_callback(_Bar(what))
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(parts)))
@@ -172,6 +174,23 @@ def tune(
     logs = (log for log in trainer.state.log_history if "loss" in log)
     common = {"split": "train", "metric": "loss"}
     return [{"epoch": log["epoch"], "step": log["step"], **common, "value": log["loss"]} for log in logs]
+
+
+def response_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int) -> torch.Tensor:
+    """Cross-entropy of a step's response tokens, each with the same weight.
+
+    The model's own loss weighs every part of a step alike, so that the answer would depend on how the step is
+    split into accumulated batches and processes.
+
+    Args:
+        outputs: with `logits` (B, T, V).
+        labels: (B, T) token ids, `IGNORE` where nothing is to be learnt.
+        num_items_in_batch: number of response tokens in the whole step, over all processes.
+    """
+    targets = labels[:, 1:]
+    learnt = targets != IGNORE
+    logits = outputs.logits[:, :-1][learnt].float()
+    return torch.nn.functional.cross_entropy(logits, targets[learnt], reduction="sum") / num_items_in_batch
 
 
 def _shared_batch(settings: VLMSettings) -> tuple[int, int]:
