@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,11 @@ __all__ = ["fit", "get_device", "set_seed"]
 
 
 def get_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """The GPU if there is one, else the CPU; of several processes (`accelerate launch`), each has its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState  # it also joins the processes into a group
+
+        return PartialState().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 
 from emonb.errors import EmonbError
 from emonb.fit import get_device, set_seed
+from emonb.network_weights import load_pretrained
 from emonb.predictions import make_predictions, write_predictions
 from emonb.progress import progress
 from emonb.samples import open_picture, read_samples, sample_labels
@@ -49,21 +50,23 @@ def vgg_small(pretrained: bool = False, num_classes: int = 8, **kwargs: Any) -> 
 
 
 def build_network(settings: NetworkSettings, classes: int) -> nn.Module:
-    """A timm model with a fresh classifier of the given size."""
+    """A timm model with a fresh classifier of the given size, the rest pretrained if the settings say so.
+
+    Raises:
+        EmonbError: timm has no such model; or its weights are not here, with the command that fetches them.
+    """
     options = dict(settings.kwargs)
     if settings.name.startswith("vit"):
         options.setdefault("img_size", settings.image_size)
     try:
-        return timm.create_model(settings.name, pretrained=settings.pretrained, num_classes=classes, **options)
+        net = timm.create_model(settings.name, pretrained=False, num_classes=classes, **options)
     except RuntimeError as error:
-        if "Unknown model" in str(error):
+        if "Unknown model" in str(error) or "Invalid pretrained tag" in str(error):
             raise EmonbError(f"setting teacher.networks: timm has no model {settings.name!r}") from None
         raise
-    except OSError as error:
-        raise EmonbError(
-            f"setting teacher.networks: no weights of {settings.name!r} here ({str(error).splitlines()[0]}); "
-            f"fetch them with `hf download timm/{settings.name}` while online"
-        ) from None
+    if settings.pretrained:
+        load_pretrained(net, settings, options)
+    return net
 
 
 class Pictures(torch.utils.data.Dataset):
