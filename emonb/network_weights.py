@@ -8,7 +8,6 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import nn
 
@@ -16,19 +15,39 @@ from emonb.errors import EmonbError
 from emonb.hub import hub_offline, in_short, missing_weights
 from emonb.settings import NetworkSettings, project_root
 
-__all__ = ["load_pretrained", "weights_file"]
+__all__ = ["check_name", "load_pretrained", "weights_file"]
 
 FILE = "model.safetensors"  # in each of timm's repositories on the hub
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that timm does not know, with or without a tag of pretrained weights.
+
+    Raises:
+        EmonbError: no such model.
+    """
+    known = timm.is_model(name)
+    if known:
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError:  # a tag behind the dot that is not there
+            known = False
+    if not known:
+        raise EmonbError(f"setting teacher.networks: timm has no model {name!r}")
 
 
 def weights_file(settings: NetworkSettings) -> Path:
     """The file of a network's pretrained weights: `weights`, or timm's own, fetched from the hub if need be.
 
     Raises:
-        EmonbError: no such file, with the command that fetches it.
+        EmonbError: no such file, with the command that fetches it; timm has no weights of this network.
     """
-    config = timm.get_pretrained_cfg(settings.name, allow_unregistered=True)
-    hub = config.hf_hub_id if config else None
+    config = timm.get_pretrained_cfg(settings.name)
+    if config is None:
+        raise EmonbError(
+            f"setting teacher.networks: {settings.name!r} cannot take pretrained weights; set `pretrained: false`"
+        )
+    hub = config.hf_hub_id
     if settings.weights:
         file = project_root() / Path(settings.weights).expanduser()
         if file.is_file():
@@ -36,7 +55,7 @@ def weights_file(settings: NetworkSettings) -> Path:
         raise _missing(settings, hub, f"there is no file {settings.weights!r}")
     if not hub:
         raise EmonbError(
-            f"setting teacher.networks: timm has no pretrained weights of {settings.name!r}; "
+            f"setting teacher.networks: timm has no pretrained weights of {settings.name!r} on the hub; "
             "set `pretrained: false`, or `weights:` to a local file"
         )
     try:
@@ -46,29 +65,33 @@ def weights_file(settings: NetworkSettings) -> Path:
         raise _missing(settings, hub, f"the pretrained weights of {settings.name!r} are not here ({reason})") from None
 
 
-def load_pretrained(net: nn.Module, settings: NetworkSettings, options: dict[str, Any]) -> None:
+def load_pretrained(net: nn.Module, file: Path, settings: NetworkSettings, options: dict[str, Any]) -> None:
     """Fill a fresh network with pretrained weights, all but its classifier, which stays as it was drawn.
 
     Args:
         net: built by timm with `options` and a classifier of any size.
-        settings: the network's name and where its weights are.
+        file: a state dict in timm's naming, of any number of classes.
+        settings: the network's name.
         options: as for `timm.create_model`; timm resizes the position embedding to another `img_size`.
 
     Raises:
         EmonbError: the file is damaged or is of another architecture.
     """
-    file = weights_file(settings)
     classifier = net.pretrained_cfg["classifier"]
+    hub = timm.get_pretrained_cfg(settings.name).hf_hub_id
+    name = settings.weights or file.name
     try:
         state = load_state_dict(str(file))
-        overlay: dict[str, Any] = {"state_dict": state}
-        if f"{classifier}.weight" in state:  # the file's own number of classes: so that timm compares all names
-            overlay["num_classes"] = len(state[f"{classifier}.weight"])
+    except Exception as error:  # safetensors, zip, pickle: each reader has its own way to fail on a damaged file
+        raise _missing(settings, hub, f"cannot read the weights in {name} ({in_short(error)})") from None
+    overlay: dict[str, Any] = {"state_dict": state}
+    if f"{classifier}.weight" in state:  # the file's own number of classes: so that timm compares all names
+        overlay["num_classes"] = len(state[f"{classifier}.weight"])
+    try:
         with torch.random.fork_rng(devices=[]):  # what is drawn afterwards does not depend on the file
             donor = timm.create_model(settings.name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        problem = f"{settings.weights or file.name} does not fit {settings.name!r} or is damaged ({in_short(error)})"
-        raise _missing(settings, timm.get_pretrained_cfg(settings.name).hf_hub_id, problem) from None
+    except RuntimeError as error:
+        raise _missing(settings, hub, f"{name} does not fit {settings.name!r} ({in_short(error)})") from None
     taken = {k: v for k, v in donor.state_dict().items() if not k.startswith(f"{classifier}.")}
     net.load_state_dict(taken, strict=False)
 

@@ -257,7 +257,7 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
     """Load a profile by name or YAML path and override top-level fields.
 
     Args:
-        profile: `smoke`, `mini`, `paper`, or the path of a YAML file.
+        profile: `smoke`, `mini`, `paper`, `paper-2b`, or the path of a YAML file.
         overrides: top-level fields; None and "" mean "as the profile says"; `datasets` and `seeds`
             may be comma-separated text; a dict changes single fields of a section.
 

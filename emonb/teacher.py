@@ -23,9 +23,8 @@ from timm.models.vgg import VGG
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from emonb.errors import EmonbError
 from emonb.fit import get_device, set_seed
-from emonb.network_weights import load_pretrained
+from emonb.network_weights import check_name, load_pretrained, weights_file
 from emonb.predictions import make_predictions, write_predictions
 from emonb.progress import progress
 from emonb.samples import open_picture, read_samples, sample_labels
@@ -55,17 +54,14 @@ def build_network(settings: NetworkSettings, classes: int) -> nn.Module:
     Raises:
         EmonbError: timm has no such model; or its weights are not here, with the command that fetches them.
     """
+    check_name(settings.name)
+    weights = weights_file(settings) if settings.pretrained else None
     options = dict(settings.kwargs)
     if settings.name.startswith("vit"):
         options.setdefault("img_size", settings.image_size)
-    try:
-        net = timm.create_model(settings.name, pretrained=False, num_classes=classes, **options)
-    except RuntimeError as error:
-        if "Unknown model" in str(error) or "Invalid pretrained tag" in str(error):
-            raise EmonbError(f"setting teacher.networks: timm has no model {settings.name!r}") from None
-        raise
-    if settings.pretrained:
-        load_pretrained(net, settings, options)
+    net = timm.create_model(settings.name, pretrained=False, num_classes=classes, **options)
+    if weights:
+        load_pretrained(net, weights, settings, options)
     return net
 
 
