@@ -9,6 +9,7 @@ from pipeline import paint
 
 from emonb import vlm as room
 from emonb.emotions import TAXONOMIES
+from emonb.parameters import count_vlm
 from emonb.triplets import categorical_instruction, load_prompts
 from emonb.tuning import add_lora
 
@@ -57,6 +58,14 @@ def test_loads_its_own_class(vlm, family):
     assert type(vlm.model).__name__ == f"{FAMILIES[family]}ForConditionalGeneration"
     assert type(vlm.processor).__name__ == f"{FAMILIES[family]}Processor"
     assert vlm.width == WIDTH
+
+
+def test_its_parameters_are_counted_without_weights(vlm, folders, family):
+    found = count_vlm(str(folders[family]))
+    assert found["total"] == sum(p.numel() for p in vlm.model.parameters())
+    assert found["features"] == WIDTH
+    shapes = {"q": (WIDTH, WIDTH), "k": (WIDTH, WIDTH // 2), "v": (WIDTH, WIDTH // 2), "o": (WIDTH, WIDTH)}
+    assert found["lora"] == 2 * 8 * sum(sum(shape) for shape in shapes.values())
 
 
 def test_visual_tokens_are_the_models_own_image_features(vlm, family, pictures):
