@@ -25,6 +25,7 @@ from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_availa
 from emonb.errors import EmonbError
 from emonb.fit import get_device
 from emonb.hub import hub_offline, in_short, missing_weights
+from emonb.parallel import sharded
 from emonb.settings import VLMSettings
 
 __all__ = ["attention_of", "load_model", "load_processor", "placed_by_launcher", "quantization_of"]
@@ -119,7 +120,7 @@ def quantization_of(settings: VLMSettings, device: torch.device) -> Any | None:
     from transformers import BitsAndBytesConfig
 
     # sharding takes floating-point weights only, all of one dtype (bitsandbytes' guide to FSDP-QLoRA)
-    storage = {"bnb_4bit_quant_storage": getattr(torch, settings.dtype)} if placed_by_launcher() else {}
+    storage = {"bnb_4bit_quant_storage": getattr(torch, settings.dtype)} if sharded() else {}
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -130,18 +131,13 @@ def quantization_of(settings: VLMSettings, device: torch.device) -> Any | None:
 
 
 def placed_by_launcher() -> bool:
-    """Whether FSDP or DeepSpeed ZeRO-3 will put the weights on the devices, so that loading must not.
+    """Whether DeepSpeed ZeRO-3 or FSDP will put the weights on the devices, so that loading must not.
 
-    The variables are those that `accelerate launch` sets; `accelerate` and transformers read the same ones.
+    FSDP does so only with `fsdp_cpu_ram_efficient_loading`, where one process reads the weights for all; the
+    variables are those that `accelerate launch` sets and transformers reads.
     """
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    def is_on(name: str) -> bool:
-        return os.environ.get(name, "").lower() in ("1", "true")
-
-    sharded = is_on("ACCELERATE_USE_FSDP") and is_on("FSDP_CPU_RAM_EFFICIENT_LOADING")
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if is_on("ACCELERATE_USE_DEEPSPEED") else None
-    return sharded or stage == "3" or is_deepspeed_zero3_enabled()
+    on = {name for name, value in os.environ.items() if value.lower() in ("1", "true")}
+    return sharded() and ("ACCELERATE_USE_FSDP" not in on or "FSDP_CPU_RAM_EFFICIENT_LOADING" in on)
 
 
 def _from_pretrained(kind: Any, settings: VLMSettings, **options: Any) -> Any:

@@ -27,6 +27,7 @@ __all__ = [
     "PictureInputs",
     "VisualTokens",
     "answer_distribution",
+    "answer_ids",
     "answer_tokens",
     "dialogue_ids",
     "generate",
@@ -119,10 +120,12 @@ def dialogue_ids(vlm: VLM, instruction: str, response: str | None = None) -> tup
     """Token ids of the chat prompt (one image placeholder) and of the response with its end marks."""
     tokenizer = vlm.processor.tokenizer
     ids = tokenizer(prompt_text(vlm, instruction), add_special_tokens=False)["input_ids"]
-    if response is None:
-        return ids, []
-    answer = tokenizer(response + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
-    return ids, answer
+    return ids, [] if response is None else answer_ids(vlm, response)
+
+
+def answer_ids(vlm: VLM, response: str) -> list[int]:
+    """Token ids of a response with its end marks."""
+    return vlm.processor.tokenizer(response + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
 
 
 def make_batch(

@@ -21,8 +21,9 @@ from emonb.vlm import load_vlm
 
 CUDA, CPU = torch.device("cuda", 1), torch.device("cpu")
 HALF = {"dtype": "bfloat16"}
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+PROCESS = {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "RANK": "1"}
+FSDP = PROCESS | {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+ZERO3 = PROCESS | {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 
 
 @pytest.fixture(scope="module")
@@ -248,10 +249,11 @@ def test_a_quantised_model_is_loaded_onto_the_process_own_device(whole, monkeypa
     [
         ({}, False),
         (FSDP, True),
-        ({"ACCELERATE_USE_FSDP": "true"}, False),
+        (PROCESS, False),
+        ({**PROCESS, "ACCELERATE_USE_FSDP": "true"}, False),
         (ZERO3, True),
         ({**ZERO3, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, False),
-        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, False),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, False),  # one process
     ],
 )
 def test_who_places_the_weights(whole, monkeypatch, environment, wanted):
@@ -264,11 +266,10 @@ def test_who_places_the_weights(whole, monkeypatch, environment, wanted):
 
 
 def test_each_process_has_its_own_device(monkeypatch):
-    import accelerate
-
-    monkeypatch.setattr(accelerate, "PartialState", lambda: type("State", (), {"device": CUDA}))
+    monkeypatch.setattr(fit, "group", lambda: type("State", (), {"device": CUDA}))
     assert fit.get_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in PROCESS.items():
+        monkeypatch.setenv(name, value)
     assert fit.get_device() == CUDA
 
 

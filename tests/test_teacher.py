@@ -52,7 +52,7 @@ def test_two_trainings_with_one_seed_are_equal_and_another_seed_differs(frame):
 
 def test_streamed_pictures_equal_cached_ones(frame, monkeypatch):
     cached = Pictures(frame, list(COLORS), SMALL, train=False)
-    monkeypatch.setattr("emonb.teacher.CACHE_BYTES", 0)
+    monkeypatch.setattr("emonb.teacher_training.CACHE_BYTES", 0)
     streamed = Pictures(frame, list(COLORS), SMALL, train=False)
     assert streamed.cache is None
     assert torch.equal(cached[5][0], streamed[5][0])
