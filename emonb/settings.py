@@ -1,4 +1,4 @@
-"""Settings: one validated tree, three profiles (`emonb/profiles/*.yaml`) that list only what differs.
+"""Settings: one validated tree, and profiles (`emonb/profiles/*.yaml`) that list only what differs.
 
 Defaults are the paper's values where the paper or the authors' code states one (see the comments);
 the small profiles override them because the stand-in is 5,000 times smaller than Qwen2-VL-7B.
