@@ -25,7 +25,7 @@ from emonb.vlm import VLM, answer_distribution, generate
 
 __all__ = ["predictions_stage"]
 
-CODE = ["emonb.vlm", "emonb.features", "emonb.answers", "emonb.shards"]
+CODE = ["emonb.vlm", "emonb.visual", "emonb.checkpoints", "emonb.features", "emonb.answers", "emonb.shards"]
 
 
 def predictions_stage(

@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Datasets on disk.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
-_PROFILE = "smoke, mini, paper, or the path of a .yaml file"
+_PROFILE = "smoke, mini, paper, paper-2b, or the path of a .yaml file"
 _DATASETS = "comma-separated names; default: the profile's"
 _IMAGES = "folder of datasets, <images>/<dataset>/...; default: the drawn world"
 

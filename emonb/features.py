@@ -61,7 +61,7 @@ def features_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> 
             write_json(folder / "ids.json", {s: frame["image_id"].tolist() for s, frame in frames.items()})
 
     params = {**base_params(config), "batch_size": config.batch_size}
-    code = ["emonb.vlm", "emonb.features", "emonb.shards"]
+    code = ["emonb.vlm", "emonb.visual", "emonb.checkpoints", "emonb.features", "emonb.shards"]
     return store.get("features", dataset, build, params=params, inputs=[samples], code=code, parts=True)
 
 
@@ -97,4 +97,4 @@ class VisualSource:
         if self.tokens is None:
             return visual_tokens(self.vlm, self.paths.iloc[rows].tolist())
         tokens = [self.tokens[int(self.ends[r - 1]) if r else 0 : int(self.ends[r])] for r in rows]
-        return VisualTokens(tokens, self.grid[rows])
+        return VisualTokens(tokens, self.grid[rows], self.vlm.width)

@@ -76,17 +76,17 @@ def count_network(network: NetworkSettings, classes: int) -> int:
 
 @cache
 def count_vlm(base: str = _PAPER_BASE, lora_r: int = 8, targets: tuple[str, ...] = _TARGETS) -> dict[str, int]:
-    """Parameters by part of a Qwen2-VL: a key of `QWEN2_VL`, "stand-in", or a folder with config.json.
+    """Parameters by part of a Qwen-VL model: a key of `QWEN2_VL`, "stand-in", a folder with config.json, a hub name.
 
     `total` counts tied matrices once; `lora` is r x (in + out) over the targeted layers of the
     language model; `features` is the width of the merged visual tokens, the head's input.
     """
     import torch
-    from transformers import Qwen2VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     config = _config(base)
     with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()
     visual, language = model.model.visual, model.model.language_model
     lora = sum(
@@ -102,7 +102,7 @@ def count_vlm(base: str = _PAPER_BASE, lora_r: int = 8, targets: tuple[str, ...]
         "embeddings": sum(embeddings.values()),
         "total": _size(model),
         "lora": lora,
-        "features": config.vision_config.hidden_size,
+        "features": config.text_config.hidden_size,  # merged visual tokens are as wide as the language model
     }
 
 
@@ -111,7 +111,7 @@ def _size(module: Any) -> int:
 
 
 def _config(base: str) -> Any:
-    from transformers import Qwen2VLConfig
+    from transformers import AutoConfig, Qwen2VLConfig
 
     if base in QWEN2_VL:
         text = dict(QWEN2_VL[base])
@@ -122,7 +122,7 @@ def _config(base: str) -> Any:
             vision_config={**_VISION, "hidden_size": text["hidden_size"]},
             tie_word_embeddings=tied,
         )
-    return Qwen2VLConfig.from_pretrained(checkpoint_of(base), local_files_only=True)
+    return AutoConfig.from_pretrained(checkpoint_of(base), local_files_only=True)
 
 
 def system_counts(settings: Settings, classes: int) -> dict[str, int]:

@@ -17,8 +17,8 @@ from timm.models import register_model
 from timm.models.vgg import VGG
 from torch import nn
 
-from emonb.errors import EmonbError
 from emonb.fit import get_device, set_seed
+from emonb.network_weights import check_name, load_pretrained, weights_file
 from emonb.parallel import is_main
 from emonb.predictions import PredictionWriter, make_predictions
 from emonb.samples import read_samples, sample_labels
@@ -42,21 +42,20 @@ def vgg_small(pretrained: bool = False, num_classes: int = 8, **kwargs: Any) -> 
 
 
 def build_network(settings: NetworkSettings, classes: int) -> nn.Module:
-    """A timm model with a fresh classifier of the given size."""
+    """A timm model with a fresh classifier of the given size, the rest pretrained if the settings say so.
+
+    Raises:
+        EmonbError: timm has no such model; or its weights are not here, with the command that fetches them.
+    """
+    check_name(settings.name)
+    weights = weights_file(settings) if settings.pretrained else None
     options = dict(settings.kwargs)
     if settings.name.startswith("vit"):
         options.setdefault("img_size", settings.image_size)
-    try:
-        return timm.create_model(settings.name, pretrained=settings.pretrained, num_classes=classes, **options)
-    except RuntimeError as error:
-        if "Unknown model" in str(error):
-            raise EmonbError(f"setting teacher.networks: timm has no model {settings.name!r}") from None
-        raise
-    except OSError as error:
-        raise EmonbError(
-            f"setting teacher.networks: no weights of {settings.name!r} here ({str(error).splitlines()[0]}); "
-            f"fetch them with `hf download timm/{settings.name}` while online"
-        ) from None
+    net = timm.create_model(settings.name, pretrained=False, num_classes=classes, **options)
+    if weights:
+        load_pretrained(net, weights, settings, options)
+    return net
 
 
 def teacher_stage(settings: Settings, store: Store, dataset: str, network: str) -> Artifact:

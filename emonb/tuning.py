@@ -26,7 +26,7 @@ from emonb.vlm import VLM, answer_ids, dialogue_ids, make_batch
 
 __all__ = ["TripletRows", "adapted", "adapter_stage", "add_lora", "tune"]
 
-CODE = ["emonb.vlm", "emonb.features", "emonb.tuning"]
+CODE = ["emonb.vlm", "emonb.visual", "emonb.checkpoints", "emonb.features", "emonb.tuning"]
 _SAVE_EVERY = 200  # steps at least between two checkpoints
 IGNORE = -100  # torch's cross-entropy leaves these targets out
 
