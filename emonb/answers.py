@@ -51,8 +51,7 @@ def predictions_stage(
         sources = {s: VisualSource(model, features, samples, s, config.cache_visual_tokens) for s in splits}
 
         def ask(shard: Shard, file: Path) -> None:
-            ids = sources[shard.split].ids
-            batches = (sources[shard.split](ids[batch]) for batch in shard.batches(config.batch_size))
+            batches = sources[shard.split].batches(shard.batches(config.batch_size))
             save_file({"scores": torch.cat([answer_distribution(model, b, labels).cpu() for b in batches])}, file)
 
         shards = shards_of({s: len(source.ids) for s, source in sources.items()})

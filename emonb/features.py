@@ -6,20 +6,22 @@ every epoch of the gate; here each image is seen once, and all that follows work
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors.torch import save_file
 
 from emonb.errors import EmonbError
-from emonb.parallel import is_main
+from emonb.parallel import is_main, sharded
 from emonb.rows import Rows
 from emonb.samples import read_samples
 from emonb.settings import SPLITS, Settings, VLMSettings
-from emonb.shards import Shard, link, make_shards, shards_of
+from emonb.shards import Shard, ahead, link, make_shards, shards_of
 from emonb.store import Artifact, Store, read_json, write_json
-from emonb.vlm import VLM, VisualTokens, visual_tokens
+from emonb.vlm import VLM, PictureInputs, VisualTokens, picture_inputs, visual_tokens
 
 __all__ = ["VisualSource", "base_params", "feature_rows", "features_stage", "load_features"]
 
@@ -45,8 +47,8 @@ def features_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> 
 
         def see(shard: Shard, file: Path) -> None:
             pooled, tokens, grids = [], [], []
-            for batch in shard.batches(config.batch_size):
-                visual = visual_tokens(vlm, frames[shard.split]["path"].iloc[batch].tolist())
+            paths = frames[shard.split]["path"]
+            for visual in _seen(vlm, (paths.iloc[batch] for batch in shard.batches(config.batch_size))):
                 pooled.append(visual.pooled().half().cpu())
                 grids.append(visual.grid)
                 if config.cache_visual_tokens:
@@ -63,6 +65,13 @@ def features_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> 
     params = {**base_params(config), "batch_size": config.batch_size}
     code = ["emonb.vlm", "emonb.visual", "emonb.checkpoints", "emonb.features", "emonb.shards"]
     return store.get("features", dataset, build, params=params, inputs=[samples], code=code, parts=True)
+
+
+def _seen(vlm: VLM, batches: Iterable[pd.Series]) -> Iterator[VisualTokens]:
+    """Visual tokens of batches of paths; on a GPU threads decode the next pictures meanwhile."""
+    threads = 4 if vlm.device.type == "cuda" else 0
+    inputs = ahead(lambda paths: picture_inputs(vlm.processor, paths.tolist(), vlm.max_side), batches, threads)
+    return (visual_tokens(vlm, pictures) for pictures in inputs)
 
 
 def feature_rows(artifact: Artifact, split: str, name: str = "pooled") -> Rows:
@@ -91,10 +100,17 @@ class VisualSource:
         self.ends = (self.grid[:].prod(1) // merge).cumsum(0)
         self.row = {image_id: i for i, image_id in enumerate(self.ids)}
 
-    def __call__(self, image_ids: list[str]) -> VisualTokens:
-        """Tokens of the given images, in the given order."""
+    def __call__(self, image_ids: Sequence[str]) -> VisualTokens | PictureInputs:
+        """What the model needs of the given images, in the given order; pixels where it cannot be called in parts."""
         rows = [self.row[i] for i in image_ids]
         if self.tokens is None:
-            return visual_tokens(self.vlm, self.paths.iloc[rows].tolist())
+            inputs = picture_inputs(self.vlm.processor, self.paths.iloc[rows].tolist(), self.vlm.max_side)
+            return inputs if sharded() else visual_tokens(self.vlm, inputs)
         tokens = [self.tokens[int(self.ends[r - 1]) if r else 0 : int(self.ends[r])] for r in rows]
         return VisualTokens(tokens, self.grid[rows], self.vlm.width)
+
+    def batches(self, batches: Sequence[slice]) -> Iterator[VisualTokens]:
+        """Visual tokens of the split's images by position, batch after batch."""
+        if self.tokens is None:
+            return _seen(self.vlm, (self.paths.iloc[batch] for batch in batches))
+        return (self(self.ids[batch]) for batch in batches)

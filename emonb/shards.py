@@ -7,15 +7,19 @@ the same whoever works on it: one process or eight, at once or after a kill.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from emonb.parallel import agree, is_main, process_count, process_index, wait
 from emonb.progress import progress
 
-__all__ = ["SHARD", "Shard", "link", "make_shards", "shards_of"]
+__all__ = ["SHARD", "Shard", "ahead", "link", "make_shards", "shards_of"]
 
+T, R = TypeVar("T"), TypeVar("R")
 SHARD = 512  # images; ours: minutes of work for a 7B model, and a multiple of the usual batch sizes
 
 
@@ -68,6 +72,27 @@ def make_shards(
         os.replace(partial, files[i])
     wait()
     return files
+
+
+def ahead(prepare: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`prepare(item)` for each item in order, made by threads while the caller works on those before.
+
+    Args:
+        prepare: decodes pictures, say: work that releases Python's lock.
+        items: what it is called with.
+        threads: 0: no thread, each is made when it is asked for. At most `threads` + 1 results are held.
+    """
+    if not threads:
+        yield from map(prepare, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(prepare, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def link(files: Sequence[Path], folder: Path) -> None:

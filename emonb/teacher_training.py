@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -33,8 +34,9 @@ CACHE_BYTES = 512 * 2**20  # decoded pictures are kept only while they fit here;
 
 
 class Pictures(Dataset):
-    """(image, label index) pairs; images (3, S, S) float, normalised to mean 0.5 and deviation 0.5.
+    """(image, label index) pairs; images (3, S, S) float, normalised as the pretrained weights expect.
 
+    Without pretrained weights, and for timm's ViT, that is mean 0.5 and deviation 0.5.
     Training pictures get a random resized crop and flip (authors' code), others are resized whole. The crop
     belongs to `seed`, `epoch` (set it before each) and the picture's position.
     """
@@ -50,7 +52,9 @@ class Pictures(Dataset):
         resize = v2.RandomResizedCrop(side, settings.crop_scale, antialias=True) if train else v2.Identity()
         flip = v2.RandomHorizontalFlip() if train else v2.Identity()
         scale = v2.ToDtype(torch.float32, scale=True)
-        self.transform = v2.Compose([resize, flip, scale, v2.Normalize([0.5] * 3, [0.5] * 3)])
+        known = timm.get_pretrained_cfg(settings.name) if settings.pretrained else None
+        colours = (known.mean, known.std) if known else ([0.5] * 3, [0.5] * 3)
+        self.transform = v2.Compose([resize, flip, scale, v2.Normalize(*colours)])
         self.cache: dict[int, Tensor] | None = {} if len(frame) * 3 * side**2 <= CACHE_BYTES else None
 
     def __len__(self) -> int:

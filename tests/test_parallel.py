@@ -149,6 +149,22 @@ def test_processes_take_every_second_shard(tmp_path, monkeypatch):
     assert made == [1, 3]
 
 
+def test_pictures_are_prepared_ahead_in_order_and_not_all_at_once():
+    held, most = [], []
+
+    def prepare(item):
+        held.append(item)
+        return item
+
+    for item in shards.ahead(prepare, range(50), threads=3):
+        most.append(len(held) - item)
+    assert len(most) == 50
+    assert max(most) <= 5
+    assert list(shards.ahead(str, range(3), threads=0)) == ["0", "1", "2"]
+    with pytest.raises(ZeroDivisionError):
+        list(shards.ahead(lambda x: 1 / x, [1, 0, 2], threads=2))
+
+
 @pytest.mark.parametrize(("n", "expected"), [(1, (2, 8)), (2, (2, 4)), (8, (2, 1)), (16, None), (3, None)])
 def test_a_step_sees_the_same_examples_however_many_processes(monkeypatch, n, expected):
     settings = load_settings("paper").vlm.model_copy(update={"train_batch_size": 2, "gradient_accumulation": 8})
