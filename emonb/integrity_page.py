@@ -9,16 +9,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from emonb.errors import EmonbError
-from emonb.integrity import KINDS
-from emonb.samples import open_picture
+from PIL import Image
 
-__all__ = ["integrity_page"]
+from emonb.integrity import KINDS, open_safely
+from emonb.settings import project_root
+from emonb.store import Artifact, read_json
+from emonb.trees import file_problem
+
+__all__ = ["dataset_page", "examples", "integrity_page"]
 
 _THUMBNAILS, _SIDE = 8, 96  # pictures a kind, px
 _NAMES = 200  # ids a kind on the page; all of them are in integrity.json
-_BLIND = {"unreadable", "empty", "truncated", "damaged", "not_a_picture", "decompression_bomb", "symlink_loop"}
-_BLIND |= {"broken_link", "undecodable_name", "unused_file", "listed_but_missing"}  # nothing to be shown
 _CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CSS = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8881;--mark:#3b6fd4}
@@ -33,7 +34,7 @@ figcaption,li{font-size:.75rem;overflow-wrap:anywhere}.soft{opacity:.75}
 """
 
 
-def integrity_page(name: str, form: str, source: Path, pictures: Path | None, report: Mapping[str, Any]) -> str:
+def integrity_page(name: str, form: str, source: Path | str, pictures: Path, report: Mapping[str, Any]) -> str:
     """The page of one import as HTML; every name that comes from a file is escaped.
 
     Args:
@@ -44,14 +45,14 @@ def integrity_page(name: str, form: str, source: Path, pictures: Path | None, re
         report: the content of `integrity.json`.
     """
     kinds = [kind for kind in KINDS if kind in report["problems"]]
-    sections = [part for kind in kinds for part in _section(kind, report["problems"][kind], pictures or source)]
+    sections = [part for kind in kinds for part in _section(kind, report["problems"][kind], pictures)]
     body = "\n".join(
         [
             f"<h1>{escape(name)}: integrity of the import</h1>",
             f"<p class=soft>format {escape(form)}, from {_shown(str(source))}</p>",
             "<h2>Pictures that can be used</h2>",
             *_balance(report["counts"]),
-            *_sizes(report["found"], report["expected"]),
+            *(_sizes(report["found"], report["expected"]) if report["found"] else ()),
             "<h2>What was found</h2>",
             *(_overview(kinds, report["problems"]) if kinds else ["<p>Nothing to report.</p>"]),
             *sections,
@@ -62,6 +63,22 @@ def integrity_page(name: str, form: str, source: Path, pictures: Path | None, re
         f'content="{_CSP}">\n<meta name="viewport" content="width=device-width">\n'
         f"<title>{escape(name)}: integrity</title><style>{_CSS}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def dataset_page(name: str, artifact: Artifact) -> str:
+    """The page of one sample table of a run, imported, read directly, or drawn."""
+    meta, report = read_json(artifact.path / "meta.json"), read_json(artifact.path / "integrity.json")
+    pictures = artifact.path if meta["drawn"] else (project_root() / meta["pictures"]).resolve()
+    return integrity_page(name, meta["format"], "this run" if meta["drawn"] else pictures, pictures, report)
+
+
+def examples(artifact: Artifact, each: int = 6) -> dict[str, list[Image.Image]]:
+    """Small pictures of each kind of problem that can be shown, `each` at most; kinds in the order of `KINDS`."""
+    meta, problems = read_json(artifact.path / "meta.json"), read_json(artifact.path / "integrity.json")["problems"]
+    pictures = artifact.path if meta["drawn"] else (project_root() / meta["pictures"]).resolve()
+    shown = [kind for kind in KINDS if KINDS[kind].shown and kind in problems]
+    found = {kind: [_thumbnail(pictures, i) for i in problems[kind][:each]] for kind in shown}
+    return {kind: kept for kind, some in found.items() if (kept := [p for p in some if p is not None])}
 
 
 def _balance(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
@@ -100,27 +117,32 @@ def _overview(kinds: Sequence[str], problems: Mapping[str, Sequence[str]]) -> It
 
 def _section(kind: str, image_ids: Sequence[str], pictures: Path) -> Iterator[str]:
     yield f'<h3 id="{kind}">{kind}: {len(image_ids):,}</h3><p>{escape(KINDS[kind].meaning)}</p>'
-    if kind not in _BLIND:
-        found = (_thumbnail(pictures / i, i) for i in image_ids[:_THUMBNAILS])
+    if KINDS[kind].shown:
+        found = (_figure(pictures, i) for i in image_ids[:_THUMBNAILS])
         yield f"<div class=thumbs>{''.join(found)}</div>"
     more = f"<p>... and {len(image_ids) - _NAMES:,} more in integrity.json</p>" if len(image_ids) > _NAMES else ""
     names = "".join(f"<li>{_shown(i)}</li>" for i in image_ids[:_NAMES])
     yield f"<details><summary>names</summary><ul>{names}</ul>{more}</details>"
 
 
-def _thumbnail(path: Path, image_id: str) -> str:
+def _figure(pictures: Path, image_id: str) -> str:
     """A small JPEG inside the page, or only the name of a picture that cannot be opened."""
-    try:
-        picture = open_picture(path)
-    except EmonbError:
-        return f"<figure><figcaption>{_shown(image_id)}</figcaption></figure>"
-    picture.thumbnail((_SIDE, _SIDE))
+    caption = f"<figcaption>{_shown(image_id)}</figcaption>"
+    picture = _thumbnail(pictures, image_id)
+    if picture is None:
+        return f"<figure>{caption}</figure>"
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=70)
     uri = base64.b64encode(data.getvalue()).decode("ascii")
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{uri}" alt=""><figcaption>{_shown(image_id)}</figcaption></figure>'
-    )
+    return f'<figure><img src="data:image/jpeg;base64,{uri}" alt="">{caption}</figure>'
+
+
+def _thumbnail(pictures: Path, image_id: str) -> Image.Image | None:
+    """A picture of the release in small; the report may name files that are absent, or no pictures."""
+    picture = None if file_problem(pictures, image_id) else open_safely(pictures / image_id)
+    if picture is not None:
+        picture.thumbnail((_SIDE, _SIDE))
+    return picture
 
 
 def _shown(text: str) -> str:
