@@ -23,7 +23,7 @@ from pyarrow import parquet
 
 from emonb.emotions import Taxonomy, infer_taxonomy, taxonomy_for_dataset
 from emonb.errors import EmonbError
-from emonb.integrity import duplicates, file_codes, inspected, merged, placeholders
+from emonb.integrity import KINDS, duplicates, file_codes, inspected, merged, placeholders
 from emonb.listing import IMPORT_FILE, listing_digest, source_of
 from emonb.miniworld import DRAWN, draw_dataset
 from emonb.releases import FORMATS, Release, read_release, recognise
@@ -197,7 +197,8 @@ def integrity_report(samples: pd.DataFrame, labels: Iterable[str], problems: dic
     """`counts[split][emotion]` and `problems[kind]`, the content of `integrity.json`."""
     table = pd.crosstab(samples["split"], samples["label"])
     counts = {s: {e: int(table.get(e, {}).get(s, 0)) for e in labels} for s in SPLITS}
-    return {"counts": counts, "problems": {k: sorted(v) for k, v in problems.items() if len(v)}}
+    kinds = [kind for kind in sorted(problems, key=[*KINDS].index) if len(problems[kind])]
+    return {"counts": counts, "problems": {kind: sorted(problems[kind]) for kind in kinds}}
 
 
 def _split(samples: pd.DataFrame, where: str) -> pd.DataFrame:

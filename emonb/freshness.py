@@ -14,7 +14,7 @@ from emonb.store import code_hash
 
 __all__ = ["cell_weights", "code_cells", "fingerprints", "settings_hash", "sha256", "snapshot", "stages_of"]
 
-_OUTPUTS = ("tables", "figures", "predictions", "models")
+_OUTPUTS = ("tables", "figures", "predictions", "models", "integrity")
 _RUNNER = {"run", "freshness", "execution", "report", "cli", "machine", "progress", "clean", "__main__", "__init__"}
 
 

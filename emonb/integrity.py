@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,7 @@ __all__ = [
     "merged",
     "open_safely",
     "placeholders",
+    "problem_table",
 ]
 
 
@@ -217,6 +218,20 @@ def merged(*parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         for kind, image_ids in part.items():
             problems.setdefault(kind, []).extend(image_ids)
     return problems
+
+
+def problem_table(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The problems of several datasets: `dataset`, `problem`, `pictures`, `consequence`, `meaning`.
+
+    Args:
+        reports: dataset -> content of its `integrity.json`.
+    """
+    rows = [
+        (name, kind, len(ids), "left out" if KINDS[kind].left_out else "kept", KINDS[kind].meaning)
+        for name, report in reports.items()
+        for kind, ids in report["problems"].items()
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "problem", "pictures", "consequence", "meaning"])
 
 
 def duplicates(samples: pd.DataFrame) -> dict[str, list[str]]:

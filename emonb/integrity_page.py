@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from emonb.integrity import KINDS, open_safely
-from emonb.settings import project_root
+from emonb.settings import SPLITS, project_root
 from emonb.store import Artifact, read_json
 from emonb.trees import file_problem
 
@@ -20,22 +20,25 @@ __all__ = ["dataset_page", "examples", "integrity_page"]
 
 _THUMBNAILS, _SIDE = 8, 96  # pictures a kind, px
 _NAMES = 200  # ids a kind on the page; all of them are in integrity.json
+_OPEN = 20  # so many names are shown at once where there is no picture
 _CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CSS = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8881;--mark:#3b6fd4}
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:70rem;padding:1.5rem 1rem 4rem}
 h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .4rem}h3{font-size:1rem;margin:1.4rem 0 .2rem}
 table{border-collapse:collapse;font-size:.9rem}
-th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:right}
+th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{background:var(--soft)}
-td.bar{min-width:10rem}td.bar span{display:block;height:.8rem;background:var(--mark)}
-.thumbs{display:flex;flex-wrap:wrap;gap:.6rem}figure{margin:0;width:6.5rem}img{max-width:6rem;max-height:6rem}
-figcaption,li{font-size:.75rem;overflow-wrap:anywhere}.soft{opacity:.75}
+td.bar{min-width:10rem}.bar span{display:block;height:.8rem;background:var(--mark)}
+.thumbs{display:flex;flex-wrap:wrap;gap:.6rem;margin:.4rem 0}figure{margin:0;width:8rem}
+img{max-width:6rem;max-height:6rem}h3+p{margin:.2rem 0}ul{margin:.2rem 0}
+p,figcaption,li{overflow-wrap:anywhere}figcaption,li,summary{font-size:.8rem}.soft{opacity:.75}
+@media(max-width:40rem){.bar{display:none}th,td{padding:.3rem .4rem}figure{width:6.5rem}}
 """
 
 
 def integrity_page(name: str, form: str, source: Path | str, pictures: Path, report: Mapping[str, Any]) -> str:
-    """The page of one import as HTML; every name that comes from a file is escaped.
+    """The page of one dataset as HTML; every name that comes from a file is escaped.
 
     Args:
         name: the dataset's name.
@@ -48,7 +51,7 @@ def integrity_page(name: str, form: str, source: Path | str, pictures: Path, rep
     sections = [part for kind in kinds for part in _section(kind, report["problems"][kind], pictures)]
     body = "\n".join(
         [
-            f"<h1>{escape(name)}: integrity of the import</h1>",
+            f"<h1>{escape(name)}: integrity of the pictures</h1>",
             f"<p class=soft>format {escape(form)}, from {_shown(str(source))}</p>",
             "<h2>Pictures that can be used</h2>",
             *_balance(report["counts"]),
@@ -87,21 +90,21 @@ def _balance(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     totals = {e: sum(counts[s][e] for s in counts) for e in emotions}
     everything = sum(totals.values())
     head = "".join(f"<th>{escape(s)}</th>" for s in counts)
-    yield f"<table><tr><th>emotion</th>{head}<th>all</th><th>share</th><th></th></tr>"
+    yield f"<table><tr><th>emotion</th>{head}<th>all</th><th>share</th><th class=bar></th></tr>"
     for emotion in emotions:
         cells = "".join(f"<td>{counts[s][emotion]:,}</td>" for s in counts)
         share = 100 * totals[emotion] / everything
         bar = f'<td class=bar><span style="width:{100 * totals[emotion] / max(totals.values()):.0f}%"></span></td>'
         yield f"<tr><td>{escape(emotion)}</td>{cells}<td>{totals[emotion]:,}</td><td>{share:.1f} %</td>{bar}</tr>"
     sums = "".join(f"<td>{sum(counts[s].values()):,}</td>" for s in counts)
-    yield f"<tr><td>all</td>{sums}<td>{everything:,}</td><td></td><td></td></tr></table>"
+    yield f"<tr><td>all</td>{sums}<td>{everything:,}</td><td></td><td class=bar></td></tr></table>"
 
 
 def _sizes(found: Mapping[str, int], expected: Mapping[str, Any]) -> Iterator[str]:
     """The release's size before anything was left out, beside the official one."""
     yield "<h2>Size of the release</h2><table><tr><th></th><th>found</th><th>official</th></tr>"
     about = "about " if expected.get("about") else ""
-    for part in dict.fromkeys([*found, *(key for key in expected if key != "about")]):
+    for part in [key for key in ("total", *SPLITS) if key in found or key in expected]:
         official = f"{about}{expected[part]:,}" if part in expected else "not known here"
         yield f"<tr><td>{escape(part)}</td><td>{found.get(part, 0):,}</td><td>{official}</td></tr>"
     yield "</table>"
@@ -122,12 +125,13 @@ def _section(kind: str, image_ids: Sequence[str], pictures: Path) -> Iterator[st
         yield f"<div class=thumbs>{''.join(found)}</div>"
     more = f"<p>... and {len(image_ids) - _NAMES:,} more in integrity.json</p>" if len(image_ids) > _NAMES else ""
     names = "".join(f"<li>{_shown(i)}</li>" for i in image_ids[:_NAMES])
-    yield f"<details><summary>names</summary><ul>{names}</ul>{more}</details>"
+    few = " open" if not KINDS[kind].shown and len(image_ids) <= _OPEN else ""
+    yield f"<details{few}><summary>names</summary><ul>{names}</ul>{more}</details>"
 
 
 def _figure(pictures: Path, image_id: str) -> str:
     """A small JPEG inside the page, or only the name of a picture that cannot be opened."""
-    caption = f"<figcaption>{_shown(image_id)}</figcaption>"
+    caption = f"<figcaption>{_shown(image_id, '<wbr>')}</figcaption>"
     picture = _thumbnail(pictures, image_id)
     if picture is None:
         return f"<figure>{caption}</figure>"
@@ -145,7 +149,7 @@ def _thumbnail(pictures: Path, image_id: str) -> Image.Image | None:
     return picture
 
 
-def _shown(text: str) -> str:
+def _shown(text: str, after_slash: str = "") -> str:
     """A file's name as HTML: escaped, control characters visible, its writing direction kept to itself."""
     visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return f"<bdi>{escape(visible)}</bdi>"
+    return f"<bdi>{escape(visible).replace('/', '/' + after_slash)}</bdi>"

@@ -45,6 +45,10 @@ class Workspace:
                 fig.savefig(buffer, format=ending, dpi=150, bbox_inches="tight", metadata=metadata)
                 self._save(f"figures/{id}.{ending}", buffer.getvalue())
 
+    def save_page(self, html: str, id: str) -> None:
+        """Save `integrity/<id>.html`, a page that opens from disk."""
+        self._save(f"integrity/{id}.html", html)
+
     def save_predictions(self, frame: pd.DataFrame, dataset: str, model: str) -> Path:
         """Save `predictions/<dataset>__<model>.parquet`; the labels are those of its columns."""
         from emonb.predictions import prediction_labels, write_predictions
