@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import shutil
 import struct
+import tracemalloc
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,11 +20,13 @@ from PIL import Image, ImageFile
 from pipeline import paint
 from release_folders import PAIR, sentiment
 
+from emonb import integrity
 from emonb.imports import import_release
-from emonb.integrity import KINDS, duplicates, inspect_picture, leakage
+from emonb.integrity import KINDS, Inspection, duplicates, inspect_picture, inspected, leakage, problem_table
 from emonb.integrity_page import dataset_page, examples
 from emonb.listing import listing_digest
 from emonb.releases import read_release
+from emonb.sheets import picture_rows
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8))
 HOSTILE = [
@@ -151,6 +155,25 @@ def test_a_bomb_is_never_decoded(tmp_path, monkeypatch, side):
     assert inspect_picture(tmp_path / "bomb.png").kinds == ("unreadable", "decompression_bomb")
     (tmp_path / "plain.png").write_bytes(encoded("PNG"))
     assert inspect_picture(tmp_path / "plain.png").kinds == ("unreadable", "damaged")
+
+
+def test_memory_grows_by_little_a_picture(tmp_path, monkeypatch):
+    def look(path):  # decoding is not what grows
+        return Inspection((), hashlib.sha256(path.name.encode()).hexdigest(), 0.5, 0.5)
+
+    monkeypatch.setattr(integrity, "inspect_picture", look)
+
+    def peak(n):
+        names = pd.Series([f"image/contentment/contentment_{i:06}.jpg" for i in range(n)], dtype="str")
+        tracemalloc.start()
+        found, problems = inspected(pd.DataFrame({"image_id": names, "path": names}), tmp_path, "names")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (found["sha256"].nunique(), problems) == (n, {})
+        return peak
+
+    peak(600)  # what is loaded and cached on first use
+    assert (peak(6_000) - peak(1_000)) / 5_000 < 400  # bytes; the sha256 alone is 64
 
 
 def test_links_that_lead_nowhere(tmp_path):
@@ -315,7 +338,7 @@ def test_hostile_names_from_file_to_page(tmp_path):
     assert "script" not in parsed.tags
     assert parsed.tags["img"] == 8  # thumbnails, none from a name
     assert parsed.attributes <= {
-        "lang", "charset", "http-equiv", "content", "name", "class", "style", "href", "id", "src", "alt",
+        "lang", "charset", "http-equiv", "content", "name", "class", "style", "href", "id", "src", "alt", "open",
     }  # fmt: skip
     assert [i for i in ids if visible(i) not in parsed.texts] == []
     assert 'train/positive/"><img src=x onerror=alert(1)>.jpg' in parsed.texts
@@ -400,9 +423,13 @@ def test_the_page_and_the_examples_of_a_run(tmp_path):
     assert {"greyscale", "cmyk", "palette", "animated", "exif_rotated", "duplicate_across_splits"} <= set(found)
     assert not {"empty", "truncated", "unreadable"} & set(found)
     assert all(0 < len(pictures) <= 2 and max(p.size) <= 96 for pictures in found.values() for p in pictures)
+    shown = [ax for ax in picture_rows(found, "examples").axes if ax.images]
+    assert len(shown) == sum(map(len, found.values()))
     page = Page(dataset_page("pets", artifact))
     report = json.loads((artifact.path / "integrity.json").read_text())
-    assert set(page.rows("kind")) == set(report["problems"])
+    table = problem_table({"pets": report}).set_index("problem")
+    assert page.rows("kind") == {kind: [str(row["pictures"]), row["consequence"]] for kind, row in table.iterrows()}
+    assert set(table.index) == set(report["problems"])
 
 
 def test_a_report_that_names_files_outside_shows_none_of_them(tmp_path):
