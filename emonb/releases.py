@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -64,14 +65,15 @@ def recognise(source: Path, name: str = "") -> str:
     FI's bare emotion folders look like any other tree: they are `fi` only where the dataset has that name, because
     FI's readers also look for the placeholders of removed photos. Flickr and Instagram are read as plain trees.
     """
-    for form in ("emotion6", "oasis", "bass"):
-        if _lacking(form, source) == []:
-            return form
-    lists = any((source / f"{split}.json").is_file() for split in SPLITS)
-    if not _lacking("emoset", source) and (lists or (source / "image").is_dir()):  # an info.json may lie anywhere
-        return "emoset"
-    known = (source / "emotion_dataset").is_dir() or (name == "fi" and _has_folders("fi", source))
-    return "fi" if known else "folder"
+    with _reading(source):
+        for form in ("emotion6", "oasis", "bass"):
+            if not _lacking(form, source):
+                return form
+        lists = any((source / f"{split}.json").is_file() for split in SPLITS)
+        if not _lacking("emoset", source) and (lists or (source / "image").is_dir()):  # an info.json may lie anywhere
+            return "emoset"
+        known = (source / "emotion_dataset").is_dir() or (name == "fi" and _has_folders("fi", source))
+        return "fi" if known else "folder"
 
 
 def read_release(name: str, source: Path, partial: bool = False) -> Release:
@@ -89,13 +91,10 @@ def read_release(name: str, source: Path, partial: bool = False) -> Release:
         raise EmonbError(f"format {name!r}: unknown; use one of {', '.join(FORMATS)}")
     if not source.is_dir():
         raise EmonbError(f"{source}: no such folder; give the folder that the release was unpacked into")
-    try:
+    with _reading(source):
         if _lacking(name, source) or (name != "folder" and not _has_folders(name, source)):
             raise EmonbError(_wrong_folder(name, source))
         release = FORMATS[name].read(source)
-    except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else source
-        raise EmonbError(f"{where}: cannot be read ({error.strerror}); give yourself permission to read it") from None
     if release.missing and not partial:
         needed = "train/ and test/" if release.missing[0].endswith("/") else "train.json and test.json"
         raise EmonbError(
@@ -103,6 +102,16 @@ def read_release(name: str, source: Path, partial: bool = False) -> Release:
             "what is there: python -m emonb data import ... --allow-missing-split"
         )
     return release
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """A folder or file that cannot be read is one clear error."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else source
+        raise EmonbError(f"{where}: cannot be read ({error.strerror}); give yourself permission to read it") from None
 
 
 def release_table() -> pd.DataFrame:
