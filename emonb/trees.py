@@ -63,28 +63,34 @@ def read_tree(root: Path) -> tuple[pd.DataFrame, Problems, list[str]]:
     frame.insert(1, "path", frame["image_id"])
     if (root / _ANNOTATION).is_dir():  # as EmoSet's: annotation/<emotion>/<name>.json
         files = (Path(_ANNOTATION, Path(p).parent.name, f"{Path(p).stem}.json") for p in frame["path"])
-        frame, problems["annotation_missing"] = with_attributes(frame, root, map(str, files))
+        frame, problems["annotation_missing"] = with_attributes(frame, root, map(str, files), strict=True)
     return frame, problems, missing
 
 
-def with_attributes(frame: pd.DataFrame, root: Path, files: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
+def with_attributes(
+    frame: pd.DataFrame, root: Path, files: Iterable[str], *, strict: bool = False
+) -> tuple[pd.DataFrame, list[str]]:
     """A raw table with EmoSet's attributes as columns, for the triplets alone.
 
     Args:
         frame: the raw table.
         root: the folder that the files are relative to.
         files: the annotation file of each row.
+        strict: a damaged annotation is an error, as in a tree of one's own; of a release it is reported.
 
     Returns:
         The table with `objects` (list of text), `scene`, `facial_expression` and `human_action`; image ids of the
         pictures whose annotation is missing or damaged: they have no objects and no attributes.
+
+    Raises:
+        EmonbError: strict, and an annotation is no JSON object.
     """
     blocks, lacking = [], []
     named = zip(frame["image_id"], files, strict=True)
     while block := list(islice(named, _BLOCK)):
         rows = []
         for image_id, file in block:
-            row = _attributes(root, file)
+            row = _attributes(root, file, strict)
             rows.append(row or {"objects": []})
             if row is None:
                 lacking.append(image_id)
@@ -96,15 +102,17 @@ def with_attributes(frame: pd.DataFrame, root: Path, files: Iterable[str]) -> tu
     return frame.assign(**columns), lacking
 
 
-def _attributes(root: Path, file: str) -> dict[str, Any] | None:
-    """Attributes of one picture, or None where the annotation is missing or no JSON object."""
+def _attributes(root: Path, file: str, strict: bool) -> dict[str, Any] | None:
+    """Attributes of one picture, or None where the annotation is missing or damaged."""
     if file_problem(root, file):
         return None
     try:
         found = read_json(root / file)
+        if not isinstance(found, dict):
+            raise EmonbError(f"{root / file}: must be an object with EmoSet's fields; correct or remove the file")
     except EmonbError:
-        return None
-    if not isinstance(found, dict):
+        if strict:
+            raise
         return None
     objects = found.get("object") or []
     row = {"objects": [_words(x) for x in (objects if isinstance(objects, list) else [objects])]}
