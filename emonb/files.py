@@ -65,7 +65,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; raises `EmonbError` naming a file that is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EmonbError(f"{path}: cannot be read as JSON ({error}); delete it and run again") from None
 
 

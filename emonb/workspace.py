@@ -46,6 +46,10 @@ class Workspace:
                 fig.savefig(buffer, format=ending, dpi=150, bbox_inches="tight", metadata=metadata)
                 self._save(f"figures/{id}.{ending}", buffer.getvalue())
 
+    def save_page(self, html: str, id: str) -> None:
+        """Save `integrity/<id>.html`, a page that opens from disk."""
+        self._save(f"integrity/{id}.html", html)
+
     def save_predictions(self, frame: pd.DataFrame | Path, dataset: str, model: str) -> Path:
         """Save `predictions/<dataset>__<model>.parquet`: a frame, or a stage's file, which is copied as it is."""
         from emonb.predictions import prediction_labels, write_predictions
