@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Pictures(Dataset):
         if not self.train:
             return self.transform(picture), self.targets[i]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed((self.seed << 48) + (self.epoch << 32) + i)
+            torch.default_generator.manual_seed(_mixed(self.seed, self.epoch, i))
             return self.transform(picture), self.targets[i]
 
     def _decode(self, i: int) -> Tensor:
@@ -75,6 +76,11 @@ class Pictures(Dataset):
         if picture.size != (self.side, self.side):
             picture = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed out of several numbers, in the 32 bits that torch's CPU generator makes use of."""
+    return zlib.crc32(repr(numbers).encode())
 
 
 def _workers(pictures: Pictures) -> int:
@@ -160,7 +166,7 @@ def _same_buffers(net: nn.Module) -> None:
 
 def _batches(train: Pictures, size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
     """This process's share of each shuffled batch, and the size of the whole batch."""
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed((seed << 16) + epoch))
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_mixed(seed, epoch)))
     whole = [batch.tolist() for batch in order.split(size)]
     mine = [batch[process_index() :: process_count()] for batch in whole]
     loaded = [share or batch[:1] for share, batch in zip(mine, whole, strict=True)]  # no process may stand aside
