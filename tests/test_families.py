@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES, WIDTH, byte_level_tokenizer, processor_of, save_family, settings_of
-from pipeline import paint
+from pipeline import COLORS, make_tree, paint, run_stages, tiny_workspace
 
+from emonb import emotions
 from emonb import vlm as room
-from emonb.emotions import TAXONOMIES
+from emonb.emotions import TAXONOMIES, Taxonomy
+from emonb.model import EmoVLMKD, model_stage
 from emonb.parameters import count_vlm
+from emonb.predictions import read_predictions
+from emonb.samples import read_samples
 from emonb.triplets import categorical_instruction, load_prompts
 from emonb.tuning import add_lora
 
@@ -241,3 +245,21 @@ def test_picture_inputs_need_no_model_and_work_in_another_process(pictures):
     assert len(here) == 3
     assert torch.equal(torch.cat([x.pixel_values for x in there]), here.pixel_values)
     assert torch.equal(torch.cat([x.grid for x in there]), here.grid)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"], scope="function")
+def test_all_stages_and_the_assembled_model(folders, family, tmp_path, monkeypatch):
+    """Tokens through the cache on disk, checkpointed training, the adapter put back: a fresh picture agrees."""
+    monkeypatch.setattr(emotions, "TAXONOMIES", {"own": Taxonomy("own", tuple(COLORS))})
+    make_tree(tmp_path / "images" / "colours", {"train": 3, "val": 2, "test": 2})
+    ws = tiny_workspace(tmp_path, folders[family], tmp_path / "images", "colours", gradient_checkpointing=True)
+    made = run_stages(ws, "colours")
+    model_stage(ws.settings, ws.store, "colours", room.load_vlm(ws.settings.vlm))
+    test = read_samples(made["samples"], "test")
+    got = EmoVLMKD.from_pretrained(ws.out / "models" / "colours").parts(test["path"].tolist())
+    stored = read_predictions(made["vlm_predictions"].path / "predictions.parquet", tuple(COLORS))
+    stored = stored.set_index("image_id").loc[test["image_id"], [f"p_{label}" for label in COLORS]]
+    assert torch.allclose(got["vlm_p"].double(), torch.tensor(stored.to_numpy(float)), atol=1e-3)
+    base = read_predictions(made["base_predictions"].path / "predictions.parquet", tuple(COLORS)).set_index("image_id")
+    base = torch.tensor(base.loc[test["image_id"], [f"p_{label}" for label in COLORS]].to_numpy(float))
+    assert (base - got["vlm_p"]).abs().max() > 1e-2, "the adapter changes nothing: it is not tested"
