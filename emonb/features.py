@@ -54,6 +54,8 @@ def features_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> 
                 if config.cache_visual_tokens:
                     tokens += [t.cpu() for t in visual.tokens]
             arrays = {"pooled": torch.cat(pooled), "grid": torch.cat(grids)}
+            if not arrays["pooled"].isfinite().all():
+                raise EmonbError(f"visual tokens of {dataset}: beyond what float16 holds; check the weights of vlm.base")
             save_file({**arrays, **({"tokens": torch.cat(tokens)} if tokens else {})}, file)
 
         shards = shards_of({s: len(frame) for s, frame in frames.items()})

@@ -99,7 +99,7 @@ def teacher_stage(settings: Settings, store: Store, dataset: str, network: str) 
                 out.add(make_predictions(*columns, seed=settings.seed))
 
     params = {**config.model_dump(), "network": network, "seed": settings.seed}
-    code = ["emonb.teacher", "emonb.teacher_training", "emonb.shards"]
+    code = ["emonb.teacher", "emonb.teacher_training", "emonb.network_weights", "emonb.shards"]
     name = f"{dataset}--{network}"
     return store.get("teacher", name, build, params=params, inputs=[samples], code=code, parts=True)
 
