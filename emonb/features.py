@@ -55,7 +55,7 @@ def features_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> 
                     tokens += [t.cpu() for t in visual.tokens]
             arrays = {"pooled": torch.cat(pooled), "grid": torch.cat(grids)}
             if not arrays["pooled"].isfinite().all():
-                raise EmonbError(f"visual tokens of {dataset}: beyond what float16 holds; check the weights of vlm.base")
+                raise EmonbError(f"visual tokens of {dataset}: more than float16 holds; check vlm.base")
             save_file({**arrays, **({"tokens": torch.cat(tokens)} if tokens else {})}, file)
 
         shards = shards_of({s: len(frame) for s, frame in frames.items()})

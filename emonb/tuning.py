@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from emonb.errors import EmonbError
 from emonb.features import VisualSource, base_params
+from emonb.fit import get_device
 from emonb.parallel import is_main, process_count, sharded
 from emonb.progress import progress
 from emonb.settings import Settings, VLMSettings
@@ -161,7 +162,7 @@ def tune(
         dataloader_drop_last=len(triplets) >= together,  # else accelerate fills the last batch with the first images
         dataloader_pin_memory=False,  # the collator's tensors are on the device already
         ddp_find_unused_parameters=False,
-        use_cpu=vlm.device.type == "cpu",
+        use_cpu=get_device().type == "cpu",
     )
     trainer = _AdapterTrainer(
         vlm.model, arguments, train_dataset=triplets, data_collator=collate, compute_loss_func=response_loss
