@@ -37,6 +37,7 @@ __all__ = [
     "git_state",
     "library_versions",
     "make_folder",
+    "peak_memory",
     "read_json",
     "write_json",
 ]
@@ -164,7 +165,7 @@ def _build(artifact: Artifact, build: Callable[[Path], None], recipe: dict[str, 
     temporary.mkdir()
     start = time.perf_counter()
     try:
-        with _peak_memory() as peak:
+        with peak_memory() as peak:
             build(temporary)
         provenance = {
             **{k: recipe[k] for k in ("stage", "name")},
@@ -265,7 +266,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _peak_memory() -> Iterator[list[float]]:
+def peak_memory() -> Iterator[list[float]]:
     """Peak resident memory within the block, in MB, in the yielded list."""
     peak = [0.0]
     with suppress(OSError):  # elsewhere than Linux: the peak of the whole process so far
