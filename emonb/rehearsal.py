@@ -231,9 +231,8 @@ def _plan(
         chosen, reason = _chosen(layers), "as asked for with --layers"
     if chosen is not None and max(chosen) > min(full.values()):
         raise EmonbError(f"rehearse: --layers {layers or chosen}: the model has {full}; use smaller depths or whole")
-    words = [
-        f"weights {weights / 1e9:.2g} GB, {free / 1e9:.1f} GB free; a matrix product runs at {speed / 1e12:.2g} TFLOP/s"
-    ]
+    room = f"{weights / 1e9:.2g} GB of weights, {free / 1e9:.1f} GB free"
+    words = [f"{room}; a matrix product runs at {speed / 1e12:.2g} TFLOP/s"]
     if chosen is None:
         words.append("measured whole")
     else:

@@ -194,18 +194,19 @@ def _assumptions(report: Mapping[str, Any]) -> list[str]:
         f"tuned, {schedule['kinds']} triplets an image for {schedule['lora_epochs']:g} epochs of LoRA, "
         f"{schedule['lora_batch']} sequences an update; epochs of the networks: {networks}; {schedule['heads']} heads "
         f"of {schedule['head_epochs']} epochs and {schedule['gates']} gates of {schedule['gate_epochs']} on cached "
-        f"tensors, all ablations and seeds; reasons and free answers for {schedule['asked']} test images at their full "
+        f"tensors, all ablations and seeds; reasons and free answers for {schedule['asked']} test images at full "
         "length, one at a time. The deeper heads are taken to cost what the paper's does.",
         "`ours` computes visual tokens again wherever the language model needs them; with `vlm.cache_visual_tokens` "
         "they are kept on disk, and each image goes through the vision tower once (column and sizes above).",
         "Authors': the vision tower for every sequence of LoRA (our reading) and in every epoch of the distillation; "
         "each epoch of the gate answers each image again by sampling, one image at a time, up to "
-        f"{schedule['longest']} tokens. How many they are is not known: the short answer and the limit are both shown. "
+        f"{schedule['longest']} tokens; how many they are is not known, so both ends stand here. "
         "One head, one gate, one seed; test answers once zero-shot and once tuned. Validation passes, and the "
         "teacher's passes during distillation, are not known and not counted. Generation is a bare loop on the KV "
         "cache: `generate` is slower.",
         "The total leaves the other baselines out on our side: they are no part of the method.",
-        "Decoding a JPEG is added to every pass that opens pictures, as if nothing overlapped; for the networks it is "
+        "Decoding a JPEG is added to every pass that opens pictures, as if nothing overlapped; scaling and patching "
+        "are in the time of the features. For the networks it is "
         f"divided by {schedule['workers']} workers; the authors keep pictures in memory and decode once a stage.",
         "Labels of two words stand for labels of several tokens: the second pass of the scoring is in its time.",
         "Training sequences are of the longest kind, reasons of four sentences; categorical ones are some 40 tokens "
