@@ -1,4 +1,4 @@
-"""The command line: `python -m emonb run | data | triplets | rehearse | base | doctor | predict | notebooks`."""
+"""The command line: `python -m emonb run | stage | data | triplets | rehearse | base | doctor | predict | ...`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Datasets on disk.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
-_PROFILE = "smoke, mini, paper, or the path of a .yaml file"
+_PROFILE = "smoke, mini, paper, paper-2b, or the path of a .yaml file"
 _DATASETS = "comma-separated names; default: the profile's"
 _IMAGES = "folder of datasets, <images>/<dataset>/...; default: the drawn world"
 
@@ -48,6 +48,36 @@ def run(
         seeds=seeds,
         force=force,
         notebooks=notebooks,
+    )
+
+
+@app.command()
+def stage(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="samples, triplets, features, base_predictions, adapter, vlm_predictions, teacher, head, gate, or all"
+        ),
+    ],
+    profile: Annotated[str, typer.Option(help=_PROFILE)] = "mini",
+    datasets: Annotated[str, typer.Option(help=_DATASETS)] = "",
+    images: Annotated[str, typer.Option(help=_IMAGES)] = "",
+    out: Annotated[str, typer.Option(help="results folder; default: build/<profile>")] = "",
+    seeds: Annotated[str, typer.Option(help="comma-separated; default: the profile's")] = "",
+    force: Annotated[str, typer.Option(help="comma-separated stages to recompute, or all")] = "",
+) -> None:
+    """One long step without a notebook; under `accelerate launch -m emonb stage ...` by several processes."""
+    from emonb.stages import run_stage
+
+    run_stage(
+        name,
+        _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile,
+        datasets=datasets,
+        images=_from_root(images),
+        out=_from_root(out),
+        seeds=seeds,
+        force=force,
+        say=typer.echo,
     )
 
 

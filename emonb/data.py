@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
 from emonb.emotions import Taxonomy, infer_taxonomy, taxonomy_for_dataset
 from emonb.errors import EmonbError
-from emonb.integrity import duplicates, inspect_all, merged, placeholders, problems_of
+from emonb.integrity import KINDS, duplicates, file_codes, inspected, merged, placeholders
 from emonb.listing import IMPORT_FILE, listing_digest, source_of
 from emonb.miniworld import DRAWN, draw_dataset
-from emonb.releases import Release, read_release, recognise
+from emonb.releases import FORMATS, Release, read_release, recognise
 from emonb.samples import read_samples, sample_labels
 from emonb.settings import SPLITS, Settings, project_root
 from emonb.store import Artifact, Store, read_json, write_json
@@ -45,12 +49,18 @@ SPLIT_SEED = 42  # authors' code: the seed of every split they make
 
 @dataclass(frozen=True)
 class SampleTable:
-    """A checked sample table, its class order, the folder its paths are relative to, and what was wrong."""
+    """A checked sample table and what belongs to it.
+
+    `labels`: class order; `root`, `pictures`: the folders that paths and image ids are relative to; `report`: the
+    content of `integrity.json`; `form`: the release's format, or `drawn`.
+    """
 
     samples: pd.DataFrame
     labels: tuple[str, ...]
     root: Path
-    problems: dict[str, list[str]]
+    pictures: Path
+    report: dict[str, Any]
+    form: str
 
 
 def samples_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
@@ -77,31 +87,37 @@ def samples_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
     def build(folder: Path) -> None:
         if drawn:
             release = Release(draw_dataset(dataset, folder, sizes), folder, taxonomy.labels)
-            table = sample_table(release, dataset, where=dataset)
+            table = sample_table(release, dataset, "drawn", where=dataset)
         elif (source / IMPORT_FILE).is_file():
             table = read_import(source)
         else:
-            table = sample_table(read_release(recognise(source), source), dataset, where=str(source))
+            form = recognise(source, dataset)
+            table = sample_table(read_release(form, source), dataset, form, where=str(source))
         write_samples(table.samples, folder)
-        root = "." if drawn else os.path.relpath(table.root, project_root())
-        write_json(folder / "meta.json", {"labels": list(table.labels), "root": root, "drawn": drawn})
-        write_json(folder / "integrity.json", integrity_report(table.samples, table.labels, table.problems))
+        paths = {"root": table.root, "pictures": table.pictures}
+        meta = {key: "." if drawn else os.path.relpath(path, project_root()) for key, path in paths.items()}
+        write_json(folder / "meta.json", {"labels": list(table.labels), "drawn": drawn, "format": table.form, **meta})
+        write_json(folder / "integrity.json", table.report)
 
     return store.get("samples", dataset, build, params=params, code=code)
 
 
-def sample_table(release: Release, dataset: str, *, where: str, partial: bool = False) -> SampleTable:
-    """Check every picture of a release; raises as `build_samples`.
+def sample_table(release: Release, dataset: str, form: str, *, where: str, partial: bool = False) -> SampleTable:
+    """Check every picture of a release of a format; raises as `build_samples`.
 
     Labels that the format does not fix follow from the dataset's name, or from the labels found.
     """
     labels = release.labels
     if labels is None:
-        labels = (taxonomy_for_dataset(dataset) or infer_taxonomy(release.frame["label"], where)).labels
+        labels = (taxonomy_for_dataset(dataset) or infer_taxonomy(release.frame["label"].unique(), where)).labels
     samples, problems = build_samples(
         release.frame, release.root, labels, where=where, partial=partial, drop_placeholders=release.placeholders
     )
-    return SampleTable(samples, labels, release.root, merged(release.problems, problems))
+    report = integrity_report(samples, labels, merged(release.problems, problems))
+    official = FORMATS[form].expected if form in FORMATS else {}
+    report["found"] = dict(release.found)
+    report["expected"] = {**official, "about": FORMATS[form].about} if official else {}
+    return SampleTable(samples, labels, release.root, release.pictures or release.root, report, form)
 
 
 def read_import(folder: Path) -> SampleTable:
@@ -112,11 +128,12 @@ def read_import(folder: Path) -> SampleTable:
     """
     source = source_of(folder)
     record, report = read_json(folder / IMPORT_FILE), read_json(folder / "integrity.json")
-    again = f"python -m emonb data import {record.get('format')} {source} --out {folder.parent} --name {folder.name}"
+    words = ["data", "import", record.get("format"), source, "--out", folder.parent, "--name", folder.name]
+    again = f"python -m emonb {shlex.join(map(str, words))}"
     try:
         samples = pd.read_parquet(folder / "samples.parquet")
-        labels, root, problems = tuple(record["labels"]), Path(record["root"]), dict(report["problems"])
-        listed = record["listing"]
+        labels, root, pictures = tuple(record["labels"]), Path(record["root"]), Path(record["pictures"])
+        listed, form, _ = record["listing"], record["format"], (report["counts"], report["problems"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EmonbError(f"{folder}: the import is damaged ({error}); import again: {again}") from None
     if listed != listing_digest(source):
@@ -127,12 +144,13 @@ def read_import(folder: Path) -> SampleTable:
             f"{folder}: imported with --allow-missing-split, has no {' and no '.join(absent)}; a run needs all of "
             f"{', '.join(SPLITS)}: add what is missing to {source} and import again: {again}"
         )
-    return SampleTable(samples, labels, root, problems)
+    return SampleTable(samples, labels, root, pictures, report, form)
 
 
 def write_samples(samples: pd.DataFrame, folder: Path) -> None:
-    """Write `samples.parquet`, in groups of rows so that it can be read in parts."""
-    samples.to_parquet(folder / "samples.parquet", index=False, row_group_size=4096)
+    """Write `samples.parquet`, in groups of rows so that it can be read in parts; plain columns for any reader."""
+    table = pa.Table.from_pandas(samples, preserve_index=False).replace_schema_metadata(None)
+    parquet.write_table(table, folder / "samples.parquet", row_group_size=4096)
 
 
 def build_samples(
@@ -163,14 +181,7 @@ def build_samples(
     taxonomy = Taxonomy(where, tuple(labels))
     for label in frame["label"].unique():
         taxonomy.index(label)
-    paths = [root / path for path in frame["path"]]
-    found = list(inspect_all(paths, f"pictures of {Path(where).name}"))
-    problems = problems_of(frame["image_id"], found)
-    measured = frame.assign(
-        sha256=[x.sha256 for x in found],
-        brightness=[x.brightness for x in found],
-        colorfulness=[x.colorfulness for x in found],
-    )
+    measured, problems = inspected(frame, root, f"pictures of {Path(where).name}")
     samples = measured[measured["sha256"] != ""].reset_index(drop=True)
     if drop_placeholders:
         problems["placeholder"] = placeholders(samples)
@@ -186,27 +197,30 @@ def integrity_report(samples: pd.DataFrame, labels: Iterable[str], problems: dic
     """`counts[split][emotion]` and `problems[kind]`, the content of `integrity.json`."""
     table = pd.crosstab(samples["split"], samples["label"])
     counts = {s: {e: int(table.get(e, {}).get(s, 0)) for e in labels} for s in SPLITS}
-    return {"counts": counts, "problems": {k: sorted(v) for k, v in problems.items() if len(v)}}
+    kinds = [kind for kind in sorted(problems, key=[*KINDS].index) if len(problems[kind])]
+    return {"counts": counts, "problems": {kind: sorted(problems[kind]) for kind in kinds}}
 
 
 def _split(samples: pd.DataFrame, where: str) -> pd.DataFrame:
     """Give every row a split, keeping the release's own where it has one.
 
     Without any: 60/10/30 by groups where there are groups (ours: BASS is so small that a tenth for the
-    test would leave 40 pictures), else 80/10/10. With train and test only: 10 % of train becomes val.
+    test would leave 40 pictures), else 80/10/10. With train and test only: 10 % of train becomes val. Exact
+    copies follow the first one (ours), so that a split made here leaks nothing.
     """
     if "split" in samples and ((samples["split"] == "val").any() or not (samples["split"] == "train").any()):
         return samples
     if "group" in samples:
         parts = _folds(samples, samples["group"], 10)
-        split = np.select([parts < 6, parts < 7], ["train", "val"], "test")
-    elif "split" not in samples:
+        return samples.assign(split=np.select([parts < 6, parts < 7], ["train", "val"], "test"))
+    if "split" not in samples:
         parts = _folds(samples, None, 10, where)
-        split = np.select([parts < 8, parts < 9], ["train", "val"], "test")
-    else:
-        split = samples["split"].to_numpy(dtype=object)
-        train = np.flatnonzero(split == "train")
-        split[train[_folds(samples.iloc[train], None, 10, where) == 9]] = "val"
+        samples = samples.assign(split=np.select([parts < 8, parts < 9], ["train", "val"], "test"))
+        return samples.assign(split=samples["split"].groupby(file_codes(samples)).transform("first"))
+    split = samples["split"].to_numpy(dtype=object)
+    train = np.flatnonzero(split == "train")
+    split[train[_folds(samples.iloc[train], None, 10, where) == 9]] = "val"
+    split[train] = pd.Series(split[train]).groupby(file_codes(samples)[train]).transform("first")
     return samples.assign(split=split)
 
 

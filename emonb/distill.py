@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from emonb.fit import fit, set_seed
-from emonb.predictions import make_predictions, write_predictions
+from emonb.fit import Columns, fit, outputs, set_seed
+from emonb.predictions import PredictionWriter, make_predictions
 from emonb.progress import progress
+from emonb.rows import Rows, blocks
 from emonb.samples import read_samples, sample_labels
 from emonb.settings import SPLITS, DistillSettings, Settings
 from emonb.store import Artifact, Store, read_json, write_json
@@ -49,10 +50,13 @@ class StudentHead(nn.Module):
             layers += [nn.Linear(width, following), nn.GELU(), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear([features, *hidden][-1], classes))
 
-    def standardize_by(self, features: Tensor) -> None:
-        """Take mean and deviation from (N, D) training features."""
-        self.mean.copy_(features.mean(0))
-        self.deviation.copy_(features.std(0).clamp_min(1e-6))
+    def standardize_by(self, features: Columns) -> None:
+        """Take mean and deviation from (N, D) training features, a block at a time, in double precision."""
+        n = len(features)
+        mean = sum(features[b].double().sum(0) for b in blocks(n)) / n
+        squares = sum((features[b].double() - mean).square().sum(0) for b in blocks(n))
+        self.mean.copy_(mean)
+        self.deviation.copy_((squares / (n - 1)).sqrt().clamp_min(1e-6))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) pooled visual tokens -> (B, C) logits."""
@@ -86,16 +90,20 @@ def head_names(settings: DistillSettings) -> dict[str, tuple[tuple[int, ...], fl
     return names
 
 
-def read_pooled(features: Artifact, teacher: Artifact, samples: Artifact, split: str) -> dict[str, Tensor | list]:
-    """One split's tensors in one order: `ids`, `features` (N, D), `teacher` (N, C) logits, `labels` (N,)."""
+def read_pooled(features: Artifact, teacher: Artifact, samples: Artifact, split: str) -> dict[str, Columns | list]:
+    """One split's data in one order: `ids`, `features` (N, D), `teacher` (N, C) logits, `labels` (N,).
+
+    The features are read from disk as they are asked for; the others are small.
+    """
     ids = read_json(features.path / "ids.json")[split]
     logits = load_file(teacher.path / "logits.safetensors")[split]
     row = {image_id: i for i, image_id in enumerate(read_json(teacher.path / "ids.json")[split])}
     order = sample_labels(samples)
-    gold = read_samples(samples, split).set_index("image_id").loc[ids, "label"]
+    gold = read_samples(samples, split, ["image_id", "label"]).set_index("image_id").loc[ids, "label"]
+    files = sorted(features.path.glob(f"{split}-*.safetensors"))
     return {
         "ids": ids,
-        "features": load_file(features.path / f"{split}.safetensors")["pooled"].float(),
+        "features": Rows(files, "pooled"),
         "teacher": logits[[row[i] for i in ids]],
         "labels": torch.tensor([order.index(x) for x in gold]),
     }
@@ -113,23 +121,20 @@ def head_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
 
     def build(folder: Path) -> None:
         data = {s: read_pooled(features, teacher, samples, s) for s in SPLITS}
-        gold = {s: [order[i] for i in data[s]["labels"].tolist()] for s in SPLITS}
-        history, logits, frames = [], {}, {name: [] for name in head_names(config)}
-        jobs = [(name, *spec, seed) for name, spec in head_names(config).items() for seed in settings.seeds]
-        for name, hidden, alpha, seed in progress(jobs, f"heads of {dataset}", unit="head"):
-            net, curve = train_head(data, hidden, alpha, len(order), config, seed)
-            save_file(net.state_dict(), folder / f"{name}.seed{seed}.safetensors")
-            with torch.inference_mode():
-                scores = {split: net(data[split]["features"]) for split in SPLITS}
-            if name == "head":
-                history += curve
-                logits |= {f"{split}.seed{seed}": x.contiguous() for split, x in scores.items()}
-            for split, x in scores.items():
-                p, ids = x.double().softmax(-1).numpy(), data[split]["ids"]
-                frames[name].append(make_predictions(ids, [split] * len(p), gold[split], p, order, seed=seed))
+        history, logits = [], {}
+        jobs = [(name, *spec) for name, spec in head_names(config).items()]
+        for name, hidden, alpha in progress(jobs, f"heads of {dataset}", unit="head"):
+            with PredictionWriter(folder / f"{name}.parquet", order) as out:
+                for seed in settings.seeds:
+                    net, curve = train_head(data, hidden, alpha, len(order), config, seed)
+                    save_file(net.state_dict(), folder / f"{name}.seed{seed}.safetensors")
+                    scores = {s: outputs(net, (data[s]["features"],)) for s in SPLITS}
+                    if name == "head":
+                        history += curve
+                        logits |= {f"{split}.seed{seed}": x for split, x in scores.items()}
+                    for split, x in scores.items():
+                        _add_predictions(out, data[split], split, x, order, seed)
         save_file(logits, folder / "logits.safetensors")
-        for name, parts in frames.items():
-            write_predictions(folder / f"{name}.parquet", pd.concat(parts, ignore_index=True), order)
         sizes = {name: list(hidden) for name, (hidden, _) in head_names(config).items()}
         width = data["train"]["features"].shape[1]
         write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": order})
@@ -137,7 +142,17 @@ def head_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
 
     params = {**config.model_dump(), "seeds": list(settings.seeds)}
     inputs = [samples, features, teacher]
-    return store.get("head", dataset, build, params=params, inputs=inputs, code=["emonb.distill", "emonb.fit"])
+    code = ["emonb.distill", "emonb.fit", "emonb.rows"]
+    return store.get("head", dataset, build, params=params, inputs=inputs, code=code)
+
+
+def _add_predictions(
+    out: PredictionWriter, data: dict[str, Any], split: str, logits: Tensor, order: list[str], seed: int
+) -> None:
+    for block in blocks(len(logits)):
+        p = logits[block].double().softmax(-1).numpy()
+        gold = [order[i] for i in data["labels"][block].tolist()]
+        out.add(make_predictions(data["ids"][block], [split] * len(p), gold, p, order, seed=seed))
 
 
 def train_head(

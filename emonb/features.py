@@ -6,20 +6,24 @@ every epoch of the gate; here each image is seen once, and all that follows work
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from emonb.progress import progress
+from emonb.errors import EmonbError
+from emonb.parallel import is_main, sharded
+from emonb.rows import Rows
 from emonb.samples import read_samples
 from emonb.settings import SPLITS, Settings, VLMSettings
+from emonb.shards import Shard, ahead, link, make_shards, shards_of
 from emonb.store import Artifact, Store, read_json, write_json
-from emonb.vlm import VLM, VisualTokens, visual_tokens
+from emonb.vlm import VLM, PictureInputs, VisualTokens, picture_inputs, visual_tokens
 
-__all__ = ["VisualSource", "base_params", "features_stage", "load_features"]
+__all__ = ["VisualSource", "base_params", "feature_rows", "features_stage", "load_features"]
 
 
 def base_params(settings: VLMSettings) -> dict[str, Any]:
@@ -32,60 +36,85 @@ def base_params(settings: VLMSettings) -> dict[str, Any]:
 def features_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> Artifact:
     """Pooled (and, if asked for, token-level) visual features of all images (stage `features`).
 
-    Files per split: `<split>.safetensors` with `pooled` (N, D) float16, `grid` (N, 3) and, with
-    `vlm.cache_visual_tokens`, `tokens` (sum of n_i, D) float16; `ids.json` with the image ids in order.
+    Files: `<split>-<number>.safetensors`, a shard each, with `pooled` (N, D) float16, `grid` (N, 3) and, with
+    `vlm.cache_visual_tokens`, `tokens` (sum of n_i, D) float16; `ids.json` with each split's image ids in order.
     """
     samples = store.find("samples", dataset)
     config = settings.vlm
 
-    def build(folder: Path) -> None:
-        frame, ids = read_samples(samples), {}
-        for split in SPLITS:
-            part = frame[frame["split"] == split]
-            ids[split] = part["image_id"].tolist()
-            batches = range(0, len(part), config.batch_size)
+    def build(folder: Path, parts: Path) -> None:
+        frames = {s: read_samples(samples, s, ["image_id", "path"]) for s in SPLITS}
+
+        def see(shard: Shard, file: Path) -> None:
             pooled, tokens, grids = [], [], []
-            for i in progress(batches, f"visual tokens of {dataset}, {split}"):
-                visual = visual_tokens(vlm, part["path"].iloc[i : i + config.batch_size].tolist())
+            paths = frames[shard.split]["path"]
+            for visual in _seen(vlm, (paths.iloc[batch] for batch in shard.batches(config.batch_size))):
                 pooled.append(visual.pooled().half().cpu())
                 grids.append(visual.grid)
                 if config.cache_visual_tokens:
                     tokens += [t.cpu() for t in visual.tokens]
             arrays = {"pooled": torch.cat(pooled), "grid": torch.cat(grids)}
-            if tokens:
-                arrays["tokens"] = torch.cat(tokens)
-            save_file(arrays, folder / f"{split}.safetensors")
-        write_json(folder / "ids.json", ids)
+            if not arrays["pooled"].isfinite().all():
+                raise EmonbError(
+                    f"visual tokens of {dataset}: beyond what float16 holds; check the weights of vlm.base"
+                )
+            save_file({**arrays, **({"tokens": torch.cat(tokens)} if tokens else {})}, file)
+
+        shards = shards_of({s: len(frame) for s, frame in frames.items()})
+        files = make_shards(shards, parts, ".safetensors", see, f"visual tokens of {dataset}")
+        if is_main():
+            link(files, folder)
+            write_json(folder / "ids.json", {s: frame["image_id"].tolist() for s, frame in frames.items()})
 
     params = {**base_params(config), "batch_size": config.batch_size}
-    return store.get("features", dataset, build, params=params, inputs=[samples], code=["emonb.vlm", "emonb.features"])
+    code = ["emonb.vlm", "emonb.visual", "emonb.checkpoints", "emonb.features", "emonb.shards"]
+    return store.get("features", dataset, build, params=params, inputs=[samples], code=code, parts=True)
 
 
-def load_features(artifact: Artifact, split: str) -> tuple[list[str], torch.Tensor]:
-    """Image ids and their pooled features, (N, D) float32."""
-    with safe_open(artifact.path / f"{split}.safetensors", framework="pt") as file:
-        pooled = file.get_tensor("pooled").float()
-    return read_json(artifact.path / "ids.json")[split], pooled
+def _seen(vlm: VLM, batches: Iterable[pd.Series]) -> Iterator[VisualTokens]:
+    """Visual tokens of batches of paths; on a GPU threads decode the next pictures meanwhile."""
+    threads = 4 if vlm.device.type == "cuda" else 0
+    inputs = ahead(lambda paths: picture_inputs(vlm.processor, paths.tolist(), vlm.max_side), batches, threads)
+    return (visual_tokens(vlm, pictures) for pictures in inputs)
+
+
+def feature_rows(artifact: Artifact, split: str, name: str = "pooled") -> Rows:
+    """One split's features, read as they are asked for: `pooled` (N, D), `tokens` or `grid`."""
+    return Rows(sorted(artifact.path.glob(f"{split}-*.safetensors")), name)
+
+
+def load_features(artifact: Artifact, split: str, at_most: int | None = None) -> tuple[list[str], torch.Tensor]:
+    """Image ids and pooled features, (N, D) float32, of the first images of a split (default: of all), in memory."""
+    ids = read_json(artifact.path / "ids.json")[split][:at_most]
+    return ids, feature_rows(artifact, split)[: len(ids)].float()
 
 
 class VisualSource:
     """Visual tokens of a split by image id: from the cache, or from the picture when there is none."""
 
-    def __init__(self, vlm: VLM, features: Artifact, samples: Artifact, split: str):
+    def __init__(self, vlm: VLM, features: Artifact, samples: Artifact, split: str, cached: bool):
         self.vlm = vlm
-        frame = read_samples(samples, split)
-        self.paths = dict(zip(frame["image_id"], frame["path"], strict=True))
-        self.ids = read_json(features.path / "ids.json")[split]
-        arrays = load_file(features.path / f"{split}.safetensors")
-        self.grid, self.tokens = arrays["grid"], arrays.get("tokens")
+        frame = read_samples(samples, split, ["image_id", "path"])
+        self.ids, self.paths = frame["image_id"].tolist(), frame["path"]
+        if self.ids != read_json(features.path / "ids.json")[split]:
+            raise EmonbError(f"{features.path}: made of other samples; delete the folder and run notebook 03 again")
+        self.grid = feature_rows(features, split, "grid")
+        self.tokens = feature_rows(features, split, "tokens") if cached else None
         merge = vlm.core.config.vision_config.spatial_merge_size**2
-        self.ends = (self.grid.prod(1) // merge).cumsum(0).tolist()
+        self.ends = (self.grid[:].prod(1) // merge).cumsum(0)
         self.row = {image_id: i for i, image_id in enumerate(self.ids)}
 
-    def __call__(self, image_ids: list[str]) -> VisualTokens:
-        """Tokens of the given images, in the given order."""
-        if self.tokens is None:
-            return visual_tokens(self.vlm, [self.paths[i] for i in image_ids])
+    def __call__(self, image_ids: Sequence[str]) -> VisualTokens | PictureInputs:
+        """What the model needs of the given images, in the given order; pixels where it cannot be called in parts."""
         rows = [self.row[i] for i in image_ids]
-        tokens = [self.tokens[self.ends[r - 1] if r else 0 : self.ends[r]] for r in rows]
-        return VisualTokens(tokens, self.grid[rows])
+        if self.tokens is None:
+            inputs = picture_inputs(self.vlm.processor, self.paths.iloc[rows].tolist(), self.vlm.max_side)
+            return inputs if sharded() else visual_tokens(self.vlm, inputs)
+        tokens = [self.tokens[int(self.ends[r - 1]) if r else 0 : int(self.ends[r])] for r in rows]
+        return VisualTokens(tokens, self.grid[rows], self.vlm.width)
+
+    def batches(self, batches: Sequence[slice]) -> Iterator[VisualTokens]:
+        """Visual tokens of the split's images by position, batch after batch."""
+        if self.tokens is None:
+            return _seen(self.vlm, (self.paths.iloc[batch] for batch in batches))
+        return (self(self.ids[batch]) for batch in batches)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -15,7 +18,16 @@ from typing import Any
 from emonb.errors import EmonbError
 from emonb.settings import project_root
 
-__all__ = ["atomic_write", "git_state", "library_versions", "make_folder", "plain", "read_json", "write_json"]
+__all__ = [
+    "atomic_write",
+    "code_hash",
+    "git_state",
+    "library_versions",
+    "make_folder",
+    "plain",
+    "read_json",
+    "write_json",
+]
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "peft", "numpy", "pandas", "scikit-learn")
 
@@ -53,7 +65,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; raises `EmonbError` naming a file that is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EmonbError(f"{path}: cannot be read as JSON ({error}); delete it and run again") from None
 
 
@@ -86,3 +98,21 @@ def plain(obj: Any) -> Any:
     if isinstance(obj, set | frozenset):
         return sorted(obj)
     raise TypeError(f"{type(obj).__name__} cannot be part of a key: use numbers, text, lists or dicts")
+
+
+@functools.cache
+def code_hash(*modules: str) -> str:
+    """Hash of modules' code; comments, layout and docstrings do not count."""
+    digest = hashlib.sha256()
+    for module in sorted(modules):
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"no source for module {module!r}")
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[0] if node.body else None
+                if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+                    node.body = node.body[1:]
+        digest.update(f"{module}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:16]

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emonb.listing import listing
+from emonb.listing import listing_digest
 from emonb.settings import Settings
 from emonb.store import code_hash
 
 __all__ = ["cell_weights", "code_cells", "fingerprints", "settings_hash", "sha256", "snapshot", "stages_of"]
 
-_OUTPUTS = ("tables", "figures", "predictions", "models")
+_OUTPUTS = ("tables", "figures", "predictions", "models", "integrity")
 _REHEARSAL = {f"rehearsal{end}" for end in ("", "_bench", "_small", "_steps", "_report", "_page")}
 _REHEARSAL |= {"projection", "random_vlm"}  # no notebook calls them
 _RUNNER = {"run", "freshness", "execution", "report", "cli", "machine", "progress", "clean", "__main__", "__init__"}
@@ -42,12 +42,10 @@ def settings_hash(settings: Settings) -> str:
     return _digest(settings.model_dump(mode="json", exclude={"out", "images"}))
 
 
-def _listing(settings: Settings) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of the files of the datasets on disk, and of the sources of imported ones."""
-    if settings.images_path is None:
-        return []
-    folders = {name: settings.images_path / name for name in settings.datasets}
-    return [(f"{name}/{p}", size, time) for name, f in folders.items() for p, size, time in listing(f)]
+def _listing(settings: Settings) -> dict[str, str]:
+    """Names, sizes and times of the files of the datasets on disk, and of the sources of imported ones, as digests."""
+    root = settings.images_path
+    return {name: listing_digest(root / name) for name in settings.datasets} if root else {}
 
 
 def stages_of(events: Path, offset: int, notebook: str) -> list[dict[str, Any]]:

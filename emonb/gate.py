@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from emonb.emotions import check_labels
 from emonb.errors import EmonbError
-from emonb.fit import fit, set_seed
+from emonb.fit import fit, outputs, set_seed
 from emonb.predictions import (
+    PredictionWriter,
     make_predictions,
     prediction_labels,
     probabilities,
     read_predictions,
-    write_predictions,
 )
 from emonb.progress import progress
 from emonb.settings import SPLITS, GateSettings, Settings
@@ -153,38 +153,37 @@ def gate_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
     config = settings.gate
 
     def build(folder: Path) -> None:
-        vlm = read_predictions(vlm_artifact.path / "predictions.parquet")
-        head = read_predictions(head_artifact.path / "head.parquet")
-        labels = prediction_labels(vlm)
-        check_labels(prediction_labels(head), labels, str(head_artifact.path))
-        missing = set(settings.seeds) - set(head["seed"])
+        labels = read_json(head_artifact.path / "heads.json")["labels"]
+        answers = vlm_artifact.path / "predictions.parquet"
+        parts = {s: read_predictions(answers, labels, split=s) for s in SPLITS}
+        logits = load_file(head_artifact.path / "logits.safetensors")
+        missing = [seed for seed in settings.seeds if f"train.seed{seed}" not in logits]
         if missing:
             raise EmonbError(f"{head_artifact.path}: no head of seed {missing}; run notebook 05 with these seeds")
-        logits = load_file(head_artifact.path / "logits.safetensors")
-        parts = {s: vlm[vlm["split"] == s].reset_index(drop=True) for s in SPLITS}
-        order = {s: _rows(head[head["split"] == s], parts[s]) for s in SPLITS}
-        history, frames = [], {name: [] for name in gate_names(config)}
-        jobs = [(name, *spec, seed) for name, spec in gate_names(config).items() for seed in settings.seeds]
-        for name, kind, inputs, seed in progress(jobs, f"gates of {dataset}", unit="gate"):
-            data = {s: gate_inputs(parts[s], logits[f"{s}.seed{seed}"][order[s]], inputs) for s in SPLITS}
-            gate, curve = train_gate(kind, data["train"], data["val"], config, seed)
-            save_file(gate.state_dict(), folder / f"{name}.seed{seed}.safetensors")
-            if name == "emovlmkd":
-                history += curve
-            for split, part in parts.items():
-                with torch.inference_mode():
-                    p = gate(*data[split][:2]).double().softmax(-1).numpy()
-                ids, names = part["image_id"].tolist(), [split] * len(p)
-                frames[name].append(make_predictions(ids, names, part["label"].tolist(), p, labels, seed=seed))
-        for name, rows in frames.items():
-            write_predictions(folder / f"{name}.parquet", pd.concat(rows, ignore_index=True), labels)
+        file = head_artifact.path / "head.parquet"
+        order = {s: _rows(read_predictions(file, labels, split=s), parts[s]) for s in SPLITS}
+        history = []
+        jobs = [(name, *spec) for name, spec in gate_names(config).items()]
+        for name, kind, inputs in progress(jobs, f"gates of {dataset}", unit="gate"):
+            with PredictionWriter(folder / f"{name}.parquet", labels) as out:
+                for seed in settings.seeds:
+                    data = {s: gate_inputs(parts[s], logits[f"{s}.seed{seed}"][order[s]], inputs) for s in SPLITS}
+                    gate, curve = train_gate(kind, data["train"], data["val"], config, seed)
+                    save_file(gate.state_dict(), folder / f"{name}.seed{seed}.safetensors")
+                    if name == "emovlmkd":
+                        history += curve
+                    for split, part in parts.items():
+                        p = outputs(gate, data[split]).double().softmax(-1).numpy()
+                        columns = (part["image_id"], part["split"], part["label"], p, labels)
+                        out.add(make_predictions(*columns, seed=seed))
         kinds = {name: {"kind": k, "inputs": i} for name, (k, i) in gate_names(config).items()}
         write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
         write_json(folder / "history.json", history)
 
     params = {**config.model_dump(), "seeds": list(settings.seeds)}
     inputs = [vlm_artifact, head_artifact]
-    return store.get("gate", dataset, build, params=params, inputs=inputs, code=["emonb.gate", "emonb.fit"])
+    code = ["emonb.gate", "emonb.fit", "emonb.rows"]
+    return store.get("gate", dataset, build, params=params, inputs=inputs, code=code)
 
 
 def _rows(head: pd.DataFrame, vlm: pd.DataFrame) -> list[int]:

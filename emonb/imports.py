@@ -10,22 +10,26 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emonb.data import SampleTable, integrity_report, sample_table, write_samples
+from emonb.data import sample_table, write_samples
 from emonb.errors import EmonbError
 from emonb.integrity import KINDS
 from emonb.integrity_page import integrity_page
 from emonb.listing import IMPORT_FILE, listing_digest
 from emonb.miniworld import DRAWN
-from emonb.releases import FORMATS, Release, read_release
+from emonb.releases import FORMATS, read_release
 from emonb.store import atomic_write, make_folder, write_json
+from emonb.trees import plain_text
 
 __all__ = ["import_release"]
+
+_FILES = {"samples.parquet", "integrity.json", "integrity.html", IMPORT_FILE}
 
 
 def import_release(
@@ -57,14 +61,14 @@ def import_release(
     target = out / name
     with _assembled(target) as folder:
         listed = listing_digest(source)
-        table = sample_table(release, name, where=str(source), partial=allow_missing_split)
-        report = _report(form, release, table)
+        table = sample_table(release, name, form, where=str(source), partial=allow_missing_split)
         write_samples(table.samples, folder)
-        write_json(folder / "integrity.json", report)
-        atomic_write(folder / "integrity.html", integrity_page(name, form, source, release.pictures, report))
-        record = {"format": form, "source": str(source.resolve()), "root": str(table.root.resolve())}
+        write_json(folder / "integrity.json", table.report)
+        atomic_write(folder / "integrity.html", integrity_page(name, form, source, table.pictures, table.report))
+        places = {"source": source, "root": table.root, "pictures": table.pictures}
+        record = {"format": form, **{key: str(path.resolve()) for key, path in places.items()}}
         write_json(folder / IMPORT_FILE, {**record, "labels": list(table.labels), "listing": listed})
-    for line in _summary(name, report, target):
+    for line in _summary(name, table.report, target):
         say(line)
     return target
 
@@ -75,6 +79,8 @@ def _check_target(name: str, source: Path, out: Path) -> None:
         raise EmonbError(
             f"--name {name!r}: use letters, digits, single _ . and -, and none of the drawn ones ({', '.join(DRAWN)})"
         )
+    if plain_text(str(source.resolve())) != str(source.resolve()):
+        raise EmonbError(f"{plain_text(str(source))}: this folder's name is not valid UTF-8; rename it")
     if out.resolve().is_relative_to(source.resolve()):
         raise EmonbError(f"--out {out}: lies in the source, which is only read; choose a folder outside {source}")
     target = out / name
@@ -83,6 +89,9 @@ def _check_target(name: str, source: Path, out: Path) -> None:
             f"{target}: is there already and was not imported; choose another --name or --out"
             + (f" (IMAGES={out} reads it as it is)" if target.is_dir() else "")
         )
+    foreign = sorted({p.name for p in target.iterdir()} - _FILES) if target.is_dir() else []
+    if foreign:
+        raise EmonbError(f"{target}: holds {', '.join(foreign)}, which no import wrote; move that elsewhere first")
 
 
 @contextmanager
@@ -97,6 +106,8 @@ def _assembled(target: Path) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when its holder dies
         except BlockingIOError:
             raise EmonbError(f"{target}: is being imported by another process; wait for it") from None
+        if not folder.is_dir() or os.fstat(handle).st_ino != folder.stat().st_ino:  # it took its place just now
+            raise EmonbError(f"{target}: was imported by another process at the same time; look at it first")
         try:
             shutil.rmtree(old, ignore_errors=True)
             for stale in folder.iterdir():  # of an import that was killed
@@ -116,13 +127,6 @@ def _assembled(target: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _report(form: str, release: Release, table: SampleTable) -> dict[str, Any]:
-    """The content of `integrity.json`: counts, problems, and the release's size beside the official one."""
-    report = integrity_report(table.samples, table.labels, table.problems)
-    expected = {**FORMATS[form].expected, "about": FORMATS[form].about} if FORMATS[form].expected else {}
-    return {**report, "found": dict(release.found), "expected": expected}
-
-
 def _summary(name: str, report: dict[str, Any], target: Path) -> Iterator[str]:
     total = sum(sum(counts.values()) for counts in report["counts"].values())
     splits = ", ".join(f"{split} {sum(counts.values())}" for split, counts in report["counts"].items())
@@ -139,4 +143,4 @@ def _summary(name: str, report: dict[str, Any], target: Path) -> Iterator[str]:
         yield f"  no {' and no '.join(empty)}: a run needs all splits and will refuse this dataset"
     yield f"report: {target / 'integrity.html'}"
     if not empty:
-        yield f"next: make reproduce DATASETS={name} IMAGES={target.parent}"
+        yield f"next: make reproduce DATASETS={name} IMAGES={shlex.quote(str(target.parent))}"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from emonb.errors import EmonbError
 from emonb.files import read_json
 
-__all__ = ["IMPORT_FILE", "listing", "listing_digest", "source_of"]
+__all__ = ["IMPORT_FILE", "listing_digest", "source_of"]
 
 IMPORT_FILE = "import.json"
 
@@ -38,25 +39,27 @@ def source_of(folder: Path) -> Path | None:
     return source
 
 
-def listing(folder: Path) -> list[tuple[str, int, int]]:
-    """Path, bytes and time (ns) of every file below a folder, and below the source of an imported one, sorted."""
-    source = source_of(folder)
-    return [*_files(folder), *(_files(source) if source else [])]
-
-
 def listing_digest(folder: Path) -> str:
-    """Sixteen digits that change when a file is added, removed, renamed or written."""
-    text = "\n".join(f"{path}|{size}|{time}" for path, size, time in listing(folder))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    """Sixteen digits that change when a file is added, removed, renamed or written, in an import's source too."""
+    digest = hashlib.sha256()
+    for root in filter(None, (folder, source_of(folder))):
+        for path, size, time in _files(str(root), "", set()):
+            digest.update(f"{path}|{size}|{time}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
-def _files(folder: Path) -> list[tuple[str, int, int]]:
-    found = []
-    for parent, _, names in os.walk(folder):  # follows no links to folders, so that a loop ends
-        for name in names:
-            path = os.path.join(parent, name)
-            with suppress(OSError):  # a broken link, or gone since
+def _files(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, int, int]]:
+    """Path, bytes and time (ns) of every file below a folder, in order; each folder once, so that loops end."""
+    with suppress(OSError):  # a broken link, no permission, or gone since
+        state = os.stat(folder)
+        if (state.st_dev, state.st_ino) in seen:
+            return
+        seen.add((state.st_dev, state.st_ino))
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            with suppress(OSError):
                 state = os.stat(path)
-                if stat.S_ISREG(state.st_mode):
-                    found.append((os.path.relpath(path, folder), state.st_size, state.st_mtime_ns))
-    return sorted(found)
+                if stat.S_ISDIR(state.st_mode):
+                    yield from _files(path, f"{prefix}{name}/", seen)
+                elif stat.S_ISREG(state.st_mode):
+                    yield prefix + name, state.st_size, state.st_mtime_ns

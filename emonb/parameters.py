@@ -77,17 +77,17 @@ def count_network(network: NetworkSettings, classes: int) -> int:
 
 @cache
 def count_vlm(base: str = _PAPER_BASE, lora_r: int = 8, targets: tuple[str, ...] = _TARGETS) -> dict[str, int]:
-    """Parameters by part of a Qwen2-VL: a key of `QWEN2_VL`, "stand-in", or a folder with config.json.
+    """Parameters by part of a Qwen-VL model: a key of `QWEN2_VL`, "stand-in", a folder with config.json, a hub name.
 
     `total` counts tied matrices once; `lora` is r x (in + out) over the targeted layers of the
     language model; `features` is the width of the merged visual tokens, the head's input.
     """
     import torch
-    from transformers import Qwen2VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     config = vlm_config(base)
     with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()
     visual, language = model.model.visual, model.model.language_model
     lora = sum(
@@ -103,7 +103,7 @@ def count_vlm(base: str = _PAPER_BASE, lora_r: int = 8, targets: tuple[str, ...]
         "embeddings": sum(embeddings.values()),
         "total": _size(model),
         "lora": lora,
-        "features": config.vision_config.hidden_size,
+        "features": config.text_config.hidden_size,  # merged visual tokens are as wide as the language model
     }
 
 
@@ -112,8 +112,8 @@ def _size(module: Any) -> int:
 
 
 def vlm_config(base: str) -> Any:
-    """A fresh `Qwen2VLConfig`: of a key of `QWEN2_VL` (no file needed), "stand-in", or a folder with config.json."""
-    from transformers import Qwen2VLConfig
+    """A fresh config of a key of `QWEN2_VL` (no file needed), "stand-in", or a folder with config.json."""
+    from transformers import AutoConfig, Qwen2VLConfig
 
     if base in QWEN2_VL:
         text = dict(QWEN2_VL[base])
@@ -124,7 +124,7 @@ def vlm_config(base: str) -> Any:
             vision_config={**_VISION, "hidden_size": text["hidden_size"]},
             tie_word_embeddings=tied,
         )
-    return Qwen2VLConfig.from_pretrained(checkpoint_of(base), local_files_only=True)
+    return AutoConfig.from_pretrained(checkpoint_of(base), local_files_only=True)
 
 
 def system_counts(settings: Settings, classes: int) -> dict[str, int]:

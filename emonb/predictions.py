@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from emonb.errors import EmonbError
 
 __all__ = [
     "MODEL_NAMES",
+    "PredictionWriter",
     "Predictions",
     "load_all",
     "make_predictions",
@@ -53,6 +55,7 @@ MODEL_NAMES = {
 _METADATA_KEY = b"emonb.labels"
 _BEFORE = ["image_id", "split", "label", "seed", "prediction"]
 _AFTER = ["raw_text", "parsed"]
+_GROUP = 8192  # rows written, and later read, at a time
 _SUM_TOLERANCE = 1e-3  # bfloat16 probabilities of a GPU run need this much
 
 
@@ -123,29 +126,63 @@ def probabilities(frame: pd.DataFrame) -> np.ndarray:
     return frame[[f"p_{name}" for name in prediction_labels(frame)]].to_numpy(np.float64)
 
 
+class PredictionWriter:
+    """Write a prediction file in parts, atomically: `with PredictionWriter(path, labels) as file: file.add(frame)`.
+
+    Every part is checked as it comes; the file appears when the block ends without error.
+    """
+
+    def __init__(self, path: str | os.PathLike, labels: Sequence[str]) -> None:
+        self.path, self.labels = Path(path), list(labels)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._writer: Any = None
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def add(self, frame: pd.DataFrame) -> None:
+        """Append the rows of a frame; raises as `write_predictions`."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        _check(frame, self.labels, self.path)
+        text, number = pa.string(), pa.float64()
+        types = {"seed": pa.int64(), "parsed": pa.bool_()}
+        fields = [(c, number if c.startswith("p_") else types.get(c, text)) for c in frame.columns]
+        schema = pa.schema(fields, metadata={_METADATA_KEY: json.dumps(self.labels)})
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._temporary, schema)
+        for start in range(0, max(1, len(frame)), _GROUP):
+            part = frame.iloc[start : start + _GROUP]
+            columns = [pa.array(part[c].tolist(), type=kind, from_pandas=True) for c, kind in fields]
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+                if kind is None:
+                    os.replace(self._temporary, self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
 def write_predictions(path: str | os.PathLike, frame: pd.DataFrame, labels: Sequence[str]) -> None:
     """Check a frame and write it as parquet, atomically (temporary file, then rename)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = Path(path)
-    _check(frame, list(labels), path)
-    text, number = pa.string(), pa.float64()
-    types = {"seed": pa.int64(), "parsed": pa.bool_()}
-    fields = [(c, number if c.startswith("p_") else types.get(c, text)) for c in frame.columns]
-    schema = pa.schema(fields, metadata={_METADATA_KEY: json.dumps(list(labels))})
-    columns = [pa.array(frame[c].tolist(), type=kind, from_pandas=True) for c, kind in fields]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with PredictionWriter(path, labels) as file:
+        file.add(frame)
 
 
-def read_predictions(path: str | os.PathLike, labels: Sequence[str] | None = None) -> pd.DataFrame:
+def read_predictions(
+    path: str | os.PathLike, labels: Sequence[str] | None = None, *, split: str | None = None
+) -> pd.DataFrame:
     """Read and check a prediction file; `frame.attrs["labels"]` holds its class order.
+
+    Args:
+        path: the file.
+        labels: the class order that it must have; default: any.
+        split: read the rows of this split only.
 
     Raises:
         EmonbError: missing or damaged file, wrong columns or class order, impossible values.
@@ -157,7 +194,7 @@ def read_predictions(path: str | os.PathLike, labels: Sequence[str] | None = Non
     if not path.is_file():
         raise EmonbError(f"{path}: no such predictions; run the notebook that writes them (03 to 06)")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, filters=None if split is None else [("split", "==", split)])
     except (pa.ArrowException, OSError) as error:
         raise EmonbError(f"{path}: not a readable parquet file ({error}); delete it and run again") from None
     stored = (table.schema.metadata or {}).get(_METADATA_KEY)
@@ -172,13 +209,15 @@ def read_predictions(path: str | os.PathLike, labels: Sequence[str] | None = Non
     return frame
 
 
-def load_all(folder: str | os.PathLike, datasets: Sequence[str] | None = None) -> dict[tuple[str, str], pd.DataFrame]:
-    """All prediction files of a run as {(dataset, model): frame}, optionally of some datasets only."""
+def load_all(
+    folder: str | os.PathLike, datasets: Sequence[str] | None = None, *, split: str | None = None
+) -> dict[tuple[str, str], pd.DataFrame]:
+    """All prediction files of a run as {(dataset, model): frame}, optionally of some datasets or one split only."""
     found: dict[tuple[str, str], pd.DataFrame] = {}
     for path in sorted(Path(folder).glob("*__*.parquet")):
         dataset, model = path.stem.split("__", 1)
         if datasets is None or dataset in datasets:
-            found[dataset, model] = read_predictions(path)
+            found[dataset, model] = read_predictions(path, split=split)
     if not found:
         what = ", ".join(datasets or ["any dataset"])
         raise EmonbError(f"{folder}: no predictions of {what}; run notebooks 03 to 06")

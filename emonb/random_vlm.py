@@ -75,7 +75,14 @@ def weight_bytes(counts: dict[str, int], precision: str) -> float:
     return counts["total"] * size
 
 
-def build_vlm(base: str, precision: str, device: torch.device, max_side: int, layers: int | None = None) -> VLM:
+def build_vlm(
+    base: str,
+    precision: str,
+    device: torch.device,
+    max_side: int,
+    layers: int | None = None,
+    attention: str = "sdpa",
+) -> VLM:
     """A frozen VLM with random weights, made in its own precision on the device: no float32 copy of it ever exists.
 
     Args:
@@ -83,6 +90,7 @@ def build_vlm(base: str, precision: str, device: torch.device, max_side: int, la
         precision: float32, bfloat16, float16, or nf4 (bitsandbytes, with bfloat16 for what stays whole).
         max_side: longest side of a picture, pixels.
         layers: blocks of the vision tower and of the language model; None is all of them.
+        attention: transformers' name of the attention code, as `attention_of` gives it.
     """
     from transformers import Qwen2VLForConditionalGeneration
     from transformers.initialization import no_init_weights
@@ -109,6 +117,7 @@ def build_vlm(base: str, precision: str, device: torch.device, max_side: int, la
             if weight.__class__.__name__ != "Params4bit":
                 setattr(module, name, nn.Parameter(_random(weight, block, name), requires_grad=False))
     model.tie_weights()
+    model.set_attn_implementation(attention)
     return VLM(model.to(device).eval(), processor, max_side)
 
 

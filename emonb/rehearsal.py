@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import torch
 
+from emonb.checkpoints import attention_of
 from emonb.emotions import TAXONOMIES
 from emonb.errors import EmonbError
 from emonb.files import git_state, library_versions, make_folder
@@ -105,6 +106,7 @@ class _Session:
         dtype = settings.vlm.dtype
         self.precisions = ["nf4"] if settings.vlm.quantize_4bit and device.type == "cuda" and has_nf4() else []
         self.precisions.append(dtype)
+        self.attention = attention_of(settings.vlm, device)
         self.sizes = [dataset_size(settings, name, given) for name in settings.datasets]
         self.plan = _plan(layers, self.counts, self.precisions, config.text_config.vocab_size, device, self.full)
         whole, labels = self.plan["layers"] is None, list(TAXONOMIES["mikels8"].labels)
@@ -132,6 +134,7 @@ class _Session:
                 "base": base if not Path(base).is_dir() else Path(base).name,
                 "parameters": self.counts,
                 "layers": self.full,
+                "attention": self.attention,
                 "tokenizer": "the checkpoint's own" if own_processor(base) else "the stand-in's, word by word",
             },
             "picture": {"width": picture[0], "height": picture[1]},
@@ -186,7 +189,7 @@ class _Session:
         release()
         if wanted:
             side = self.settings.vlm.max_side
-            self.bench.vlm = build_vlm(self.base, precision, self.device, side, layers)
+            self.bench.vlm = build_vlm(self.base, precision, self.device, side, layers, self.attention)
             self.weights = sum(p.nbytes for p in self.bench.vlm.model.parameters())  # before peft widens any
             self.built = wanted
 

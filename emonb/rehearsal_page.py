@@ -81,7 +81,11 @@ def _machine(report: Mapping[str, Any]) -> list[str]:
             f"{counts['total']:,}: vision tower {counts['vision tower']:,}, merger {counts['merger']:,}, "
             f"language model {counts['language model']:,}; LoRA {counts['lora']:,} more",
         ),
-        ("layers", f"vision tower {model['layers']['tower']}, language model {model['layers']['language']}"),
+        (
+            "layers; attention",
+            f"vision tower {model['layers']['tower']}, language model {model['layers']['language']}; "
+            f"{model['attention']}",
+        ),
         ("what was run", "; ".join(plan["words"])),
         (
             "picture",

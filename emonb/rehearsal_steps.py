@@ -17,7 +17,7 @@ from torch import nn
 
 from emonb.rehearsal_bench import Bench, Step
 from emonb.triplets import categorical_instruction, load_prompts
-from emonb.tuning import IGNORE, add_lora
+from emonb.tuning import IGNORE, add_lora, response_loss
 from emonb.vlm import VLM, answer_distribution, dialogue_ids, make_batch, visual_tokens
 
 __all__ = ["VLM_STEPS"]
@@ -97,7 +97,9 @@ def _training_batch(bench: Bench, batch: int) -> dict[str, Any]:
 
 
 def _backward(vlm: VLM, inputs: dict[str, Any], accumulation: int) -> None:
-    loss = vlm.model(**inputs).loss / accumulation
+    labels = inputs["labels"]
+    outputs = vlm.model(**{name: value for name, value in inputs.items() if name != "labels"})
+    loss = response_loss(outputs, labels, int((labels != IGNORE).sum()) * accumulation)
     loss.backward()
     if not loss.isfinite():
         raise FloatingPointError("the loss of random weights is not finite")

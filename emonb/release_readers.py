@@ -19,7 +19,7 @@ from emonb.emotions import TAXONOMIES
 from emonb.errors import EmonbError
 from emonb.settings import SPLITS
 from emonb.store import read_json
-from emonb.trees import attributes, file_problem, read_tree, with_attributes
+from emonb.trees import file_problem, plain_text, read_tree, with_attributes
 
 __all__ = [
     "Release",
@@ -69,14 +69,7 @@ def read_emoset(source: Path) -> Release:
     order = frame["split"].map({s: i for i, s in enumerate(SPLITS)})
     frame = frame.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
     if (source / "annotation").is_dir():
-        rows, lacking = [], []
-        for image_id, annotation in zip(frame["image_id"], frame["annotation"], strict=True):
-            try:
-                rows.append(attributes(source / annotation))
-            except EmonbError:
-                rows.append({})
-                lacking.append(image_id)
-        frame, problems = with_attributes(frame, rows), {**problems, "annotation_missing": lacking}
+        frame, problems["annotation_missing"] = with_attributes(frame, source, frame["annotation"])
     missing = [f"{s}.json" for s in ("train", "test") if s not in lists]
     return Release(frame.drop(columns="annotation"), source, classes, problems, missing, found=found)
 
@@ -103,37 +96,39 @@ def _emoset_list(file: Path, split: str, labels: Sequence[str]) -> pd.DataFrame:
                 f"{file}: row {number} is {json.dumps(row)[:120]}, not [emotion, image, annotation] or "
                 f"[emotion, id, image, annotation] with an emotion of {', '.join(labels)}; take the released file"
             )
-    columns = {"label": [r[0] for r in rows], "path": [r[-2] for r in rows], "annotation": [r[-1] for r in rows]}
-    return pd.DataFrame({"image_id": columns["path"], **columns, "split": split})
+    columns = {"label": [r[0] for r in rows]}
+    columns |= {name: [plain_text(r[i]) for r in rows] for name, i in (("path", -2), ("annotation", -1))}
+    return pd.DataFrame({"image_id": columns["path"], **columns}, dtype="str").assign(split=split)
 
 
 def read_emotion6(source: Path) -> Release:
     """Emotion6: `ground_truth.txt` with valence, arousal and seven probabilities; `images/<emotion>/<n>.jpg`.
 
     The label is the strongest of the six emotions, whatever folder the picture lies in (the folder is the word
-    that was searched for). Ties have no label and are left out; where most raters felt nothing (neutral), the
-    strongest of the six still counts: the paper has six classes and uses all 1,980 pictures.
+    that was searched for). Where two are equally strong, the first in class order counts, and where most raters
+    felt nothing (neutral), the strongest of the six: the paper has six classes and uses all 1,980 pictures. Both
+    are reported, so that they can be left out of a comparison.
     """
     table = _emotion6_table(source / "ground_truth.txt")
     names = table["image_id"].str.replace("\\", "/").str.removeprefix("images/")
     six = table[[f"share_{e}" for e in _EKMAN]].to_numpy()
-    tied = (six >= six.max(axis=1, keepdims=True) - 1e-9).sum(axis=1) > 1
     label = np.array(_EKMAN)[six.argmax(axis=1)]
     frame = table.assign(image_id=names, path="images/" + names, label=label)
     frame, problems = _present(frame[["image_id", "path", "label", *table.columns[1:]]], source)
-    tied = frame["image_id"].isin(set(names[tied]))
-    neutral = ~tied & (frame["share_neutral"] > frame[[f"share_{e}" for e in _EKMAN]].max(axis=1))
+    six = frame[[f"share_{e}" for e in _EKMAN]].to_numpy()
+    tied = (six >= six.max(axis=1, keepdims=True) - 1e-9).sum(axis=1) > 1
+    neutral = frame["share_neutral"].to_numpy() > six.max(axis=1)
     problems |= {
         "tied_label": frame.loc[tied, "image_id"].tolist(),
         "neutral_dominant": frame.loc[neutral, "image_id"].tolist(),
     }
     found = {"total": len(table)}
-    return Release(_kept(frame, ~tied), source, _EKMAN, problems, pictures=source / "images", found=found)
+    return Release(frame, source, _EKMAN, problems, pictures=source / "images", found=found)
 
 
 def _emotion6_table(file: Path) -> pd.DataFrame:
     """`image_id`, valence, arousal and `share_<emotion>` from a file with or without header."""
-    lines = [line.split("\t") for line in _text(file).splitlines() if line.strip()]
+    lines = [line.split("\t") for line in _text(file).split("\n") if line.strip()]  # as \u2028 may be in a name
     header = [cell.lower() for cell in lines[0]] if lines and not _is_number(lines[0][-1]) else None
     names = ("valence", "arousal", *_EMOTION6)
     where = list(range(1, 10))
@@ -163,7 +158,7 @@ def read_bass(source: Path) -> Release:
             "image_id": names,
             "path": "images/" + names,
             "label": "",
-            "caption": table["keywords"].fillna("").str.strip(),
+            "caption": table["keywords"].str.strip(),
             "group": [re.sub(r"\d+$", "", Path(n).stem) for n in names],
         }
     )
@@ -206,16 +201,14 @@ def _tree(root: Path, labels: tuple[str, ...] | None, placeholders: bool = False
 
 
 def _present(frame: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """The listed pictures that are there, each once.
+    """The listed pictures that are there, each once, and the problems: kind -> image ids.
 
     Raises:
         EmonbError: more than half are missing: the pictures are elsewhere, or not unpacked.
     """
     twice = frame.loc[frame.duplicated("image_id"), "image_id"].unique().tolist()
     frame = frame.drop_duplicates("image_id")
-    inside = [not Path(p).is_absolute() and ".." not in Path(p).parts for p in frame["path"]]
-    states = zip(frame["path"], inside, strict=True)
-    kinds = np.array([(file_problem(source / p) or "") if safe else "listed_but_missing" for p, safe in states])
+    kinds = np.array([file_problem(source, p) or "" for p in frame["path"]], dtype=object)
     absent = frame[kinds != ""]
     if 2 * len(absent) > len(frame):
         raise EmonbError(
@@ -231,13 +224,13 @@ def _by_valence(
 ) -> Release:
     """Label a table of pictures by mean valence: the middle, both bounds excluded, has no label."""
     rating = pd.to_numeric(valence, errors="coerce")
-    label = np.select([rating >= bounds[1], rating <= bounds[0], rating.isna()], ["positive", "negative", "?"], "")
-    frame = frame.assign(label=label)
+    positive, negative = rating >= bounds[1], rating <= bounds[0]
     problems = {
-        "ambiguous_valence_left_out": frame.loc[label == "", "image_id"].tolist(),
-        "no_rating": frame.loc[label == "?", "image_id"].tolist(),
+        "ambiguous_valence_left_out": frame.loc[~(positive | negative | rating.isna()), "image_id"].tolist(),
+        "no_rating": frame.loc[rating.isna(), "image_id"].tolist(),
     }
-    present, more = _present(_kept(frame, (label != "") & (label != "?")), source)
+    frame = frame.assign(label=np.where(positive, "positive", "negative"))
+    present, more = _present(_kept(frame, (positive | negative).to_numpy()), source)
     labels, found = TAXONOMIES["sentiment2"].labels, {"total": len(frame)}
     return Release(present, source, labels, {**problems, **more}, pictures=pictures, found=found)
 
@@ -247,14 +240,16 @@ def _kept(frame: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
 
 
 def _csv(file: Path, columns: set[str]) -> pd.DataFrame:
+    """A table with all cells as text, so that no name is taken for a number or a missing value."""
     try:
-        table = pd.read_csv(file, encoding="utf-8-sig")
+        table = pd.read_csv(file, encoding="utf-8-sig", dtype="str", keep_default_na=False, na_values=[])
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         raise EmonbError(f"{file}: cannot be read as a table ({error}); take the released file") from None
     missing = columns - set(table.columns)
     if missing:
-        raise EmonbError(f"{file}: column {sorted(missing)} missing; take the released file")
-    return table.dropna(how="all").reset_index(drop=True)
+        raise EmonbError(f"{file}: column {', '.join(sorted(missing))} missing; take the released file")
+    table = table.fillna("")  # rows that end early
+    return table[(table[sorted(columns)] != "").any(axis=1)].reset_index(drop=True)
 
 
 def _text(file: Path) -> str:

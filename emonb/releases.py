@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
+
+import pandas as pd
+import yaml
 
 from emonb.emotions import TAXONOMIES
 from emonb.errors import EmonbError
@@ -21,7 +26,7 @@ from emonb.release_readers import (
 from emonb.settings import SPLITS
 from emonb.trees import names_in
 
-__all__ = ["FORMATS", "Format", "Release", "read_release", "recognise"]
+__all__ = ["FORMATS", "Format", "Release", "read_release", "recognise", "release_table"]
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,21 @@ FORMATS = {
 }
 
 
-def recognise(source: Path) -> str:
+def recognise(source: Path, name: str = "") -> str:
     """Name of the format of a release folder, by its files; a tree of unknown origin is `folder`.
 
-    Flickr, Instagram and FI's bare emotion folders cannot be told from a plain tree and need not be: the tree is
-    read in the same way (but only `fi` looks for the placeholders of removed photos).
+    FI's bare emotion folders look like any other tree: they are `fi` only where the dataset has that name, because
+    FI's readers also look for the placeholders of removed photos. Flickr and Instagram are read as plain trees.
     """
-    for name, form in FORMATS.items():
-        if form.needs and all((source / file).is_file() for file in form.needs):
-            return name
-    return "fi" if (source / "emotion_dataset").is_dir() else "folder"
+    with _reading(source):
+        for form in ("emotion6", "oasis", "bass"):
+            if not _lacking(form, source):
+                return form
+        lists = any((source / f"{split}.json").is_file() for split in SPLITS)
+        if not _lacking("emoset", source) and (lists or (source / "image").is_dir()):  # an info.json may lie anywhere
+            return "emoset"
+        known = (source / "emotion_dataset").is_dir() or (name == "fi" and _has_folders("fi", source))
+        return "fi" if known else "folder"
 
 
 def read_release(name: str, source: Path, partial: bool = False) -> Release:
@@ -81,11 +91,10 @@ def read_release(name: str, source: Path, partial: bool = False) -> Release:
         raise EmonbError(f"format {name!r}: unknown; use one of {', '.join(FORMATS)}")
     if not source.is_dir():
         raise EmonbError(f"{source}: no such folder; give the folder that the release was unpacked into")
-    form = FORMATS[name]
-    lacking = [file for file in form.needs if not (source / file).is_file()]
-    if lacking or (name != "folder" and not _has_folders(name, source)):
-        raise EmonbError(_wrong_folder(name, source))
-    release = form.read(source)
+    with _reading(source):
+        if _lacking(name, source) or (name != "folder" and not _has_folders(name, source)):
+            raise EmonbError(_wrong_folder(name, source))
+        release = FORMATS[name].read(source)
     if release.missing and not partial:
         needed = "train/ and test/" if release.missing[0].endswith("/") else "train.json and test.json"
         raise EmonbError(
@@ -93,6 +102,44 @@ def read_release(name: str, source: Path, partial: bool = False) -> Release:
             "what is there: python -m emonb data import ... --allow-missing-split"
         )
     return release
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """A folder or file that cannot be read is one clear error."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else source
+        raise EmonbError(f"{where}: cannot be read ({error.strerror}); give yourself permission to read it") from None
+
+
+def release_table() -> pd.DataFrame:
+    """Where to get each release: one row a format of the field, as far as known (`resources/releases.yaml`).
+
+    Columns: `release`, `pictures` (official number), `size`, `licence`, `registration`, `page`, `made of`,
+    `format` (for `python -m emonb data import`).
+    """
+    unknown = "not recorded here"
+    known = yaml.safe_load(resources.files("emonb").joinpath("resources", "releases.yaml").read_text(encoding="utf-8"))
+    rows = []
+    for name, facts in known.items():
+        total = FORMATS[name].expected.get("total")
+        rows.append(
+            {
+                "release": f"{facts['title']} ({facts['cite']})",
+                "pictures": f"{'about ' * FORMATS[name].about}{total:,}" if total else unknown,
+                **{key: facts.get(key, unknown) for key in ("size", "licence", "registration", "page")},
+                "made of": FORMATS[name].made_of,
+                "format": name,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _lacking(name: str, source: Path) -> list[str]:
+    """Files without which a folder is no release of a format."""
+    return [file for file in FORMATS[name].needs if not (source / file).is_file()]
 
 
 def _has_folders(name: str, source: Path) -> bool:
@@ -116,5 +163,4 @@ def _wrong_folder(name: str, source: Path) -> str:
 
 
 def _fits(name: str, folder: Path) -> bool:
-    needs = FORMATS[name].needs
-    return all((folder / file).is_file() for file in needs) if needs else _has_folders(name, folder)
+    return not _lacking(name, folder) and _has_folders(name, folder)

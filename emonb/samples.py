@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,20 @@ __all__ = [
 ]
 
 
-def read_samples(artifact: Artifact, split: str | None = None) -> pd.DataFrame:
-    """Sample table with absolute paths; `frame.attrs["labels"]` is the class order."""
+def read_samples(artifact: Artifact, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Sample table with absolute paths; `frame.attrs["labels"]` is the class order.
+
+    Args:
+        artifact: the table.
+        split: its rows of this split only.
+        columns: these columns only.
+    """
     root = _root(artifact)
-    frame = pd.read_parquet(artifact.path / "samples.parquet")
-    frame["path"] = [str(root / p) for p in frame["path"]]
-    if split is not None:
-        frame = frame[frame["split"] == split].reset_index(drop=True)
+    filters = None if split is None else [("split", "==", split)]
+    wanted = None if columns is None else list(columns)
+    frame = pd.read_parquet(artifact.path / "samples.parquet", columns=wanted, filters=filters)
+    if "path" in frame:
+        frame["path"] = [str(root / p) for p in frame["path"]]
     frame.attrs["labels"] = sample_labels(artifact)
     return frame
 
@@ -57,7 +64,7 @@ def iter_samples(
 
 def count_samples(artifact: Artifact, split: str) -> int:
     """Number of images of a split."""
-    return sum(1 for _ in iter_samples(artifact, split, columns=["split"]))
+    return len(read_samples(artifact, split, ["split"]))
 
 
 def sample_labels(artifact: Artifact) -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings: one validated tree, three profiles (`emonb/profiles/*.yaml`) that list only what differs.
+"""Settings: one validated tree, and profiles (`emonb/profiles/*.yaml`) that list only what differs.
 
 Defaults are the paper's values where the paper or the authors' code states one (see the comments);
 the small profiles override them because the stand-in is 5,000 times smaller than Qwen2-VL-7B.
@@ -39,6 +39,7 @@ class VLMSettings(_Section):
     base: str = "Qwen/Qwen2-VL-7B-Instruct"  # paper; "stand-in" is the checkpoint shipped with emonb
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # authors' code
     quantize_4bit: bool = True  # authors' code: NF4, double quantisation
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"  # auto: FlashAttention 2 or sdpa; ours
     max_side: int = Field(1024, ge=28)  # authors' code: images shrunk to 1024 px on the long side
     cache_visual_tokens: bool = False  # token-level features of all images: 10 MB an image for 7B
     batch_size: int = Field(8, ge=1)  # passes without gradient; ours
@@ -107,6 +108,7 @@ class NetworkSettings(_Section):
 
     name: str  # timm architecture
     pretrained: bool = False
+    weights: str | None = None  # a local .safetensors or .pth file; None: timm's own weights from the hub
     image_size: int = Field(384, ge=16)
     kwargs: dict[str, Any] = {}
     epochs: int = Field(10, ge=1)  # authors' code
@@ -115,6 +117,13 @@ class NetworkSettings(_Section):
     batch_size: int = Field(10, ge=1)  # authors' code
     optimizer: Literal["adam", "adamw"] = "adam"  # authors' code
     crop_scale: tuple[float, float] = (0.08, 1.0)  # torchvision's default for a random resized crop
+
+    @field_validator("weights")
+    @classmethod
+    def _used(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not info.data.get("pretrained"):
+            raise ValueError("is read only with `pretrained: true`")
+        return value
 
 
 class TeacherSettings(_Section):
@@ -218,8 +227,11 @@ class Settings(_Section):
 
 
 def checkpoint_of(base: str) -> str:
-    """The one place that knows of the stand-in: its name stands for a checkpoint folder like any other."""
-    return str(resources.files("emonb").joinpath("resources", "base")) if base == "stand-in" else base
+    """The one place that knows of the stand-in; else a folder (relative: to the project root), else a hub name."""
+    if base == "stand-in":
+        return str(resources.files("emonb").joinpath("resources", "base"))
+    folder = project_root() / Path(base).expanduser()
+    return str(folder) if folder.is_dir() else base
 
 
 def project_root() -> Path:
@@ -245,7 +257,7 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
     """Load a profile by name or YAML path and override top-level fields.
 
     Args:
-        profile: `smoke`, `mini`, `paper`, or the path of a YAML file.
+        profile: `smoke`, `mini`, `paper`, `paper-2b`, or the path of a YAML file.
         overrides: top-level fields; None and "" mean "as the profile says"; `datasets` and `seeds`
             may be comma-separated text; a dict changes single fields of a section.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from emonb.samples import open_picture
 from emonb.store import Artifact, read_json
 
-__all__ = ["answer_bars", "class_balance", "histories", "sample_sheet", "thumbnail"]
+__all__ = ["answer_bars", "class_balance", "histories", "picture_rows", "sample_sheet", "thumbnail"]
 
 INK = "#333333"
 HISTORY = ["stage", "dataset", "epoch", "split", "metric", "value"]
@@ -37,6 +37,21 @@ def sample_sheet(frame: pd.DataFrame, labels: Sequence[str], title: str, *, each
             if path:
                 ax.imshow(thumbnail(path, 96))
         row[0].text(-0.12, 0.5, label, transform=row[0].transAxes, ha="right", va="center", color=INK)
+    fig.suptitle(title, fontsize=10, color=INK)
+    return fig
+
+
+def picture_rows(rows: Mapping[str, Sequence[Image.Image]], title: str) -> Figure:
+    """Named rows of small pictures, each as long as it is."""
+    longest = max(map(len, rows.values()))
+    fig = Figure(figsize=(longest * 0.95 + 2.2, len(rows) * 0.95 + 0.4), layout="constrained")
+    axes = fig.subplots(len(rows), longest, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for row, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for ax, picture in zip(row, pictures, strict=False):
+            ax.imshow(picture)
+        row[0].text(-0.12, 0.5, name, transform=row[0].transAxes, ha="right", va="center", color=INK, fontsize=8)
     fig.suptitle(title, fontsize=10, color=INK)
     return fig
 

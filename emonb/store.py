@@ -2,30 +2,38 @@
 
 A result lives in `OUT/artifacts/<stage>/<key>/`. It is built in a temporary folder, under a lock for
 its key, and renamed when it is complete: a killed run (kill -9 included) leaves no half result, and
-the next one goes on from the last finished result.
+the next one goes on from the last finished result. Long stages keep finished parts beside it, from which
+the next run goes on. Under a launcher all processes call `get` together; the main one decides and writes.
 """
 
 from __future__ import annotations
 
-import ast
 import fcntl
-import functools
 import hashlib
-import importlib.util
 import json
 import os
 import resource
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, git_state, library_versions, make_folder, plain, read_json, write_json
+from emonb.files import (
+    atomic_write,
+    code_hash,
+    git_state,
+    library_versions,
+    make_folder,
+    plain,
+    read_json,
+    write_json,
+)
+from emonb.parallel import agree, is_main, process_count, wait
 
 __all__ = [
     "STAGES",
@@ -91,11 +99,12 @@ class Store:
         self,
         stage: str,
         name: str,
-        build: Callable[[Path], None],
+        build: Callable[..., None],
         *,
         params: Mapping[str, Any] | None = None,
         inputs: Sequence[Artifact] = (),
         code: Sequence[str] = (),
+        parts: bool = False,
     ) -> Artifact:
         """The result for this key: the stored one, or built now by `build(folder)`.
 
@@ -106,6 +115,8 @@ class Store:
             params: everything else that the result depends on; JSON types, tuples or pydantic models.
             inputs: results of earlier stages; their digests enter the key.
             code: modules whose code (without docstrings and comments) enters the key.
+            parts: call `build(folder, parts)` in every process; what it puts into the folder `parts` (finished
+                shards, checkpoints) outlives a kill.
         """
         recipe = {
             "stage": stage,
@@ -118,14 +129,16 @@ class Store:
         key = hashlib.sha256(_canonical({**recipe, "inputs": digests}).encode()).hexdigest()[:16]
         folder = make_folder(self.root / stage)
         artifact = Artifact(stage, name, key, folder / key)
-        with _locked(folder / f".{key}.lock"):
+        with _locked(folder / f".{key}.lock") if is_main() else nullcontext():
             forced = stage in self._force and (name, key) not in self._forced
-            hit = not forced and _is_complete(artifact.path)
+            hit = agree(not forced and _is_complete(artifact.path))
             if not hit:
                 self._forced.add((name, key))
-                _build(artifact, build, recipe)
-            write_json(folder / f"{name}.json", {"key": key})
-        self._log(artifact, hit)
+                _build(artifact, build, recipe, parts, forced)
+            if is_main():
+                write_json(folder / f"{name}.json", {"key": key})
+                self._log(artifact, hit)
+            wait()
         return artifact
 
     def find(self, stage: str, name: str) -> Artifact:
@@ -157,44 +170,61 @@ class Store:
             file.write(json.dumps(event) + "\n")  # one short write in append mode: lines never mix
 
 
-def _build(artifact: Artifact, build: Callable[[Path], None], recipe: dict[str, Any]) -> None:
+def _build(artifact: Artifact, build: Callable[..., None], recipe: dict[str, Any], parts: bool, forced: bool) -> None:
     """Build under the lock: temporary folder, provenance, flush to disk, rename."""
-    temporary, old = (artifact.path.with_name(f".{artifact.key}.{end}") for end in ("tmp", "old"))
-    for stale in (temporary, old):  # we hold the lock, so their writer is dead
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary.mkdir()
+    temporary, old, kept = (artifact.path.with_name(f".{artifact.key}.{end}") for end in ("tmp", "old", "parts"))
+    if is_main():
+        for stale in (temporary, old, *([kept] if forced else [])):  # we hold the lock, so their writer is dead
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary.mkdir()
+        if parts:
+            kept.mkdir(exist_ok=True)
+    wait()
     start = time.perf_counter()
     try:
         with peak_memory() as peak:
-            build(temporary)
-        provenance = {
-            **{k: recipe[k] for k in ("stage", "name")},
-            "key": artifact.key,
-            **{k: recipe[k] for k in ("params", "inputs", "code")},
-            "seed": recipe["params"].get("seed", recipe["params"].get("seeds")),
-            "digest": folder_digest(temporary),
-            "files": _sizes(temporary),
-            "created": _now(),
-            "seconds": round(time.perf_counter() - start, 3),
-            "peak_memory_mb": peak[0],
-            "versions": library_versions(),
-            "git": git_state(),
-        }
-        write_json(temporary / _PROVENANCE, provenance)
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _fsync(path)
-        if artifact.path.exists():  # forced, or damaged
-            artifact.path.rename(old)
-        temporary.rename(artifact.path)
-        _fsync(artifact.path.parent)
+            build(temporary, *([kept] if parts else []))
+        wait()
+        if is_main():
+            seconds = round(time.perf_counter() - start, 3)
+            _finish(artifact, recipe, seconds, peak[0], temporary, old)
+            shutil.rmtree(kept, ignore_errors=True)
     except OSError as error:
         if error.errno in (13, 28, 30):  # no permission, disk full, read-only file system
             raise EmonbError(f"{artifact.path}: cannot write ({error.strerror}); free it or set OUT") from error
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish(
+    artifact: Artifact, recipe: dict[str, Any], seconds: float, peak_memory_mb: float, temporary: Path, old: Path
+) -> None:
+    """Note how the result was made, flush it to disk and put it in its place."""
+    provenance = {
+        **{k: recipe[k] for k in ("stage", "name")},
+        "key": artifact.key,
+        **{k: recipe[k] for k in ("params", "inputs", "code")},
+        "seed": recipe["params"].get("seed", recipe["params"].get("seeds")),
+        "digest": folder_digest(temporary),
+        "files": _sizes(temporary),
+        "created": _now(),
+        "seconds": seconds,
+        "peak_memory_mb": peak_memory_mb,
+        "processes": process_count(),
+        "versions": library_versions(),
+        "git": git_state(),
+    }
+    write_json(temporary / _PROVENANCE, provenance)
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            _fsync(path)
+    if artifact.path.exists():  # forced, or damaged
+        artifact.path.rename(old)
+    temporary.rename(artifact.path)
+    _fsync(artifact.path.parent)
 
 
 def _is_complete(path: Path) -> bool:
@@ -221,24 +251,6 @@ def folder_digest(folder: Path) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
-
-
-@functools.cache
-def code_hash(*modules: str) -> str:
-    """Hash of modules' code; comments, layout and docstrings do not count."""
-    digest = hashlib.sha256()
-    for module in sorted(modules):
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            raise ValueError(f"no source for module {module!r}")
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                first = node.body[0] if node.body else None
-                if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                    node.body = node.body[1:]
-        digest.update(f"{module}\n{ast.dump(tree)}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _canonical(obj: Any) -> str:

@@ -6,35 +6,28 @@ code). They see pictures and labels, nothing else: no captions, no text.
 
 from __future__ import annotations
 
-import copy
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers import ClassifierHead
 from timm.models import register_model
 from timm.models.vgg import VGG
-from torch import Tensor, nn
-from torchvision.transforms import v2
+from torch import nn
 
-from emonb.errors import EmonbError
 from emonb.fit import get_device, set_seed
-from emonb.predictions import make_predictions, write_predictions
-from emonb.progress import progress
-from emonb.samples import open_picture, read_samples, sample_labels
+from emonb.network_weights import check_name, load_pretrained, weights_file
+from emonb.parallel import is_main
+from emonb.predictions import PredictionWriter, make_predictions
+from emonb.samples import read_samples, sample_labels
 from emonb.settings import SPLITS, NetworkSettings, Settings
+from emonb.shards import Shard, make_shards, shards_of
 from emonb.store import Artifact, Store, read_json, write_json
+from emonb.teacher_training import LAYOUT, Pictures, predict_network, train_network
 
 __all__ = ["Pictures", "build_network", "load_network", "predict_network", "teacher_stage", "train_network"]
-
-LAYOUT = {"memory_format": torch.channels_last}  # a sixth to a quarter faster for the convolutions on 2 CPU cores
-CACHE_BYTES = 512 * 2**20  # decoded pictures are kept only while they fit here; larger sets are streamed
 
 
 @register_model
@@ -49,103 +42,20 @@ def vgg_small(pretrained: bool = False, num_classes: int = 8, **kwargs: Any) -> 
 
 
 def build_network(settings: NetworkSettings, classes: int) -> nn.Module:
-    """A timm model with a fresh classifier of the given size."""
+    """A timm model with a fresh classifier of the given size, the rest pretrained if the settings say so.
+
+    Raises:
+        EmonbError: timm has no such model; or its weights are not here, with the command that fetches them.
+    """
+    check_name(settings.name)
+    weights = weights_file(settings) if settings.pretrained else None
     options = dict(settings.kwargs)
     if settings.name.startswith("vit"):
         options.setdefault("img_size", settings.image_size)
-    try:
-        return timm.create_model(settings.name, pretrained=settings.pretrained, num_classes=classes, **options)
-    except RuntimeError as error:
-        if "Unknown model" in str(error):
-            raise EmonbError(f"setting teacher.networks: timm has no model {settings.name!r}") from None
-        raise
-    except OSError as error:
-        raise EmonbError(
-            f"setting teacher.networks: no weights of {settings.name!r} here ({str(error).splitlines()[0]}); "
-            f"fetch them with `hf download timm/{settings.name}` while online"
-        ) from None
-
-
-class Pictures(torch.utils.data.Dataset):
-    """(image, label index) pairs; images (3, S, S) float, normalised to mean 0.5 and deviation 0.5.
-
-    Training pictures get a random resized crop and flip (authors' code), others are resized whole.
-    """
-
-    def __init__(self, frame: pd.DataFrame, labels: list[str], settings: NetworkSettings, *, train: bool):
-        self.paths = frame["path"].tolist()
-        self.targets = [labels.index(x) for x in frame["label"]]
-        side = settings.image_size
-        self.side = side
-        resize = v2.RandomResizedCrop(side, settings.crop_scale, antialias=True) if train else v2.Identity()
-        flip = v2.RandomHorizontalFlip() if train else v2.Identity()
-        scale = v2.ToDtype(torch.float32, scale=True)
-        self.transform = v2.Compose([resize, flip, scale, v2.Normalize([0.5] * 3, [0.5] * 3)])
-        self.cache: dict[int, Tensor] | None = {} if len(frame) * 3 * side**2 <= CACHE_BYTES else None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        if self.cache is None:
-            return self.transform(self._decode(i)), self.targets[i]
-        if i not in self.cache:
-            self.cache[i] = self._decode(i)
-        return self.transform(self.cache[i]), self.targets[i]
-
-    def _decode(self, i: int) -> Tensor:
-        picture = open_picture(self.paths[i])
-        if picture.size != (self.side, self.side):
-            picture = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
-def _loader(pictures: Pictures, batch_size: int, seed: int | None = None) -> torch.utils.data.DataLoader:
-    workers = 0 if pictures.cache is not None else min(8, os.cpu_count() or 1)
-    shuffle = {"shuffle": True, "generator": torch.Generator().manual_seed(seed)} if seed is not None else {}
-    return torch.utils.data.DataLoader(pictures, batch_size, num_workers=workers, **shuffle)
-
-
-def train_network(
-    net: nn.Module, train: Pictures, val: Pictures, settings: NetworkSettings, *, seed: int, what: str
-) -> list[dict[str, Any]]:
-    """Train with Adam (authors' code) or AdamW and keep the epoch with the best val accuracy.
-
-    Returns:
-        Training curve: rows of epoch, split, metric, value. `net` holds the chosen epoch.
-    """
-    device = next(net.parameters()).device
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    optimizer = kind(net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    rows, best, kept = [], -1.0, copy.deepcopy(net.state_dict())
-    loader = _loader(train, settings.batch_size, seed)
-    for epoch in progress(range(1, settings.epochs + 1), what, unit="epoch"):
-        net.train()
-        total = 0.0
-        for images, targets in loader:
-            loss = nn.functional.cross_entropy(net(images.to(device, **LAYOUT)), targets.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(targets)
-        hits = predict_network(net, val).argmax(1) == np.array(val.targets)
-        accuracy = float(hits.mean() * 100)
-        rows.append({"epoch": epoch, "split": "train", "metric": "loss", "value": total / len(train)})
-        rows.append({"epoch": epoch, "split": "val", "metric": "accuracy", "value": accuracy})
-        if accuracy > best:
-            best, kept = accuracy, copy.deepcopy(net.state_dict())
-    net.load_state_dict(kept)
-    return rows
-
-
-@torch.inference_mode()
-def predict_network(net: nn.Module, pictures: Pictures, batch_size: int = 128) -> np.ndarray:
-    """(N, C) float32 logits of unaugmented pictures."""
-    net.eval()
-    device = next(net.parameters()).device
-    return np.concatenate(
-        [net(x.to(device, **LAYOUT)).float().cpu().numpy() for x, _ in _loader(pictures, batch_size)]
-    )
+    net = timm.create_model(settings.name, pretrained=False, num_classes=classes, **options)
+    if weights:
+        load_pretrained(net, weights, settings, options)
+    return net
 
 
 def teacher_stage(settings: Settings, store: Store, dataset: str, network: str) -> Artifact:
@@ -157,38 +67,41 @@ def teacher_stage(settings: Settings, store: Store, dataset: str, network: str) 
     samples = store.find("samples", dataset)
     labels, config = sample_labels(samples), settings.teacher.networks[network]
 
-    def build(folder: Path) -> None:
+    def build(folder: Path, parts: Path) -> None:
         set_seed(settings.seed)
-        frame = read_samples(samples)
-        parts = {s: frame[frame["split"] == s].reset_index(drop=True) for s in SPLITS}
+        frames = {s: read_samples(samples, s, ["image_id", "path", "label"]) for s in SPLITS}
         net = build_network(config, len(labels)).to(get_device(), **LAYOUT)
-        augmented = Pictures(parts["train"], labels, config, train=True)
-        plain = {s: Pictures(parts[s], labels, config, train=False) for s in SPLITS}
-        what = f"{network} on {dataset}"
-        history = train_network(net, augmented, plain["val"], config, seed=settings.seed, what=what)
-        logits = {s: predict_network(net, plain[s]) for s in SPLITS}
+        augmented = Pictures(frames["train"], labels, config, train=True, seed=settings.seed)
+        plain = {s: Pictures(frames[s], labels, config, train=False) for s in SPLITS}
+        options = {"seed": settings.seed, "what": f"{network} on {dataset}", "parts": parts}
+        history = train_network(net, augmented, plain["val"], config, **options)
+
+        def see(shard: Shard, file: Path) -> None:
+            logits = predict_network(net, plain[shard.split], rows=range(shard.start, shard.stop))
+            save_file({"logits": torch.from_numpy(logits)}, file)
+
+        shards = shards_of({s: len(frame) for s, frame in frames.items()})
+        files = make_shards(shards, parts, ".safetensors", see, f"{network}'s answers for {dataset}")
+        if not is_main():
+            return
         save_file({k: v.cpu().contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
-        save_file({s: torch.from_numpy(x) for s, x in logits.items()}, folder / "logits.safetensors")
-        write_json(folder / "ids.json", {s: parts[s]["image_id"].tolist() for s in SPLITS})
+        logits = [load_file(file)["logits"] for file in files]
+        whole = {s: [x for x, shard in zip(logits, shards, strict=True) if shard.split == s] for s in SPLITS}
+        save_file({s: torch.cat(x) for s, x in whole.items()}, folder / "logits.safetensors")
+        write_json(folder / "ids.json", {s: frame["image_id"].tolist() for s, frame in frames.items()})
         write_json(folder / "config.json", {"labels": labels, "network": config.model_dump()})
         write_json(folder / "history.json", history)
-        write_predictions(folder / "predictions.parquet", _predictions(parts, logits, labels, settings), labels)
+        with PredictionWriter(folder / "predictions.parquet", labels) as out:
+            for shard, x in zip(shards, logits, strict=True):
+                rows = frames[shard.split].iloc[shard.start : shard.stop]
+                p = x.double().softmax(-1).numpy()
+                columns = (rows["image_id"], [shard.split] * len(p), rows["label"], p, labels)
+                out.add(make_predictions(*columns, seed=settings.seed))
 
     params = {**config.model_dump(), "network": network, "seed": settings.seed}
-    return store.get(
-        "teacher", f"{dataset}--{network}", build, params=params, inputs=[samples], code=["emonb.teacher"]
-    )
-
-
-def _predictions(
-    parts: dict[str, pd.DataFrame], logits: dict[str, np.ndarray], labels: list[str], settings: Settings
-) -> pd.DataFrame:
-    frames = []
-    for split, part in parts.items():
-        p = torch.from_numpy(logits[split]).double().softmax(-1).numpy()
-        names = [split] * len(part)
-        frames.append(make_predictions(part["image_id"], names, part["label"].tolist(), p, labels, seed=settings.seed))
-    return pd.concat(frames, ignore_index=True)
+    code = ["emonb.teacher", "emonb.teacher_training", "emonb.network_weights", "emonb.shards"]
+    name = f"{dataset}--{network}"
+    return store.get("teacher", name, build, params=params, inputs=[samples], code=code, parts=True)
 
 
 def load_network(artifact: Artifact) -> tuple[nn.Module, NetworkSettings, list[str]]:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from emonb.errors import EmonbError
 from emonb.settings import SPLITS
 from emonb.store import read_json
 
-__all__ = ["SUFFIXES", "attributes", "file_problem", "names_in", "read_tree", "with_attributes"]
+__all__ = ["SUFFIXES", "file_problem", "names_in", "plain_text", "read_tree", "with_attributes"]
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _ANNOTATION = "annotation"  # EmoSet's folder of attributes
-_ATTRIBUTES = ("scene", "facial_expression", "human_action")
+_ATTRIBUTES = pa.schema(
+    [("objects", pa.list_(pa.string())), *((n, pa.string()) for n in ("scene", "facial_expression", "human_action"))]
+)
+_BLOCK = 1024  # annotations held as Python objects at a time
 Problems = dict[str, list[str]]
 
 
@@ -36,52 +42,92 @@ def read_tree(root: Path) -> tuple[pd.DataFrame, Problems, list[str]]:
         EmonbError: no pictures, or a class without pictures.
     """
     problems: Problems = {}
-    parents = [root / split for split in SPLITS if (root / split).is_dir()]
-    missing = [f"{s}/" for s in ("train", "test") if parents and not (root / s).is_dir()]
-    emotions = [(p, e) for p in parents or [root] for e in _class_folders(p, root, problems)]
-    rows = []
-    for parent, emotion in emotions:
-        pictures = _pictures(emotion, root, problems)
-        if not pictures:
-            raise EmonbError(f"{emotion}: class without pictures; add .jpg, .png or .webp files or remove it")
-        for path in pictures:
-            row = {"image_id": path, "path": path, "label": emotion.name.lower()}
-            rows.append({**row, "split": parent.name} if parents else row)
-    if not rows:
+    found = [p for p in sorted(root.iterdir()) if p.name.lower() in SPLITS and p.is_dir()]
+    parents = sorted(found, key=lambda p: SPLITS.index(p.name.lower()))
+    missing = [f"{s}/" for s in ("train", "test") if parents and s not in {p.name.lower() for p in parents}]
+    if parents:
+        for path in _class_folders(root, root, problems):
+            if path not in parents:
+                _report(problems, "unused_file", path, root)
+    parts = []
+    for parent in parents or [root]:
+        for emotion in _class_folders(parent, root, problems):
+            pictures = _pictures(emotion, root, problems)
+            if not pictures:
+                raise EmonbError(f"{emotion}: class without pictures; add .jpg, .png or .webp files or remove it")
+            part = pd.DataFrame({"image_id": pd.Series(pictures, dtype="str")}).assign(label=emotion.name.lower())
+            parts.append(part.assign(split=parent.name.lower()) if parents else part)
+    if not parts:
         raise EmonbError(f"{root}: zero pictures; expected <train|val|test>/<emotion>/*.jpg (or .png, .webp)")
-    frame = pd.DataFrame(rows)
-    if (root / _ANNOTATION).is_dir():
-        files = [
-            root / _ANNOTATION / Path(p).parent.name / f"{Path(p).stem}.json" for p in frame["path"]
-        ]  # as EmoSet does: annotation/<emotion>/<name>.json
-        frame = with_attributes(frame, [attributes(f) if f.is_file() else {} for f in files])
+    frame = pd.concat(parts, ignore_index=True)
+    frame.insert(1, "path", frame["image_id"])
+    if (root / _ANNOTATION).is_dir():  # as EmoSet's: annotation/<emotion>/<name>.json
+        files = (Path(_ANNOTATION, Path(p).parent.name, f"{Path(p).stem}.json") for p in frame["path"])
+        frame, problems["annotation_missing"] = with_attributes(frame, root, map(str, files), strict=True)
     return frame, problems, missing
 
 
-def attributes(file: Path) -> dict[str, Any]:
-    """EmoSet's attributes of one picture: `objects` (list) and, where present, scene, expression and action.
+def with_attributes(
+    frame: pd.DataFrame, root: Path, files: Iterable[str], *, strict: bool = False
+) -> tuple[pd.DataFrame, list[str]]:
+    """A raw table with EmoSet's attributes as columns, for the triplets alone.
+
+    Args:
+        frame: the raw table.
+        root: the folder that the files are relative to.
+        files: the annotation file of each row.
+        strict: a damaged annotation is an error, as in a tree of one's own; of a release it is reported.
+
+    Returns:
+        The table with `objects` (list of text), `scene`, `facial_expression` and `human_action`; image ids of the
+        pictures whose annotation is missing or damaged: they have no objects and no attributes.
 
     Raises:
-        EmonbError: the file is no JSON object.
+        EmonbError: strict, and an annotation is no JSON object.
     """
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise EmonbError(f"{file}: must be an object with EmoSet's fields; correct or remove the file")
+    blocks, lacking = [], []
+    named = zip(frame["image_id"], files, strict=True)
+    while block := list(islice(named, _BLOCK)):
+        rows = []
+        for image_id, file in block:
+            row = _attributes(root, file, strict)
+            rows.append(row or {"objects": []})
+            if row is None:
+                lacking.append(image_id)
+        blocks.append(pa.Table.from_pylist(rows, schema=_ATTRIBUTES))
+    table = pa.concat_tables(blocks) if blocks else _ATTRIBUTES.empty_table()
+    columns = {"objects": pd.Series(pd.arrays.ArrowExtensionArray(table["objects"]), index=frame.index)}
+    for name in _ATTRIBUTES.names[1:]:
+        columns[name] = pd.Series(table[name].to_pandas(), dtype="str").set_axis(frame.index)
+    return frame.assign(**columns), lacking
+
+
+def _attributes(root: Path, file: str, strict: bool) -> dict[str, Any] | None:
+    """Attributes of one picture, or None where the annotation is missing or damaged."""
+    if file_problem(root, file):
+        return None
+    try:
+        found = read_json(root / file)
+        if not isinstance(found, dict):
+            raise EmonbError(f"{root / file}: must be an object with EmoSet's fields; correct or remove the file")
+    except EmonbError:
+        if strict:
+            raise
+        return None
     objects = found.get("object") or []
     row = {"objects": [_words(x) for x in (objects if isinstance(objects, list) else [objects])]}
-    return {**row, **{name: _words(found[name]) for name in _ATTRIBUTES if found.get(name)}}
+    return {**row, **{name: _words(found[name]) for name in _ATTRIBUTES.names[1:] if found.get(name)}}
 
 
-def with_attributes(frame: pd.DataFrame, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """A raw table with the attributes as columns: for the triplets alone."""
-    rows = [{"objects": [], **row} for row in rows]
-    return frame.join(pd.DataFrame(rows, index=frame.index).reindex(columns=["objects", *_ATTRIBUTES]))
+def file_problem(root: Path, path: str) -> str | None:
+    """`symlink_loop` or `listed_but_missing` for what is no file below the root, None for a file.
 
-
-def file_problem(path: Path) -> str | None:
-    """`symlink_loop` or `listed_but_missing` for what is no file (a pipe and a folder are none); None for a file."""
+    A pipe, a folder, and a path that leads out of the release count as missing.
+    """
+    if os.path.isabs(path) or ".." in path.split("/"):
+        return "listed_but_missing"
     try:
-        return None if stat.S_ISREG(os.stat(path).st_mode) else "listed_but_missing"
+        return None if stat.S_ISREG(os.stat(root / path).st_mode) else "listed_but_missing"
     except OSError as error:
         return "symlink_loop" if error.errno == errno.ELOOP else "listed_but_missing"
     except ValueError:  # a NUL character in a list's file name
@@ -91,52 +137,64 @@ def file_problem(path: Path) -> str | None:
 def names_in(folder: Path) -> str:
     """The first names in a folder as text, for messages."""
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
-    return (
-        ", ".join(repr(n) for n in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
-    )
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(repr(n) for n in names[:8]) + more or "nothing"
+
+
+def plain_text(text: str) -> str:
+    """Text that every file format can hold: bytes of a name that are not UTF-8, and halves of characters, escaped."""
+    if text.isascii():
+        return text
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
 
 
 def _class_folders(parent: Path, root: Path, problems: Problems) -> list[Path]:
+    """Folders of a folder that can be emotions; what cannot be used is a problem."""
     folders = []
     for path in sorted(parent.iterdir()):
         if path.name.startswith((".", _ANNOTATION)):
             continue
         if path.is_symlink() and _leads_back(path):
-            problems.setdefault("symlink_loop", []).append(_shown(path, root))
+            _report(problems, "symlink_loop", path, root)
         elif path.is_dir():
-            folders.append(path)
+            if plain_text(path.name) == path.name:
+                folders.append(path)
+            else:
+                _report(problems, "undecodable_name", path, root)
+        elif path.suffix.lower() in SUFFIXES:  # a picture without emotion
+            _report(problems, "unused_file", path, root)
     return folders
 
 
 def _pictures(emotion: Path, root: Path, problems: Problems) -> list[str]:
     """Paths of a class folder's pictures, relative to the root; everything else is a problem."""
-    found = []
-    for path in sorted(emotion.iterdir()):
-        kind = _kind(path)
+    found, below = [], str(emotion.relative_to(root))
+    for name in sorted(os.listdir(emotion)):
+        kind = _kind(os.path.join(emotion, name), name)
         if kind == "picture":
-            found.append(str(path.relative_to(root)))
+            found.append(f"{below}/{name}")
         elif kind:
-            problems.setdefault(kind, []).append(_shown(path, root))
+            _report(problems, kind, emotion / name, root)
     return found
 
 
-def _kind(path: Path) -> str | None:
-    """`picture`, a kind of problem, or None for what nobody misses (hidden files, folders)."""
-    picture = path.suffix.lower() in SUFFIXES
-    if path.is_symlink():
-        if _leads_back(path):
-            return "symlink_loop"
-        if not path.exists():
-            return "broken_link"
-    if not path.is_file():
+def _kind(path: str, name: str) -> str | None:
+    """`picture`, a kind of problem, or None for what nobody misses: hidden files, macOS's `._photo.jpg` included."""
+    picture = os.path.splitext(name)[1].lower() in SUFFIXES
+    if name.startswith("._") or (name.startswith(".") and not picture):
         return None
-    if not picture:
-        return None if path.name.startswith(".") else "unused_file"
-    try:
-        path.name.encode()
-    except UnicodeEncodeError:
-        return "undecodable_name"
-    return "picture"
+    if os.path.islink(path):
+        if _leads_back(Path(path)):
+            return "symlink_loop"
+        if not os.path.exists(path):
+            return "broken_link"
+    if not (picture and os.path.isfile(path)):
+        return "unused_file"
+    return "picture" if plain_text(name) == name else "undecodable_name"
 
 
 def _leads_back(link: Path) -> bool:
@@ -148,10 +206,10 @@ def _leads_back(link: Path) -> bool:
     return target in link.parent.resolve().parents or target == link.parent.resolve()
 
 
-def _shown(path: Path, root: Path) -> str:
-    """A path as text that every file format can hold."""
-    return str(path.relative_to(root)).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _report(problems: Problems, kind: str, path: Path, root: Path) -> None:
+    folder = "/" if kind == "unused_file" and path.is_dir() else ""
+    problems.setdefault(kind, []).append(plain_text(str(path.relative_to(root))) + folder)
 
 
 def _words(value: object) -> str:
-    return " ".join(str(value).replace("_", " ").split())
+    return plain_text(" ".join(str(value).replace("_", " ").split()))

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from array import array
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas as pd
 import torch
+from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
+from emonb.errors import EmonbError
 from emonb.features import VisualSource, base_params
+from emonb.parallel import is_main, process_count, sharded
 from emonb.progress import progress
 from emonb.settings import Settings, VLMSettings
 from emonb.store import Artifact, Store, write_json
-from emonb.triplets import read_triplets
-from emonb.vlm import VLM, dialogue_ids, make_batch
+from emonb.triplets import triplet_lines
+from emonb.vlm import VLM, answer_ids, dialogue_ids, make_batch
 
-__all__ = ["adapted", "adapter_stage", "add_lora", "tune"]
+__all__ = ["TripletRows", "adapted", "adapter_stage", "add_lora", "tune"]
 
-CODE = ["emonb.vlm", "emonb.features", "emonb.tuning"]
+CODE = ["emonb.vlm", "emonb.visual", "emonb.checkpoints", "emonb.features", "emonb.tuning"]
+_SAVE_EVERY = 200  # steps at least between two checkpoints
 IGNORE = -100  # torch's cross-entropy leaves these targets out
 
 
@@ -50,98 +56,179 @@ def adapter_stage(settings: Settings, store: Store, dataset: str, vlm: VLM) -> A
     features = store.find("features", dataset)
     config = settings.vlm
 
-    def build(folder: Path) -> None:
+    def build(folder: Path, parts: Path) -> None:
         torch.manual_seed(settings.seed)  # before the adapter is drawn
         tuned = add_lora(vlm, config)
-        frame = read_triplets(triplets.path / "triplets.jsonl")
-        frame = frame[frame["kind"].isin(config.triplet_kinds)]
-        source = VisualSource(tuned, features, samples, "train")
+        rows = TripletRows(triplets.path / "triplets.jsonl", config.triplet_kinds)
+        source = VisualSource(tuned, features, samples, "train", config.cache_visual_tokens)
         try:
-            history = tune(tuned, frame, source, config, seed=settings.seed, what=f"LoRA of {dataset}")
-            tuned.model.save_pretrained(folder, save_embedding_layers=False)  # they are frozen
+            what = f"LoRA of {dataset}"
+            history = tune(tuned, rows, source, config, seed=settings.seed, what=what, folder=folder, parts=parts)
         finally:
-            vlm.model = tuned.model.unload()  # the base again, without the adapter
-        write_json(folder / "history.json", history)
+            if not sharded():
+                vlm.model = tuned.model.unload()  # the base again, without the adapter
+        if is_main():
+            write_json(folder / "history.json", history)
 
     keys = {"batch_size", "reasons", "max_new_tokens"}
     params = {**config.model_dump(exclude=keys), "seed": settings.seed, **base_params(config)}
-    return store.get("adapter", dataset, build, params=params, inputs=[samples, triplets, features], code=CODE)
+    inputs = [samples, triplets, features]
+    return store.get("adapter", dataset, build, params=params, inputs=inputs, code=CODE, parts=True)
+
+
+class TripletRows(Dataset):
+    """Triplets of a checked JSONL file, read line by line: the memory holds where the lines begin."""
+
+    def __init__(self, path: Path, kinds: Collection[str]) -> None:
+        self.path, self.starts = path, array("q")
+        for triplet, _, start in triplet_lines(path):
+            if triplet["kind"] in kinds:
+                self.starts.append(start)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        with self.path.open("rb") as file:
+            file.seek(self.starts[i])
+            return json.loads(file.readline())
 
 
 def tune(
-    vlm: VLM, triplets: pd.DataFrame, source: VisualSource, settings: VLMSettings, *, seed: int, what: str
+    vlm: VLM,
+    triplets: Dataset,
+    source: VisualSource,
+    settings: VLMSettings,
+    *,
+    seed: int,
+    what: str,
+    folder: Path,
+    parts: Path,
 ) -> list[dict[str, Any]]:
     """Train the adapter with transformers' Trainer; only response tokens count in the loss.
 
-    Words that the tokenizer does not know are left out of the loss: they teach nothing.
+    Words that the tokenizer does not know are left out of the loss: they teach nothing. Several processes share
+    each batch, so that a step sees the same examples however many there are.
+
+    Args:
+        triplets: rows with `image_id`, `instruction` and `response`.
+        source: visual tokens by image id.
+        folder: where the adapter goes.
+        parts: checkpoints, from which a killed training goes on.
 
     Returns:
         Training curve: rows of epoch, step, split, metric, value.
+
+    Raises:
+        EmonbError: a batch that cannot be shared by this number of processes.
     """
     unknown = vlm.processor.tokenizer.unk_token_id
-    examples = []
-    for row in triplets.to_dict("records"):
-        prompt, answer = dialogue_ids(vlm, row["instruction"], row["response"])
-        targets = [IGNORE if token == unknown else token for token in answer]
-        examples.append({"image_id": row["image_id"], "prompt": prompt, "answer": answer, "targets": targets})
+    prompt_ids = lru_cache(maxsize=1024)(lambda instruction: dialogue_ids(vlm, instruction)[0])
 
     def collate(rows: list[dict]) -> dict[str, Any]:
         visual = source([row["image_id"] for row in rows])
-        batch = make_batch(vlm, [r["prompt"] + r["answer"] for r in rows], visual, pad_left=False)
+        prompts = [prompt_ids(row["instruction"]) for row in rows]
+        answers = [answer_ids(vlm, row["response"]) for row in rows]
+        batch = make_batch(vlm, [p + a for p, a in zip(prompts, answers, strict=True)], visual, pad_left=False)
         labels = torch.full_like(batch["input_ids"], IGNORE)
-        for i, (row, length) in enumerate(zip(rows, batch["attention_mask"].sum(1).tolist(), strict=True)):
-            labels[i, length - len(row["targets"]) : length] = torch.tensor(row["targets"])
+        for i, (answer, length) in enumerate(zip(answers, batch["attention_mask"].sum(1).tolist(), strict=True)):
+            targets = [IGNORE if token == unknown else token for token in answer]
+            labels[i, length - len(targets) : length] = torch.tensor(targets)
         return {**batch, "labels": labels}
 
-    steps = int(len(examples) * settings.epochs / settings.train_batch_size / settings.gradient_accumulation)
-    with TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=settings.epochs,
-            learning_rate=settings.lr,
-            lr_scheduler_type=settings.lr_schedule,
-            warmup_steps=settings.warmup_ratio,  # transformers 5: below 1 it is a share of all steps
-            max_grad_norm=settings.max_grad_norm,
-            per_device_train_batch_size=settings.train_batch_size,
-            gradient_accumulation_steps=settings.gradient_accumulation,
-            activation_checkpointing=settings.gradient_checkpointing,
-            optim="adamw_torch",
-            seed=seed,
-            logging_steps=max(1, steps // 40),  # some 40 points on the curve
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,  # the collator's tensors are on the device already
-            use_cpu=vlm.device.type == "cpu",
-        )
-        curve = _Curve(what)
-        trainer = Trainer(vlm.model, arguments, train_dataset=examples, data_collator=collate, callbacks=[curve])
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    size, accumulation = _shared_batch(settings)
+    together = settings.train_batch_size * settings.gradient_accumulation
+    steps = int(len(triplets) * settings.epochs / together)
+    arguments = TrainingArguments(
+        output_dir=str(parts),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.lr,
+        lr_scheduler_type=settings.lr_schedule,
+        warmup_steps=settings.warmup_ratio,  # transformers 5: below 1 it is a share of all steps
+        max_grad_norm=settings.max_grad_norm,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        activation_checkpointing=settings.gradient_checkpointing,
+        optim="adamw_torch",
+        seed=seed,
+        logging_steps=max(1, steps // 40),  # some 40 points on the curve
+        save_strategy="steps",
+        save_steps=max(_SAVE_EVERY, steps // 20),
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_drop_last=len(triplets) >= together,  # else accelerate fills the last batch with the first images
+        dataloader_pin_memory=False,  # the collator's tensors are on the device already
+        ddp_find_unused_parameters=False,
+        use_cpu=vlm.device.type == "cpu",
+    )
+    trainer = _AdapterTrainer(
+        vlm.model, arguments, train_dataset=triplets, data_collator=collate, compute_loss_func=response_loss
+    )
+    trainer.add_callback(_Bar(what))
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(parts)))
+    trainer.save_model(str(folder))
     vlm.model.eval()
-    return curve.rows
+    logs = (log for log in trainer.state.log_history if "loss" in log)
+    common = {"split": "train", "metric": "loss"}
+    return [{"epoch": log["epoch"], "step": log["step"], **common, "value": log["loss"]} for log in logs]
 
 
-class _Curve(TrainerCallback):
-    """Keep the training loss, and show the steps in our own progress bar."""
+def response_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int) -> torch.Tensor:
+    """Cross-entropy of a step's response tokens, each with the same weight.
+
+    The model's own loss weighs every part of a step alike, so that the answer would depend on how the step is
+    split into accumulated batches and processes.
+
+    Args:
+        outputs: with `logits` (B, T, V).
+        labels: (B, T) token ids, `IGNORE` where nothing is to be learnt.
+        num_items_in_batch: number of response tokens in the whole step, over all processes.
+    """
+    targets = labels[:, 1:]
+    learnt = targets != IGNORE
+    logits = outputs.logits[:, :-1][learnt].float()
+    return torch.nn.functional.cross_entropy(logits, targets[learnt], reduction="sum") / num_items_in_batch
+
+
+def _shared_batch(settings: VLMSettings) -> tuple[int, int]:
+    """Batch size and accumulation of one process, so that a step of all sees as many examples as the settings say."""
+    n, size, accumulation = process_count(), settings.train_batch_size, settings.gradient_accumulation
+    if accumulation % n == 0:
+        return size, accumulation // n
+    if size % n == 0:
+        return size // n, accumulation
+    raise EmonbError(
+        f"settings vlm.train_batch_size ({size}) and vlm.gradient_accumulation ({accumulation}): neither can be "
+        f"shared by {n} processes; change one of them to a multiple of {n}, or --num_processes"
+    )
+
+
+class _AdapterTrainer(Trainer):
+    """A Trainer that saves the adapter alone: the embeddings are frozen, the arguments are in the provenance."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        options = {"save_embedding_layers": False, **({"state_dict": state_dict} if state_dict else {})}
+        self.accelerator.unwrap_model(self.model).save_pretrained(output_dir or self.args.output_dir, **options)
+
+
+class _Bar(TrainerCallback):
+    """Show the steps in our own progress bar."""
 
     def __init__(self, what: str):
-        self.what, self.rows, self.bar = what, [], None
+        self.what, self.bar = what, iter(())
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.bar = iter(progress(range(state.max_steps), self.what, unit="step"))
+        if state.is_world_process_zero:
+            self.bar = iter(progress(range(state.global_step, state.max_steps), self.what, unit="step"))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         next(self.bar, None)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         next(self.bar, None)
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if logs and "loss" in logs:
-            row = {"epoch": logs["epoch"], "step": state.global_step, "split": "train", "metric": "loss"}
-            self.rows.append({**row, "value": logs["loss"]})
 
 
 @contextmanager

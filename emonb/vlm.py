@@ -7,7 +7,6 @@ language model as `mm_encoder_outputs`, transformers' own way in for precomputed
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,27 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from emonb.errors import EmonbError
-from emonb.fit import get_device
-from emonb.samples import open_picture
+from emonb.checkpoints import load_model, load_processor
 from emonb.settings import VLMSettings
 from emonb.triplets import categorical_instruction, load_prompts
+from emonb.visual import PictureInputs, VisualTokens, picture_inputs, shown
 
 __all__ = [
     "VLM",
+    "PictureInputs",
     "VisualTokens",
     "answer_distribution",
+    "answer_ids",
     "answer_tokens",
     "dialogue_ids",
     "generate",
     "load_processor",
     "load_vlm",
     "make_batch",
+    "picture_inputs",
     "prompt_text",
     "visual_tokens",
 ]
@@ -45,7 +44,7 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # pe
 
 @dataclass
 class VLM:
-    """A Qwen2-VL-family model with its processor."""
+    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL with its processor."""
 
     model: Any  # transformers model, or a PeftModel around it
     processor: Any
@@ -62,36 +61,20 @@ class VLM:
         return next(self.model.parameters()).device
 
     @property
+    def width(self) -> int:
+        """Width D of a merged visual token, which is that of the language model."""
+        return self.core.config.text_config.hidden_size
+
+    @property
     def image_token_id(self) -> int:
         return self.model.config.image_token_id
 
 
 @dataclass
-class VisualTokens:
-    """Merged visual tokens of a batch: one (n_i, D) tensor per image, and their (B, 3) patch grids."""
+class _ImageOutput(BaseModelOutputWithPooling):
+    """What `get_image_features` returns in any of the classes: per level and image, tokens of (n_i, D)."""
 
-    tokens: list[torch.Tensor]
-    grid: torch.Tensor
-
-    def pooled(self) -> torch.Tensor:
-        """(B, D) mean of each image's merged tokens: the student's input (paper: distillation)."""
-        return torch.stack([t.float().mean(0) for t in self.tokens])
-
-
-def load_processor(settings: VLMSettings) -> Any:
-    """The base VLM's processor (tokenizer, image processor, chat template), without its weights."""
-    return _load(AutoProcessor, settings)
-
-
-def _load(kind: Any, settings: VLMSettings, **options: Any) -> Any:
-    """`from_pretrained` by hub name, local folder or "stand-in", with one clear error."""
-    try:
-        return kind.from_pretrained(settings.checkpoint, **options)
-    except (OSError, ValueError) as error:
-        raise EmonbError(
-            f"setting vlm.base: cannot load {settings.base!r} ({str(error).splitlines()[0]}); fetch it with "
-            f"`hf download {settings.base} --local-dir models/vlm` and set vlm.base to that folder"
-        ) from None
+    deepstack_features: list[list[torch.Tensor]] | None = None
 
 
 def load_vlm(settings: VLMSettings, adapter: Path | None = None) -> VLM:
@@ -100,47 +83,28 @@ def load_vlm(settings: VLMSettings, adapter: Path | None = None) -> VLM:
     Raises:
         EmonbError: weights that are not on this machine, with the command that fetches them.
     """
-    if os.environ.get("EMONB_HEADLESS") == "1":  # the runner has its own bar; outputs stay free of others
-        transformers.utils.logging.disable_progress_bar()
-    options: dict[str, Any] = {"dtype": getattr(torch, settings.dtype)}
-    if settings.quantize_4bit and torch.cuda.is_available():
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(  # authors' code
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    processor, model = load_processor(settings), _load(AutoModelForImageTextToText, settings, **options)
+    processor, model = load_processor(settings), load_model(settings)
     if adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter)
     model.name_or_path = settings.base  # peft writes this into adapters: a name, not a path of this machine
-    if not getattr(model, "is_quantized", False):
-        model = model.to(get_device())
     return VLM(model.eval().requires_grad_(False), processor, settings.max_side)
 
 
-def _shown(image: str | Path | Image.Image, max_side: int) -> Image.Image:
-    """What the VLM is shown: a picture or a copy of it, at most `max_side` px long (authors' code)."""
-    picture = image.copy() if isinstance(image, Image.Image) else open_picture(image)
-    picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-    return picture
-
-
 @torch.no_grad()  # not inference_mode: the tokens may become part of a training graph
-def visual_tokens(vlm: VLM, images: Sequence[str | Path | Image.Image]) -> VisualTokens:
+def visual_tokens(vlm: VLM, images: Sequence[str | Path | Image.Image] | PictureInputs) -> VisualTokens:
     """One pass of the frozen vision tower and merger.
 
     The tokens are rounded to float16, the precision they have on disk, so that a cached and a fresh
     image give the same answer.
     """
-    pictures = [_shown(image, vlm.max_side) for image in images]
-    inputs = vlm.processor.image_processor(pictures, return_tensors="pt").to(vlm.device)
-    output = vlm.core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True)
-    return VisualTokens([t.half() for t in output.pooler_output], inputs["image_grid_thw"].cpu())
+    inputs = images if isinstance(images, PictureInputs) else picture_inputs(vlm.processor, images, vlm.max_side)
+    pixels, grid = inputs.pixel_values.to(vlm.device), inputs.grid.to(vlm.device)
+    output = vlm.core.get_image_features(pixels, grid, return_dict=True)
+    levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+    tokens = [torch.cat([t.half() for t in image], -1) for image in zip(*levels, strict=True)]
+    return VisualTokens(tokens, inputs.grid.cpu(), vlm.width)
 
 
 def prompt_text(vlm: VLM, instruction: str) -> str:
@@ -156,20 +120,23 @@ def dialogue_ids(vlm: VLM, instruction: str, response: str | None = None) -> tup
     """Token ids of the chat prompt (one image placeholder) and of the response with its end marks."""
     tokenizer = vlm.processor.tokenizer
     ids = tokenizer(prompt_text(vlm, instruction), add_special_tokens=False)["input_ids"]
-    if response is None:
-        return ids, []
-    answer = tokenizer(response + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
-    return ids, answer
+    return ids, [] if response is None else answer_ids(vlm, response)
+
+
+def answer_ids(vlm: VLM, response: str) -> list[int]:
+    """Token ids of a response with its end marks."""
+    return vlm.processor.tokenizer(response + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
 
 
 def make_batch(
-    vlm: VLM, sequences: Sequence[Sequence[int]], visual: VisualTokens, *, pad_left: bool
+    vlm: VLM, sequences: Sequence[Sequence[int]], visual: VisualTokens | PictureInputs, *, pad_left: bool
 ) -> dict[str, Any]:
     """Model inputs: expand each image placeholder to its visual tokens, pad, and add the types.
 
     Args:
         sequences: B lists of token ids with one image placeholder each.
-        visual: the B images' tokens.
+        visual: the B images' tokens; or their pixels, so that the model's own forward runs the vision tower:
+            under FSDP and DeepSpeed ZeRO-3 a part of the model cannot be called alone.
         pad_left: for generation and scoring; training pads on the right.
     """
     merge = vlm.core.config.vision_config.spatial_merge_size**2
@@ -186,15 +153,22 @@ def make_batch(
         ids[row, where] = torch.tensor(sequence)
         mask[row, where] = 1
     device = vlm.device
-    dtype = vlm.core.get_input_embeddings().weight.dtype
-    image = BaseModelOutputWithPooling(pooler_output=[t.to(device, dtype) for t in visual.tokens])
-    return {
+    batch = {
         "input_ids": ids.to(device),
         "attention_mask": mask.to(device),
         "mm_token_type_ids": (ids == vlm.image_token_id).int().to(device),
         "image_grid_thw": visual.grid.to(device),
-        "mm_encoder_outputs": {"image": image},
     }
+    if isinstance(visual, PictureInputs):
+        return {**batch, "pixel_values": visual.pixel_values.to(device)}
+    return {**batch, "mm_encoder_outputs": {"image": _image_output(vlm, visual)}}
+
+
+def _image_output(vlm: VLM, visual: VisualTokens) -> _ImageOutput:
+    """Stored tokens in the form in which the model's forward takes them."""
+    dtype = vlm.core.get_input_embeddings().weight.dtype
+    merged, *deep = zip(*(t.to(vlm.device, dtype).split(vlm.width, -1) for t in visual.tokens), strict=True)
+    return _ImageOutput(pooler_output=list(merged), deepstack_features=[list(x) for x in deep] or None)
 
 
 def answer_tokens(
@@ -229,7 +203,7 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
 
 @torch.inference_mode()
 def answer_distribution(
-    vlm: VLM, visual: VisualTokens, labels: Sequence[str], instruction: str | None = None
+    vlm: VLM, visual: VisualTokens | PictureInputs, labels: Sequence[str], instruction: str | None = None
 ) -> torch.Tensor:
     """(B, C) log-probabilities of the C candidate answers, unnormalised over the candidates.
 
@@ -237,7 +211,7 @@ def answer_distribution(
     and always parseable, where the authors sample up to 256 tokens at temperature 0.8 (our choice).
     """
     prefix, tails = answer_tokens(vlm, labels, instruction)
-    batch = make_batch(vlm, [prefix] * len(visual.tokens), visual, pad_left=True)
+    batch = make_batch(vlm, [prefix] * len(visual), visual, pad_left=True)
     longest = max(map(len, tails))
     output = vlm.model(**batch, use_cache=longest > 1, logits_to_keep=1)
     first = output.logits[:, -1].float().log_softmax(-1)
@@ -254,7 +228,7 @@ def answer_distribution(
     mask = batch["attention_mask"].repeat_interleave(count, 0)
     start = batch["attention_mask"].sum(1, keepdim=True) + vlm.core.rope_deltas
     positions = (start + torch.arange(width, device=device)).repeat_interleave(count, 0)
-    rows = len(visual.tokens)
+    rows = len(visual)
     output = vlm.model(
         input_ids=ids.repeat(rows, 1),
         attention_mask=torch.cat([mask, mask.new_ones(rows * count, width)], 1),
@@ -270,7 +244,7 @@ def answer_distribution(
 @torch.inference_mode()
 def generate(vlm: VLM, images: Sequence[str | Path | Image.Image], instruction: str, max_new_tokens: int) -> list[str]:
     """Greedy free answers, through the processor and `generate` as anyone would call them."""
-    pictures = [_shown(image, vlm.max_side) for image in images]
+    pictures = [shown(image, vlm.max_side) for image in images]
     tokenizer = vlm.processor.tokenizer
     tokenizer.padding_side = "left"
     text = [prompt_text(vlm, instruction)] * len(pictures)

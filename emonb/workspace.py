@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,24 +46,33 @@ class Workspace:
                 fig.savefig(buffer, format=ending, dpi=150, bbox_inches="tight", metadata=metadata)
                 self._save(f"figures/{id}.{ending}", buffer.getvalue())
 
-    def save_predictions(self, frame: pd.DataFrame, dataset: str, model: str) -> Path:
-        """Save `predictions/<dataset>__<model>.parquet`; the labels are those of its columns."""
+    def save_page(self, html: str, id: str) -> None:
+        """Save `integrity/<id>.html`, a page that opens from disk."""
+        self._save(f"integrity/{id}.html", html)
+
+    def save_predictions(self, frame: pd.DataFrame | Path, dataset: str, model: str) -> Path:
+        """Save `predictions/<dataset>__<model>.parquet`: a frame, or a stage's file, which is copied as it is."""
         from emonb.predictions import prediction_labels, write_predictions
 
         path = self.out / "predictions" / f"{dataset}__{model}.parquet"
         make_folder(path.parent)
-        write_predictions(path, frame, prediction_labels(frame))
+        if isinstance(frame, Path):
+            partial = path.with_name(f".{path.name}.partial")
+            shutil.copyfile(frame, partial)
+            partial.replace(path)
+        else:
+            write_predictions(path, frame, prediction_labels(frame))
         self._note(path)
         return path
 
-    def predictions(self, dataset: str, model: str) -> pd.DataFrame:
-        """Predictions saved by this or an earlier notebook."""
+    def predictions(self, dataset: str, model: str, split: str | None = None) -> pd.DataFrame:
+        """Predictions saved by this or an earlier notebook, of all splits or of one."""
         from emonb.predictions import read_predictions
 
         path = self.out / "predictions" / f"{dataset}__{model}.parquet"
         if not path.is_file():
             raise EmonbError(f"{path}: not there; run the notebooks before this one with the same settings")
-        return read_predictions(path)
+        return read_predictions(path, split=split)
 
     def describe(self) -> str:
         """One line for the top of a notebook: datasets, seeds, and who wrote the triplets."""

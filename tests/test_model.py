@@ -8,7 +8,7 @@ import pytest
 import torch
 from pipeline import make_tree, run_stages, tiny_workspace
 
-from emonb import emotions, metrics, vlm
+from emonb import data, emotions, features, metrics, triplets, tuning, vlm
 from emonb.emotions import Taxonomy, parse_emotion
 from emonb.errors import EmonbError
 from emonb.model import EmoVLMKD, model_stage
@@ -125,3 +125,33 @@ def test_everything_again_is_equal(world, untrained_base):
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(EmonbError, match=r"config\.json missing"):
         EmoVLMKD.from_pretrained(tmp_path)
+
+
+def test_a_killed_tuning_goes_on_from_its_checkpoint(world, untrained_base, monkeypatch):
+    """What comes out is what an uninterrupted tuning gives, to the bit; no step before the checkpoint runs again."""
+    _, made, folder = world
+    monkeypatch.setattr(tuning, "_SAVE_EVERY", 4)
+    ws = tiny_workspace(folder / "killed", untrained_base, folder / "images", "colours")
+    data.samples_stage(ws.settings, ws.store, "colours")
+    triplets.triplets_stage(ws.settings, ws.store, "colours")
+    base = vlm.load_vlm(ws.settings.vlm)
+    features.features_stage(ws.settings, ws.store, "colours", base)
+    steps, plain = [], tuning.response_loss
+
+    def loss(*arguments, **options):
+        steps.append(1)
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(tuning, "response_loss", loss)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.adapter_stage(ws.settings, ws.store, "colours", base)
+    (parts,) = (ws.store.root / "adapter").glob(".*.parts")
+    assert [p.name for p in parts.iterdir()] == ["checkpoint-4"]
+    again = tuning.adapter_stage(ws.settings, ws.store, "colours", base)
+    total = read_json(made["adapter"].path / "history.json")[-1]["step"]
+    assert len(steps) == 7 + total - 4
+    assert again.key == made["adapter"].key
+    assert again.digest == made["adapter"].digest
+    assert not list((ws.store.root / "adapter").glob(".*.parts"))

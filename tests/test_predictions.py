@@ -1,6 +1,7 @@
 """Prediction files: what is written is read, and a damaged file is named with its column and remedy."""
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -8,6 +9,7 @@ from emonb.emotions import TAXONOMIES
 from emonb.errors import EmonbError
 from emonb.metrics import accuracy
 from emonb.predictions import (
+    PredictionWriter,
     load_all,
     make_predictions,
     model_name,
@@ -130,3 +132,37 @@ def test_model_names():
     assert model_name("head_depth2") == "head, 2 hidden layers"
     assert model_name("head_alpha0.25") == "head, alpha = 0.25"
     assert model_name("something") == "something"
+
+
+def test_written_in_parts_is_the_same_file(frame, tmp_path):
+    write_predictions(tmp_path / "whole.parquet", frame, LABELS)
+    with PredictionWriter(tmp_path / "parts.parquet", LABELS) as out:
+        for i in range(len(frame)):
+            out.add(frame.iloc[i : i + 1])
+        assert not (tmp_path / "parts.parquet").exists(), "half a file is seen by nobody"
+    pd.testing.assert_frame_equal(*(read_predictions(tmp_path / f"{n}.parquet") for n in ("whole", "parts")))
+
+
+def test_an_error_between_parts_leaves_the_old_file(frame, tmp_path):
+    path = tmp_path / "x.parquet"
+    write_predictions(path, frame, LABELS)
+    before = path.read_bytes()
+
+    def write_half() -> None:
+        with PredictionWriter(path, LABELS) as out:
+            out.add(frame)
+            out.add(frame.assign(**{f"p_{LABELS[0]}": 0.9}))
+
+    with pytest.raises(EmonbError, match="sum to 1"):
+        write_half()
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
+
+
+def test_one_split_alone(frame, tmp_path):
+    both = pd.concat([frame.assign(split="val"), frame.assign(split="test")], ignore_index=True)
+    write_predictions(tmp_path / "a__b.parquet", both, LABELS)
+    test = read_predictions(tmp_path / "a__b.parquet", split="test")
+    assert test["split"].unique().tolist() == ["test"]
+    assert test["image_id"].tolist() == frame["image_id"].tolist()
+    assert len(load_all(tmp_path, split="val")["a", "b"]) == len(frame)

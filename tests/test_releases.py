@@ -21,7 +21,7 @@ from emonb import data
 from emonb.errors import EmonbError
 from emonb.freshness import fingerprints
 from emonb.imports import import_release
-from emonb.releases import FORMATS, read_release, recognise
+from emonb.releases import FORMATS, read_release, recognise, release_table
 from emonb.settings import load_settings
 from emonb.store import Store
 
@@ -175,7 +175,8 @@ def test_emotion6_labels_are_the_strongest_of_six(tmp_path, header):
     assert report["problems"]["tied_label"] == ["fear/tie.jpg"]
     assert report["problems"]["neutral_dominant"] == ["joy/neutral.jpg"]
     rows = frame.set_index("image_id")
-    assert "fear/tie.jpg" not in rows.index
+    assert rows.loc["fear/tie.jpg", "label"] == "anger"
+    assert len(rows) == 62
     assert rows.loc["joy/neutral.jpg", "label"] == "sadness"
     assert rows.loc["anger/1.jpg", "label"] == "anger"
     assert rows.loc["anger/1.jpg", "share_anger"] == 0.7
@@ -352,6 +353,125 @@ def test_a_change_of_the_source_is_noticed(tmp_path):
     source.rename(tmp_path / "moved")
     with pytest.raises(EmonbError, match="is gone; put it back"):
         stage(tmp_path / "out", "flickr", tmp_path / "run")
+
+
+def test_bare_folders_of_fi_are_recognised_by_the_dataset_s_name(tmp_path):
+    tree = fi(tmp_path / "src") / "emotion_dataset"
+    (tmp_path / "images").mkdir()
+    tree.rename(tmp_path / "images" / "fi")
+    shutil.copytree(tmp_path / "images" / "fi", tmp_path / "images" / "pets")
+    problems = [
+        json.loads((stage(tmp_path / "images", name, tmp_path / "run").path / "integrity.json").read_text())[
+            "problems"
+        ]
+        for name in ("fi", "pets")
+    ]
+    assert len(problems[0]["placeholder"]) == 7
+    assert "placeholder" not in problems[1]
+    assert len(problems[1]["duplicate"]) >= 5
+
+
+def test_a_tree_beside_an_info_json_is_no_emoset(tmp_path):
+    source = sentiment(tmp_path / "src")
+    (source / "info.json").write_text("{}")
+    assert recognise(source) == "folder"
+    assert len(read_release("folder", source).frame) == 14
+    lists = emoset(tmp_path / "emoset")
+    for split in ("train", "val", "test"):
+        (lists / f"{split}.json").unlink()
+    assert recognise(lists) == "emoset"
+    with pytest.raises(EmonbError, match=r"none of train\.json, val\.json, test\.json"):
+        read_release("emoset", lists)
+
+
+def test_split_folders_in_capital_letters(tmp_path):
+    source = sentiment(tmp_path / "src")
+    (source / "train").rename(source / "Train")
+    frame = read_release("flickr", source).frame
+    assert frame["split"].value_counts().to_dict() == {"train": 6, "val": 4, "test": 4}
+    assert all((source / path).is_file() for path in frame["path"])
+
+
+@pytest.mark.parametrize("name", ["", "007", "None", "nan", "../middle.png", "nul\\udcff.png"])
+def test_odd_names_in_a_table_are_text(tmp_path, name):
+    source = make_release("bass", tmp_path / "src")
+    with (source / "BASS_data.csv").open("a", encoding="utf-8") as file:
+        file.write(f"{name},8.0,\n,,\n")
+    release = read_release("bass", source)
+    assert release.problems["listed_but_missing"] == [name]
+    assert len(release.frame) == 60
+
+
+def test_halves_of_characters_in_a_list_are_escaped(tmp_path):
+    source = emoset(tmp_path / "src")
+    text = (source / "val.json").read_text()
+    row = r', ["awe", "image/awe/\udcff\ud800.jpg", "annotation/\udcff.json"]]'
+    (source / "val.json").write_text(text.rstrip("]") + "]" + row)
+    (source / "annotation/awe/awe_test_00000.json").write_text("[" * 100_000)
+    (source / "annotation/fear/fear_test_00000.json").write_text(r'{"scene": "\ud800", "object": [1, null]}')
+    frame, report, _ = bring("emoset", source, tmp_path / "out")
+    assert report["problems"]["listed_but_missing"] == [r"image/awe/\udcff\ud800.jpg"]
+    assert report["problems"]["annotation_missing"] == ["image/awe/awe_test_00000.jpg"]
+    row = frame.set_index("image_id").loc["image/fear/fear_test_00000.jpg"]
+    assert (row["scene"], list(row["objects"])) == (r"\ud800", ["1", "None"])
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    source = sentiment(tmp_path / "src")
+    closed = source / "train" / "positive"
+    closed.chmod(0)
+    if os.access(closed, os.R_OK):  # root may read everything: the refusal is played
+        whole = os.listdir
+
+        def refuse(path="."):
+            if os.fspath(path) == str(closed):
+                raise PermissionError(13, "Permission denied", str(closed))
+            return whole(path)
+
+        monkeypatch.setattr(os, "listdir", refuse)
+    try:
+        with pytest.raises(EmonbError, match=r"train/positive: cannot be read \(Permission denied\); give yourself"):
+            bring("flickr", source, tmp_path / "out")
+    finally:
+        closed.chmod(0o755)
+    assert not (tmp_path / "out" / "flickr").exists()
+
+
+def test_a_source_whose_name_is_no_text(tmp_path):
+    source = sentiment(tmp_path / "src").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    with pytest.raises(EmonbError, match=r"caf\\xe9: this folder's name is not valid UTF-8; rename it"):
+        bring("flickr", source, tmp_path / "out")
+    result = emonb("data", "import", "flickr", os.fsencode(source), "--out", str(tmp_path / "out"))
+    assert (result.returncode, result.output.count("\n")) == (1, 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_import_does_not_remove_what_it_did_not_write(tmp_path):
+    source = sentiment(tmp_path / "src")
+    bring("flickr", source, tmp_path / "out")
+    (tmp_path / "out" / "flickr" / "my notes.txt").write_text("keep me")
+    with pytest.raises(EmonbError, match=r"flickr: holds my notes\.txt, which no import wrote"):
+        bring("flickr", source, tmp_path / "out")
+    assert (tmp_path / "out" / "flickr" / "my notes.txt").read_text() == "keep me"
+
+
+def test_what_to_type_next_is_quoted(tmp_path):
+    source = sentiment(tmp_path / "a; release")
+    _, _, lines = bring("flickr", source, tmp_path / "my images")
+    assert lines[-1] == f"next: make reproduce DATASETS=flickr IMAGES='{tmp_path}/my images'"
+    (source / "test" / "positive" / "0.jpg").unlink()
+    with pytest.raises(EmonbError, match=r"data import flickr '.*a; release' --out '.*my images' --name flickr"):
+        stage(tmp_path / "my images", "flickr", tmp_path / "run")
+
+
+def test_where_to_get_each_release():
+    table = release_table().set_index("format")
+    assert set(table.index) == set(FORMATS) - {"folder"}
+    assert table.loc["emoset", "pictures"] == "118,102"
+    assert table.loc["fi", "pictures"] == "about 23,000"
+    assert table.loc["bass", "licence"] == "CC BY 4.0"
+    assert (table != "").all(axis=None)
+    assert set(table["page"].str.partition("://")[0]) <= {"https", "not recorded here"}
 
 
 def test_a_damaged_import_is_named(tmp_path):

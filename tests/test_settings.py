@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emonb.errors import EmonbError
-from emonb.settings import load_settings, profile_names
+from emonb.settings import NetworkSettings, load_settings, profile_names
 
 
 @pytest.mark.parametrize("profile", profile_names())
@@ -31,6 +31,22 @@ def test_paper_has_the_papers_values():
     assert (settings.distill.hidden, settings.distill.alpha, settings.distill.tau) == ((1024,), 0.5, 2.0)
 
 
+def test_the_smaller_sister_differs_in_the_base_only():
+    paper, small = (load_settings(name).model_dump(exclude={"profile", "out"}) for name in ("paper", "paper-2b"))
+    assert small["vlm"].pop("base") == "Qwen/Qwen2-VL-2B-Instruct"
+    paper["vlm"].pop("base")
+    assert small == paper
+
+
+def test_what_the_paper_profile_writes_out_are_the_defaults():
+    """The same value twice must not drift apart; the teachers have no default."""
+    paper = load_settings("paper")
+    for section in ("vlm", "distill", "gate"):
+        assert getattr(paper, section) == type(getattr(paper, section))()
+    vit = paper.teacher.networks["vit"]
+    assert vit == NetworkSettings(name="vit_base_patch16_384", pretrained=True)
+
+
 def test_overrides():
     settings = load_settings("smoke", datasets=" mini-flickr , mini-fi", seeds="4,5", out="", images=None)
     assert settings.datasets == ("mini-flickr", "mini-fi")
@@ -45,6 +61,8 @@ def test_overrides():
         ("vlm: {lora_rank: 8}", "vlm.lora_rank"),
         ("vlm: {lora_r: many}", "vlm.lora_r"),
         ("vlm: {dtype: int8}", "vlm.dtype"),
+        ("vlm: {attention: quick}", "vlm.attention"),
+        ("teacher: {networks: {vit: {name: resnet18, weights: w.pth}}}", "teacher.networks.vit.weights"),
         ("distill: {alpha: 1.5}", "distill.alpha"),
         ("distill: {tau: 0}", "distill.tau"),
         ("gate: {kind: magic}", "gate.kind"),
@@ -66,7 +84,7 @@ def test_a_wrong_key_is_named(tmp_path, text, key):
 
 @pytest.mark.parametrize("profile", ["huge", "missing.yaml"])
 def test_unknown_profile(profile):
-    with pytest.raises(EmonbError, match=r"unknown profile .*mini, paper, smoke"):
+    with pytest.raises(EmonbError, match=r"unknown profile .*mini, paper, paper-2b, smoke"):
         load_settings(profile)
 
 

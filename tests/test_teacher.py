@@ -8,6 +8,7 @@ import pytest
 import torch
 from pipeline import COLORS, make_tree
 
+from emonb import teacher_training
 from emonb.errors import EmonbError
 from emonb.fit import set_seed
 from emonb.settings import NetworkSettings, load_settings
@@ -52,7 +53,7 @@ def test_two_trainings_with_one_seed_are_equal_and_another_seed_differs(frame):
 
 def test_streamed_pictures_equal_cached_ones(frame, monkeypatch):
     cached = Pictures(frame, list(COLORS), SMALL, train=False)
-    monkeypatch.setattr("emonb.teacher.CACHE_BYTES", 0)
+    monkeypatch.setattr("emonb.teacher_training.CACHE_BYTES", 0)
     streamed = Pictures(frame, list(COLORS), SMALL, train=False)
     assert streamed.cache is None
     assert torch.equal(cached[5][0], streamed[5][0])
@@ -68,3 +69,55 @@ def test_networks_of_the_laptop_profile(network):
 def test_unknown_network_is_named():
     with pytest.raises(EmonbError, match="no model 'vit_huge_of_mine'"):
         build_network(SMALL.model_copy(update={"name": "vit_huge_of_mine", "kwargs": {}}), 2)
+
+
+def test_a_crop_belongs_to_seed_epoch_and_picture(frame):
+    """Not to the order in which pictures are asked for, nor to other random numbers drawn meanwhile."""
+    one, two, other = (Pictures(frame, list(COLORS), SMALL, train=True, seed=s) for s in (5, 5, 6))
+    first = one[3][0]
+    torch.rand(7)
+    two[0], two[1]
+    assert torch.equal(two[3][0], first)
+    assert not torch.equal(other[3][0], first)
+    one.epoch = 1
+    assert not torch.equal(one[3][0], first)
+    state = torch.get_rng_state()
+    one[4]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_killed_training_goes_on_from_its_last_epoch(frame, tmp_path, monkeypatch):
+    def trained(parts, stop_after=None):
+        set_seed(0)
+        net = build_network(SMALL, 3)
+        train, val = (Pictures(frame, list(COLORS), SMALL, train=t) for t in (True, False))
+        started = []
+
+        def batches(*arguments):
+            started.append(arguments[-1])
+            if stop_after is not None and len(started) > stop_after:
+                raise KeyboardInterrupt
+            return plain(*arguments)
+
+        monkeypatch.setattr(teacher_training, "_batches", batches)
+        try:
+            rows = train_network(net, train, val, SMALL, seed=0, what="test", parts=parts)
+        except KeyboardInterrupt:
+            return started
+        return started, rows, net.state_dict()
+
+    plain = teacher_training._batches
+    _, rows, whole = trained(None)
+    assert trained(tmp_path, stop_after=2) == [1, 2, 3]
+    started, again, resumed = trained(tmp_path)
+    assert started == [3]
+    assert again == rows
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_pretrained_weights_bring_their_own_colours(frame):
+    plain = Pictures(frame, list(COLORS), SMALL, train=False)[0][0]
+    settings = SMALL.model_copy(update={"name": "resnet50", "pretrained": True})
+    theirs = Pictures(frame, list(COLORS), settings, train=False)[0][0]
+    mean, std = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    assert torch.allclose(theirs * std + mean, plain * 0.5 + 0.5, atol=1e-6)

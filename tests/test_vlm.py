@@ -10,6 +10,7 @@ from pipeline import paint
 from emonb import vlm as room
 from emonb.emotions import parse_emotion
 from emonb.errors import EmonbError
+from emonb.samples import open_picture
 from emonb.settings import VLMSettings
 from emonb.triplets import categorical_instruction, load_prompts
 from emonb.tuning import add_lora
@@ -42,7 +43,7 @@ def test_scored_answer_is_the_log_probability_of_a_plain_forward(vlm, pictures, 
     got = room.answer_distribution(vlm, visual, labels)
     prefix, tails = room.answer_tokens(vlm, labels)
     for i, path in enumerate(pictures):
-        pixels = vlm.processor.image_processor([room.open_picture(path)], return_tensors="pt")
+        pixels = vlm.processor.image_processor([open_picture(path)], return_tensors="pt")
         for c, tail in enumerate(tails):
             ids = [*prefix, *tail]
             at, n = ids.index(vlm.image_token_id), len(visual.tokens[i])
@@ -76,7 +77,7 @@ def test_answers_do_not_depend_on_the_batch(vlm, pictures):
 
 def test_feature_is_the_mean_of_the_merged_tokens(vlm, pictures):
     visual = room.visual_tokens(vlm, pictures)
-    pixels = vlm.processor.image_processor([room.open_picture(pictures[0])], return_tensors="pt")
+    pixels = vlm.processor.image_processor([open_picture(pictures[0])], return_tensors="pt")
     with torch.no_grad():
         merged = vlm.core.visual(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
     assert torch.allclose(visual.pooled()[0], merged.mean(0), atol=1e-3)
