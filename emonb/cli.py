@@ -1,4 +1,4 @@
-"""The command line: `python -m emonb run | stage | data | triplets | base | doctor | predict | notebooks`."""
+"""The command line: `python -m emonb run | stage | data | triplets | rehearse | base | doctor | predict | ...`."""
 
 from __future__ import annotations
 
@@ -138,6 +138,39 @@ def import_data(
     from emonb.imports import import_release
 
     import_release(form, source, out, name=name, allow_missing_split=allow_missing_split, say=typer.echo)
+
+
+@app.command()
+def rehearse(
+    profile: Annotated[str, typer.Option(help=_PROFILE)] = "paper",
+    model: Annotated[
+        str, typer.Option(help="7b, 2b, stand-in, or a folder with config.json; default: the profile's")
+    ] = "",
+    dataset_size: Annotated[
+        int | None, typer.Option(help="images of each dataset whose size is not recorded (Flickr, Instagram, yours)")
+    ] = None,
+    image_side: Annotated[int, typer.Option(help="long side of the pictures in pixels")] = 1024,
+    layers: Annotated[str, typer.Option(help="two depths, e.g. 1,3, or whole; default: by memory and speed")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    out: Annotated[Path, typer.Option(help="folder of report.md and report.json")] = Path("build/rehearsal"),
+) -> None:
+    """Time a few real steps of every stage with random weights; project memory, hours, disk and cost."""
+    from emonb.rehearsal import rehearse as measure
+
+    try:
+        measure(
+            _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile,
+            model=model,
+            dataset_size=dataset_size,
+            image_side=image_side,
+            layers=layers,
+            device=device,
+            out=out,
+            say=typer.echo,
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; what was measured stands in {out / 'report.md'}", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -15,13 +15,16 @@ from emonb.store import code_hash
 __all__ = ["cell_weights", "code_cells", "fingerprints", "settings_hash", "sha256", "snapshot", "stages_of"]
 
 _OUTPUTS = ("tables", "figures", "predictions", "models", "integrity")
+_REHEARSAL = {f"rehearsal{end}" for end in ("", "_bench", "_small", "_steps", "_report", "_page")}
+_REHEARSAL |= {"projection", "random_vlm"}  # no notebook calls them
 _RUNNER = {"run", "freshness", "execution", "report", "cli", "machine", "progress", "clean", "__main__", "__init__"}
+_UNUSED = _RUNNER | _REHEARSAL
 
 
 def fingerprints(sources: Sequence[Path], settings: Settings) -> dict[str, str]:
     """For each notebook: its cells, the code cells before it, settings, package code, pictures on disk."""
     package = Path(__file__).parent
-    modules = [f"emonb.{p.stem}" for p in sorted(package.glob("*.py")) if p.stem not in _RUNNER]
+    modules = [f"emonb.{p.stem}" for p in sorted(package.glob("*.py")) if p.stem not in _UNUSED]
     resources = [
         (p.relative_to(package).as_posix(), sha256(p)) for p in sorted(package.glob("resources/**/*")) if p.is_file()
     ]

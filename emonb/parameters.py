@@ -25,6 +25,7 @@ __all__ = [
     "parameter_table",
     "share_table",
     "system_counts",
+    "vlm_config",
 ]
 
 _VISION = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
@@ -84,7 +85,7 @@ def count_vlm(base: str = _PAPER_BASE, lora_r: int = 8, targets: tuple[str, ...]
     import torch
     from transformers import AutoModelForImageTextToText
 
-    config = _config(base)
+    config = vlm_config(base)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()
@@ -110,7 +111,8 @@ def _size(module: Any) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _config(base: str) -> Any:
+def vlm_config(base: str) -> Any:
+    """A fresh config of a key of `QWEN2_VL` (no file needed), "stand-in", or a folder with config.json."""
     from transformers import AutoConfig, Qwen2VLConfig
 
     if base in QWEN2_VL:

@@ -45,6 +45,7 @@ __all__ = [
     "git_state",
     "library_versions",
     "make_folder",
+    "peak_memory",
     "read_json",
     "write_json",
 ]
@@ -181,7 +182,7 @@ def _build(artifact: Artifact, build: Callable[..., None], recipe: dict[str, Any
     wait()
     start = time.perf_counter()
     try:
-        with _peak_memory() as peak:
+        with peak_memory() as peak:
             build(temporary, *([kept] if parts else []))
         wait()
         if is_main():
@@ -277,7 +278,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _peak_memory() -> Iterator[list[float]]:
+def peak_memory() -> Iterator[list[float]]:
     """Peak resident memory within the block, in MB, in the yielded list."""
     peak = [0.0]
     with suppress(OSError):  # elsewhere than Linux: the peak of the whole process so far

@@ -36,7 +36,7 @@ def test_lora_count_equals_peft():
     from transformers import Qwen2VLForConditionalGeneration
 
     with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(parameters._config("Qwen/Qwen2-VL-2B-Instruct"))
+        model = Qwen2VLForConditionalGeneration(parameters.vlm_config("Qwen/Qwen2-VL-2B-Instruct"))
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     tuned = get_peft_model(model, LoraConfig(r=8, target_modules=targets))
     trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
