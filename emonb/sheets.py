@@ -63,6 +63,7 @@ def class_balance(counts: pd.DataFrame, title: str) -> Figure:
     counts.plot.bar(stacked=True, ax=ax, color=["#0072B2", "#56B4E9", "#E69F00"], width=0.8)  # Okabe-Ito
     ax.set(xlabel="", ylabel="images", title=title)
     ax.tick_params(axis="x", rotation=30)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)  # beside the bars, which fill the axes
     return fig
 
 
