@@ -52,8 +52,9 @@ def measured(n: int, work: Path) -> dict[str, dict[str, float]]:
     """Seconds and peak MB of every stage at n pictures."""
     images, out = work / f"images-{n}", work / f"out-{n}"
     shutil.rmtree(out, ignore_errors=True)
-    release(images / "emoset", made_up(n))
-    train = len(made_up(n)["train"])
+    lists = made_up(n)
+    release(images / "emoset", lists)
+    train = len(lists["train"])
     epochs = STEPS * PROFILE["vlm"]["train_batch_size"] / (3 * train)
     profile = work / f"growth-{n}.yaml"
     profile.write_text(yaml.safe_dump({**PROFILE, "vlm": {**PROFILE["vlm"], "epochs": epochs}}))

@@ -64,10 +64,9 @@ def predictions_stage(
         with PredictionWriter(folder / "predictions.parquet", labels) as out:
             for shard, file in zip(shards, files, strict=True):
                 rows = frames[shard.split].iloc[shard.start : shard.stop]
-                p = load_file(file)["scores"].double().softmax(-1).numpy()
                 text = [reasons.get(image_id, "") for image_id in rows["image_id"]]
-                columns = (rows["image_id"], [shard.split] * len(p), rows["label"], p, labels)
-                out.add(make_predictions(*columns, seed=settings.seed, raw_text=text))
+                scores = load_file(file)["scores"]
+                out.add_scores(rows["image_id"], shard.split, rows["label"], scores, settings.seed, raw_text=text)
         if adapter and config.reasons:
             texts = _texts(model, asked, categorical_instruction(labels), config, parts / "free_answers.json")
             write_predictions(folder / "generated.parquet", _free_answers(asked, texts, labels, settings.seed), labels)

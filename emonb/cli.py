@@ -22,26 +22,29 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Datasets on disk.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
-_PROFILE = "smoke, mini, paper, paper-2b, or the path of a .yaml file"
-_DATASETS = "comma-separated names; default: the profile's"
-_IMAGES = "folder of datasets, <images>/<dataset>/...; default: the drawn world"
+Profile = Annotated[str, typer.Option(help="smoke, mini, paper, paper-2b, or the path of a .yaml file")]
+Datasets = Annotated[str, typer.Option(help="comma-separated names; default: the profile's")]
+Images = Annotated[str, typer.Option(help="folder of datasets, <images>/<dataset>/...; default: the drawn world")]
+Out = Annotated[str, typer.Option(help="results folder; default: build/<profile>")]
+Seeds = Annotated[str, typer.Option(help="comma-separated; default: the profile's")]
+Force = Annotated[str, typer.Option(help="comma-separated stages to recompute, or all")]
 
 
 @app.command()
 def run(
-    profile: Annotated[str, typer.Option(help=_PROFILE)] = "mini",
-    datasets: Annotated[str, typer.Option(help=_DATASETS)] = "",
-    images: Annotated[str, typer.Option(help=_IMAGES)] = "",
-    out: Annotated[str, typer.Option(help="results folder; default: build/<profile>")] = "",
-    seeds: Annotated[str, typer.Option(help="comma-separated; default: the profile's")] = "",
-    force: Annotated[str, typer.Option(help="comma-separated stages to recompute, or all")] = "",
+    profile: Profile = "mini",
+    datasets: Datasets = "",
+    images: Images = "",
+    out: Out = "",
+    seeds: Seeds = "",
+    force: Force = "",
     notebooks: Annotated[str, typer.Option(help="comma-separated numbers, e.g. 01,02; default: all")] = "",
 ) -> None:
     """Execute the notebooks that are not up to date and write the report."""
     from emonb.run import run as run_notebooks
 
     run_notebooks(
-        _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile,
+        _profile(profile),
         datasets=datasets,
         images=_from_root(images),
         out=_from_root(out),
@@ -59,32 +62,26 @@ def stage(
             help="samples, triplets, features, base_predictions, adapter, vlm_predictions, teacher, head, gate, or all"
         ),
     ],
-    profile: Annotated[str, typer.Option(help=_PROFILE)] = "mini",
-    datasets: Annotated[str, typer.Option(help=_DATASETS)] = "",
-    images: Annotated[str, typer.Option(help=_IMAGES)] = "",
-    out: Annotated[str, typer.Option(help="results folder; default: build/<profile>")] = "",
-    seeds: Annotated[str, typer.Option(help="comma-separated; default: the profile's")] = "",
-    force: Annotated[str, typer.Option(help="comma-separated stages to recompute, or all")] = "",
+    profile: Profile = "mini",
+    datasets: Datasets = "",
+    images: Images = "",
+    out: Out = "",
+    seeds: Seeds = "",
+    force: Force = "",
 ) -> None:
     """One long step without a notebook; under `accelerate launch -m emonb stage ...` by several processes."""
     from emonb.stages import run_stage
+    from emonb.workspace import open_workspace
 
-    run_stage(
-        name,
-        _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile,
-        datasets=datasets,
-        images=_from_root(images),
-        out=_from_root(out),
-        seeds=seeds,
-        force=force,
-        say=typer.echo,
-    )
+    where = {"images": _from_root(images), "out": _from_root(out)}
+    ws = open_workspace(_profile(profile), datasets=datasets, seeds=seeds, force=force, **where)
+    run_stage(name, ws, say=typer.echo)
 
 
 @app.command()
 def triplets(
     dataset: Annotated[str, typer.Option(help="name of the dataset")],
-    profile: Annotated[str, typer.Option(help=_PROFILE)] = "mini",
+    profile: Profile = "mini",
     annotator: Annotated[str, typer.Option(help="openai, batch or offline; default: the profile's")] = "",
     estimate: Annotated[bool, typer.Option("--estimate", help="print tokens and price, send nothing")] = False,
     max_cost: Annotated[
@@ -96,15 +93,15 @@ def triplets(
         str, typer.Option("--import", help="take triplets from the authors' or an EmoVIT-style JSON file")
     ] = "",
     patient: Annotated[bool, typer.Option("--wait/--no-wait", help="batch: wait, or submit and fetch later")] = True,
-    images: Annotated[str, typer.Option(help=_IMAGES)] = "",
-    out: Annotated[str, typer.Option(help="results folder; default: build/<profile>")] = "",
+    images: Images = "",
+    out: Out = "",
 ) -> None:
     """Write the triplets of one dataset: by a paid model, without one, or from somebody else's file."""
     from emonb.triplets_command import write_triplets
 
     changes = {"annotator": annotator, "max_cost": max_cost, "concurrency": concurrency, "model": model}
     write_triplets(
-        _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile,
+        _profile(profile),
         dataset,
         images=_from_root(images),
         out=_from_root(out),
@@ -142,7 +139,7 @@ def import_data(
 
 @app.command()
 def rehearse(
-    profile: Annotated[str, typer.Option(help=_PROFILE)] = "paper",
+    profile: Profile = "paper",
     model: Annotated[
         str, typer.Option(help="7b, 2b, stand-in, or a folder with config.json; default: the profile's")
     ] = "",
@@ -159,7 +156,7 @@ def rehearse(
 
     try:
         measure(
-            _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile,
+            _profile(profile),
             model=model,
             dataset_size=dataset_size,
             image_side=image_side,
@@ -241,3 +238,8 @@ def _from_root(path: str) -> str:
     from emonb.settings import project_root
 
     return os.path.relpath(path, project_root()) if path else ""
+
+
+def _profile(profile: str) -> str:
+    """A profile's name as it is, its file's path as `_from_root` gives it."""
+    return _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emonb.fit import Columns, fit, outputs, set_seed
-from emonb.predictions import PredictionWriter, make_predictions
+from emonb.predictions import PredictionWriter
 from emonb.progress import progress
-from emonb.rows import Rows, blocks
+from emonb.rows import blocks, split_rows
 from emonb.samples import read_samples, sample_labels
 from emonb.settings import SPLITS, DistillSettings, Settings
 from emonb.store import Artifact, Store, read_json, write_json
@@ -100,10 +100,9 @@ def read_pooled(features: Artifact, teacher: Artifact, samples: Artifact, split:
     row = {image_id: i for i, image_id in enumerate(read_json(teacher.path / "ids.json")[split])}
     order = sample_labels(samples)
     gold = read_samples(samples, split, ["image_id", "label"]).set_index("image_id").loc[ids, "label"]
-    files = sorted(features.path.glob(f"{split}-*.safetensors"))
     return {
         "ids": ids,
-        "features": Rows(files, "pooled"),
+        "features": split_rows(features.path, split, "pooled"),
         "teacher": logits[[row[i] for i in ids]],
         "labels": torch.tensor([order.index(x) for x in gold]),
     }
@@ -150,9 +149,8 @@ def _add_predictions(
     out: PredictionWriter, data: dict[str, Any], split: str, logits: Tensor, order: list[str], seed: int
 ) -> None:
     for block in blocks(len(logits)):
-        p = logits[block].double().softmax(-1).numpy()
         gold = [order[i] for i in data["labels"][block].tolist()]
-        out.add(make_predictions(data["ids"][block], [split] * len(p), gold, p, order, seed=seed))
+        out.add_scores(data["ids"][block], split, gold, logits[block], seed)
 
 
 def train_head(

@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 
 from emonb.errors import EmonbError
 from emonb.parallel import is_main, sharded
-from emonb.rows import Rows
+from emonb.rows import split_rows
 from emonb.samples import read_samples
 from emonb.settings import SPLITS, Settings, VLMSettings
 from emonb.shards import Shard, ahead, link, make_shards, shards_of
 from emonb.store import Artifact, Store, read_json, write_json
 from emonb.vlm import VLM, PictureInputs, VisualTokens, picture_inputs, visual_tokens
 
-__all__ = ["VisualSource", "base_params", "feature_rows", "features_stage", "load_features"]
+__all__ = ["VisualSource", "base_params", "features_stage", "load_features"]
 
 
 def base_params(settings: VLMSettings) -> dict[str, Any]:
@@ -76,15 +76,10 @@ def _seen(vlm: VLM, batches: Iterable[pd.Series]) -> Iterator[VisualTokens]:
     return (visual_tokens(vlm, pictures) for pictures in inputs)
 
 
-def feature_rows(artifact: Artifact, split: str, name: str = "pooled") -> Rows:
-    """One split's features, read as they are asked for: `pooled` (N, D), `tokens` or `grid`."""
-    return Rows(sorted(artifact.path.glob(f"{split}-*.safetensors")), name)
-
-
 def load_features(artifact: Artifact, split: str, at_most: int | None = None) -> tuple[list[str], torch.Tensor]:
     """Image ids and pooled features, (N, D) float32, of the first images of a split (default: of all), in memory."""
     ids = read_json(artifact.path / "ids.json")[split][:at_most]
-    return ids, feature_rows(artifact, split)[: len(ids)].float()
+    return ids, split_rows(artifact.path, split, "pooled")[: len(ids)].float()
 
 
 class VisualSource:
@@ -96,8 +91,8 @@ class VisualSource:
         self.ids, self.paths = frame["image_id"].tolist(), frame["path"]
         if self.ids != read_json(features.path / "ids.json")[split]:
             raise EmonbError(f"{features.path}: made of other samples; delete the folder and run notebook 03 again")
-        self.grid = feature_rows(features, split, "grid")
-        self.tokens = feature_rows(features, split, "tokens") if cached else None
+        self.grid = split_rows(features.path, split, "grid")
+        self.tokens = split_rows(features.path, split, "tokens") if cached else None
         merge = vlm.core.config.vision_config.spatial_merge_size**2
         self.ends = (self.grid[:].prod(1) // merge).cumsum(0)
         self.row = {image_id: i for i, image_id in enumerate(self.ids)}

@@ -173,9 +173,7 @@ def gate_stage(settings: Settings, store: Store, dataset: str) -> Artifact:
                     if name == "emovlmkd":
                         history += curve
                     for split, part in parts.items():
-                        p = outputs(gate, data[split]).double().softmax(-1).numpy()
-                        columns = (part["image_id"], part["split"], part["label"], p, labels)
-                        out.add(make_predictions(*columns, seed=seed))
+                        out.add_scores(part["image_id"], split, part["label"], outputs(gate, data[split]), seed)
         kinds = {name: {"kind": k, "inputs": i} for name, (k, i) in gate_names(config).items()}
         write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
         write_json(folder / "history.json", history)

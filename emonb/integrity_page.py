@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from emonb.integrity import KINDS, open_safely
-from emonb.settings import SPLITS, project_root
+from emonb.samples import table_folder
+from emonb.settings import SPLITS
 from emonb.store import Artifact, read_json
 from emonb.trees import file_problem
 
@@ -71,14 +72,14 @@ def integrity_page(name: str, form: str, source: Path | str, pictures: Path, rep
 def dataset_page(name: str, artifact: Artifact) -> str:
     """The page of one sample table of a run, imported, read directly, or drawn."""
     meta, report = read_json(artifact.path / "meta.json"), read_json(artifact.path / "integrity.json")
-    pictures = artifact.path if meta["drawn"] else (project_root() / meta["pictures"]).resolve()
+    pictures = table_folder(artifact, "pictures")
     return integrity_page(name, meta["format"], "this run" if meta["drawn"] else pictures, pictures, report)
 
 
 def examples(artifact: Artifact, each: int = 6) -> dict[str, list[Image.Image]]:
     """Small pictures of each kind of problem that can be shown, `each` at most; kinds in the order of `KINDS`."""
-    meta, problems = read_json(artifact.path / "meta.json"), read_json(artifact.path / "integrity.json")["problems"]
-    pictures = artifact.path if meta["drawn"] else (project_root() / meta["pictures"]).resolve()
+    problems = read_json(artifact.path / "integrity.json")["problems"]
+    pictures = table_folder(artifact, "pictures")
     shown = [kind for kind in KINDS if KINDS[kind].shown and kind in problems]
     found = {kind: [_thumbnail(pictures, i) for i in problems[kind][:each]] for kind in shown}
     return {kind: kept for kind, some in found.items() if (kept := [p for p in some if p is not None])}

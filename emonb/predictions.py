@@ -10,13 +10,16 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from emonb.emotions import check_labels
 from emonb.errors import EmonbError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "MODEL_NAMES",
@@ -157,6 +160,13 @@ class PredictionWriter:
             part = frame.iloc[start : start + _GROUP]
             columns = [pa.array(part[c].tolist(), type=kind, from_pandas=True) for c, kind in fields]
             self._writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+    def add_scores(
+        self, ids: Sequence[str], split: str, label: Sequence[str], scores: Tensor, seed: int, **more: Any
+    ) -> None:
+        """Append images of one split by their (N, C) logits or log-probabilities; `more` as for `make_predictions`."""
+        p = scores.double().softmax(-1).numpy()
+        self.add(make_predictions(ids, [split] * len(p), label, p, self.labels, seed=seed, **more))
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:

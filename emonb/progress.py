@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from emonb.parallel import is_main
+
 __all__ = ["progress", "read_progress"]
 
 T = TypeVar("T")
@@ -39,6 +41,9 @@ def progress(
     """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
+    if not is_main():  # of several processes one shows how far it is
+        yield from iterable
+        return
     if os.environ.get("EMONB_HEADLESS") == "1":
         yield from _noted(iterable, what, total, note)
         return

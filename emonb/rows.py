@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emonb.errors import EmonbError
 
-__all__ = ["MEMORY", "Rows", "blocks"]
+__all__ = ["MEMORY", "Rows", "blocks", "split_rows"]
 
 MEMORY = 512 * 2**20  # bytes; a smaller matrix is held, of a larger one only what is asked for (ours)
 _BLOCK = 4096  # rows
@@ -85,6 +85,11 @@ class Rows:
                     file.seek(self._offsets[number] + int(low - first) * self._width * found.itemsize)
                     file.readinto(memoryview(found[low - start : high - start]).cast("B"))
         return torch.from_numpy(found).view(-1, *self.shape[1:])
+
+
+def split_rows(folder: Path, split: str, name: str) -> Rows:
+    """The tensor `name` of all shards of a split: the files that `emonb.shards` names, in the order of the images."""
+    return Rows(sorted(folder.glob(f"{split}-*.safetensors")), name)
 
 
 def blocks(length: int, size: int = _BLOCK) -> Iterator[slice]:

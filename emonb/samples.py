@@ -23,6 +23,7 @@ __all__ = [
     "open_picture",
     "read_samples",
     "sample_labels",
+    "table_folder",
 ]
 
 
@@ -34,7 +35,7 @@ def read_samples(artifact: Artifact, split: str | None = None, columns: Sequence
         split: its rows of this split only.
         columns: these columns only.
     """
-    root = _root(artifact)
+    root = table_folder(artifact)
     filters = None if split is None else [("split", "==", split)]
     wanted = None if columns is None else list(columns)
     frame = pd.read_parquet(artifact.path / "samples.parquet", columns=wanted, filters=filters)
@@ -44,17 +45,17 @@ def read_samples(artifact: Artifact, split: str | None = None, columns: Sequence
     return frame
 
 
-def _root(artifact: Artifact) -> Path:
-    """The folder that the table's paths are relative to."""
-    root = read_json(artifact.path / "meta.json")["root"]
-    return artifact.path if root == "." else (project_root() / root).resolve()
+def table_folder(artifact: Artifact, which: str = "root") -> Path:
+    """The folder that a table's paths (`root`) or image ids (`pictures`) are relative to."""
+    folder = read_json(artifact.path / "meta.json")[which]
+    return artifact.path if folder == "." else (project_root() / folder).resolve()
 
 
 def iter_samples(
     artifact: Artifact, split: str | None = None, columns: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Rows of a sample table one by one, with absolute paths: memory does not grow with the table."""
-    root = _root(artifact)
+    root = table_folder(artifact)
     wanted = None if columns is None else list(dict.fromkeys([*columns, "split"]))
     for batch in parquet.ParquetFile(artifact.path / "samples.parquet").iter_batches(1024, columns=wanted):
         for row in batch.to_pylist():

@@ -7,6 +7,7 @@ the same whoever works on it: one process or eight, at once or after a kill.
 from __future__ import annotations
 
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from emonb.parallel import agree, is_main, process_count, process_index, wait
+from emonb.parallel import agree, process_count, process_index, wait
 from emonb.progress import progress
 
 __all__ = ["SHARD", "Shard", "ahead", "link", "make_shards", "shards_of"]
@@ -66,7 +67,7 @@ def make_shards(
     files = [folder / f"{shard.name}{ending}" for shard in shards]
     missing = agree([i for i, file in enumerate(files) if not file.is_file()])  # one view for all
     mine = missing[process_index() :: process_count()]
-    for i in progress(mine, what, unit="shard") if is_main() else mine:
+    for i in progress(mine, what, unit="shard"):
         partial = files[i].with_name(f".{files[i].name}.partial")
         make(shards[i], partial)
         os.replace(partial, files[i])
@@ -101,4 +102,4 @@ def link(files: Sequence[Path], folder: Path) -> None:
         try:
             os.link(file, folder / file.name)
         except OSError:  # another file system, or one without links
-            (folder / file.name).write_bytes(file.read_bytes())
+            shutil.copyfile(file, folder / file.name)

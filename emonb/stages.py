@@ -12,7 +12,7 @@ from emonb.errors import EmonbError
 from emonb.parallel import alone, is_main, sharded, wait
 from emonb.settings import Settings
 from emonb.store import Artifact
-from emonb.workspace import open_workspace
+from emonb.workspace import Workspace
 
 __all__ = ["NEEDS", "run_stage"]
 
@@ -30,22 +30,12 @@ NEEDS = {
 }
 
 
-def run_stage(
-    name: str,
-    profile: str = "mini",
-    *,
-    datasets: str = "",
-    images: str = "",
-    out: str = "",
-    seeds: str = "",
-    force: str = "",
-    say: Callable[[str], Any] = print,
-) -> None:
+def run_stage(name: str, ws: Workspace, say: Callable[[str], Any] = print) -> None:
     """Make one stage of every dataset, and before it what it needs and is not there yet.
 
     Args:
         name: a key of `NEEDS`, or `all`.
-        profile, datasets, images, out, seeds, force: as for a run.
+        ws: the run that it belongs to.
         say: gets a line for each result, in the main process.
 
     Raises:
@@ -58,7 +48,6 @@ def run_stage(
             f"stage {name!r}: cannot run on a model that FSDP or ZeRO-3 spreads over processes, where only `adapter` "
             "can; launch it with whole models (--multi_gpu), with vlm.quantize_4bit if they do not fit"
         )
-    ws = open_workspace(profile, datasets=datasets, images=images, out=out, seeds=seeds, force=force)
     wanted = tuple(NEEDS) if name == "all" else (*NEEDS[name], name)
     if sharded():  # what comes before needs whole models
         for before in NEEDS[name]:

@@ -20,7 +20,7 @@ from torch import nn
 from emonb.fit import get_device, set_seed
 from emonb.network_weights import check_name, load_pretrained, weights_file
 from emonb.parallel import is_main
-from emonb.predictions import PredictionWriter, make_predictions
+from emonb.predictions import PredictionWriter
 from emonb.samples import read_samples, sample_labels
 from emonb.settings import SPLITS, NetworkSettings, Settings
 from emonb.shards import Shard, make_shards, shards_of
@@ -94,9 +94,7 @@ def teacher_stage(settings: Settings, store: Store, dataset: str, network: str) 
         with PredictionWriter(folder / "predictions.parquet", labels) as out:
             for shard, x in zip(shards, logits, strict=True):
                 rows = frames[shard.split].iloc[shard.start : shard.stop]
-                p = x.double().softmax(-1).numpy()
-                columns = (rows["image_id"], [shard.split] * len(p), rows["label"], p, labels)
-                out.add(make_predictions(*columns, seed=settings.seed))
+                out.add_scores(rows["image_id"], shard.split, rows["label"], x, settings.seed)
 
     params = {**config.model_dump(), "network": network, "seed": settings.seed}
     code = ["emonb.teacher", "emonb.teacher_training", "emonb.network_weights", "emonb.shards"]

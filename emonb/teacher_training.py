@@ -119,7 +119,7 @@ def train_network(
         net.load_state_dict(state.pop("net"))
         optimizer.load_state_dict(state.pop("optimizer"))
     epochs = range(state["epoch"] + 1, settings.epochs + 1)
-    for epoch in progress(epochs, what, unit="epoch") if is_main() else epochs:
+    for epoch in progress(epochs, what, unit="epoch"):
         net.train()
         train.epoch, summed = epoch, 0.0
         for images, targets, size in _batches(train, settings.batch_size, seed, epoch):

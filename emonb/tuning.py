@@ -219,11 +219,10 @@ class _Bar(TrainerCallback):
     """Show the steps in our own progress bar."""
 
     def __init__(self, what: str):
-        self.what, self.bar = what, iter(())
+        self.what = what
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if state.is_world_process_zero:
-            self.bar = iter(progress(range(state.global_step, state.max_steps), self.what, unit="step"))
+        self.bar = iter(progress(range(state.global_step, state.max_steps), self.what, unit="step"))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         next(self.bar, None)

@@ -21,6 +21,13 @@ def paint(path: Path, color: tuple[int, int, int], seed: int, size: tuple[int, i
     Image.fromarray((np.array(color) + noise).clip(0, 255).astype("uint8")).save(path)
 
 
+def three_pictures(folder: Path) -> list[Path]:
+    """A square, a wide and a tall one, with different numbers of visual tokens."""
+    for i, size in enumerate([(96, 96), (192, 96), (60, 200)]):
+        paint(folder / f"{i}.png", (200, 90 * i, 40), seed=i, size=size)
+    return sorted(folder.iterdir())
+
+
 def make_tree(root: Path, sizes: dict[str, int], colors: dict = COLORS) -> Path:
     """`root/<split>/<emotion>/*.png`."""
     for s, (split, n) in enumerate(sizes.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES, WIDTH, byte_level_tokenizer, processor_of, save_family, settings_of
-from pipeline import COLORS, make_tree, paint, run_stages, tiny_workspace
+from pipeline import COLORS, make_tree, run_stages, three_pictures, tiny_workspace
 
 from emonb import emotions
 from emonb import vlm as room
@@ -47,10 +47,7 @@ def vlm(folders, family):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for i, size in enumerate([(96, 96), (192, 96), (60, 200)]):
-        paint(folder / f"{i}.png", (200, 90 * i, 40), seed=i, size=size)
-    return sorted(folder.iterdir())
+    return three_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def official(vlm, path, text):

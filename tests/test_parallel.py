@@ -23,6 +23,7 @@ from emonb.predictions import read_predictions
 from emonb.settings import load_settings
 from emonb.shards import SHARD, make_shards, shards_of
 from emonb.tuning import _shared_batch
+from emonb.workspace import open_workspace
 
 MOODS = {"positive": (220, 60, 40), "negative": (40, 60, 220)}
 SHORT = {"lora_dropout": 0, "epochs": 0.3, "lr": 1e-3}  # random masks differ; Adam magnifies rounding with every step
@@ -64,7 +65,7 @@ def test_two_processes_give_what_one_gives(tmp_path, untrained_base, free_port):
     images = tmp_path / "images"
     make_tree(images / "pets", {"train": 40, "val": 10, "test": 12}, MOODS)
     one = tiny_workspace(tmp_path / "one", untrained_base, images, "pets", **SHORT)
-    stages.run_stage("all", str(tmp_path / "one" / "tiny.yaml"), images=str(images), out=str(one.out))
+    stages.run_stage("all", one)
     tiny_workspace(tmp_path / "two", untrained_base, images, "pets", **SHORT)
     two = tmp_path / "two" / "out"
     said = finished(launch("all", tmp_path / "two" / "tiny.yaml", images, two, free_port))
@@ -178,10 +179,11 @@ def test_a_step_sees_the_same_examples_however_many_processes(monkeypatch, n, ex
 
 def test_a_model_spread_over_processes_can_only_be_tuned(monkeypatch, tmp_path):
     monkeypatch.setattr(stages, "sharded", lambda: True)
+    ws = open_workspace("mini", out=str(tmp_path))
     with pytest.raises(EmonbError, match="only `adapter` can"):
-        stages.run_stage("features", "mini", out=str(tmp_path))
+        stages.run_stage("features", ws)
     with pytest.raises(EmonbError, match="no samples result for 'mini-fi'"):
-        stages.run_stage("adapter", "mini", out=str(tmp_path))
+        stages.run_stage("adapter", ws)
 
 
 def test_sharded_is_read_from_the_launcher(monkeypatch):
@@ -195,9 +197,9 @@ def test_sharded_is_read_from_the_launcher(monkeypatch):
         assert parallel.process_count() == 1
 
 
-def test_unknown_stage_is_named():
+def test_unknown_stage_is_named(tmp_path):
     with pytest.raises(EmonbError, match="stage 'feature': unknown; use one of samples, triplets, features"):
-        stages.run_stage("feature")
+        stages.run_stage("feature", open_workspace("smoke", out=str(tmp_path)))
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "accelerate").glob("*.yaml")), ids=lambda f: f.stem)
@@ -222,11 +224,10 @@ def test_a_stage_is_made_once(tmp_path, untrained_base):
     """`stage` without a launcher is the notebooks' own store: asked again, nothing is made."""
     images = tmp_path / "images"
     make_tree(images / "pets", {"train": 12, "val": 10, "test": 10}, MOODS)
-    tiny_workspace(tmp_path / "run", untrained_base, images, "pets")
-    profile, out, said = str(tmp_path / "run" / "tiny.yaml"), tmp_path / "out", []
+    ws, said = tiny_workspace(tmp_path / "run", untrained_base, images, "pets"), []
     for _ in range(2):
-        stages.run_stage("base_predictions", profile, images=str(images), out=str(out), say=said.append)
-    events = pd.read_json(out / "artifacts" / "events.jsonl", lines=True)
+        stages.run_stage("base_predictions", ws, say=said.append)
+    events = pd.read_json(ws.store.root / "events.jsonl", lines=True)
     assert events.groupby("stage")["hit"].apply(list).to_dict() == {
         "samples": [False, True], "features": [False, True], "base_predictions": [False, True],
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from pipeline import paint
+from pipeline import three_pictures
 
 from emonb import vlm as room
 from emonb.emotions import parse_emotion
@@ -30,10 +30,7 @@ def vlm(untrained_base):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for i, size in enumerate([(96, 96), (192, 96), (60, 200)]):
-        paint(folder / f"{i}.png", (200, 90 * i, 40), seed=i, size=size)
-    return sorted(folder.iterdir())
+    return three_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.mark.parametrize("labels", [LABELS, MULTI], ids=["one-token", "multi-token"])
