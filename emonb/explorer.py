@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def explorer_html(
     resources = files("emonb") / "resources"
     script, style = ((resources / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     data = {"css": style, "side": SIDE, "across": ACROSS, "tiles": TILES, "sets": sets}
-    # "<" as an escape: neither "</script>" nor "<!--" in a text can end the block. ASCII: any file name can be written
+    # "<" as an escape: neither "</script>" nor "<!--" in a text can end the block
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     uid = hashlib.sha256(text.encode()).hexdigest()[:16]
     # JupyterLab's shortcuts stay off only if the attribute is on the shadow host itself
@@ -169,7 +170,7 @@ def choose_images(table: pd.DataFrame, limit: int) -> np.ndarray:
     """
     wrong = table.drop(columns="label").ne(table["label"], axis=0)
     kind = np.select([wrong.iloc[:, -1], wrong.any(axis=1)], [0, 1], 2)
-    chance = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest() for name in table.index]
+    chance = [hashlib.sha256(name.encode()).hexdigest() for name in table.index]
     return np.sort(np.lexsort((chance, kind))[:limit])
 
 
@@ -200,20 +201,24 @@ def _frames(predictions: Predictions, dataset: str, models: Sequence[str]) -> di
 def _paths(predictions: Predictions, dataset: str, samples: Pictures) -> pd.Series:
     """Paths of the test pictures by image_id."""
     if samples is None and isinstance(predictions, LoadedPredictions):
-        samples = Store(predictions.folder.parent / "artifacts").find("samples", dataset)
-        table = read_samples(samples, "test", ["image_id", "path"])
+        samples = _tables_beside(predictions.folder, dataset)
     elif isinstance(samples, Workspace):
-        table = read_samples(samples.store.find("samples", dataset), "test", ["image_id", "path"])
-    elif isinstance(samples, pd.DataFrame):
-        table = samples
-    elif samples is not None and dataset in samples:
-        table = samples[dataset]
-    else:
+        samples = {dataset: read_samples(samples.store.find("samples", dataset), "test", ["image_id", "path"])}
+    table = samples if isinstance(samples, pd.DataFrame) else (samples or {}).get(dataset)
+    if table is None:
         raise EmonbError(f"{dataset}: where are its pictures? Give explore(..., samples=ws), or a sample table")
     lacking = {"image_id", "path"} - set(table.columns)
     if lacking:
         raise EmonbError(f"samples of {dataset}: column {lacking.pop()!r} is missing; see emonb.samples.read_samples")
     return table.drop_duplicates("image_id").set_index("image_id")["path"]
+
+
+def _tables_beside(folder: Path, dataset: str) -> dict[str, pd.DataFrame]:
+    """The sample table of the run whose `predictions` folder this is."""
+    root = folder.parent / "artifacts"
+    if not root.is_dir():
+        return {}
+    return {dataset: read_samples(Store(root).find("samples", dataset), "test", ["image_id", "path"])}
 
 
 def _dataset(

@@ -69,7 +69,7 @@
 
   function drawGrid() {
     const { labels, columns, models } = set();
-    const head = columns.map((name) => el("th", { scope: "col" }, el("span", {}, name)));
+    const head = columns.map((name) => el("th", { scope: "col", role: "columnheader" }, el("span", {}, name)));
     buttons = [];
     state.focus = null;
     const rows = labels.map((label, r) => {
@@ -78,10 +78,11 @@
       buttons.push([]);
       const cells = line.map((n, c) => {
         const percent = total ? Math.round((100 * n) / total) : 0;
+        // full, high: shades on which the other ink reads better, in light and in dark
         const name = `true ${label}, predicted ${columns[c]}: ${images(n)}, ${percent} % of this row`;
         const button = el("button", {
           type: "button", "aria-label": name, style: `--p:${percent}`, tabindex: -1,
-          class: [r === c && "hit", !n && "none", percent >= 92 && "full", percent >= 60 && "high"]
+          class: [r === c && "hit", !n && "none", percent >= 93 && "full", percent >= 65 && "high"]
             .filter(Boolean).join(" "),
           onclick: () => select(r, c),
         }, state.percent ? `${percent}` : `${n}`);
@@ -92,7 +93,7 @@
     });
     const caption = el("caption", {}, `${models[state.model]}: rows are the true emotion, columns the answer`
       + (state.percent ? ", in % of the row" : ""));
-    const top = el("tr", { role: "row" }, el("td", {}), ...head);
+    const top = el("tr", { role: "row" }, el("th", { "aria-label": "true emotion" }), ...head);
     grid.replaceChildren(el("table", { role: "grid", onkeydown: keys }, caption,
       el("thead", {}, top), el("tbody", {}, ...rows)));
     const embedded = set().id.length;
