@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Pictures", "choose_images", "explore", "explorer_html", "filters", "matrices"]
+__all__ = ["Pictures", "choose_images", "explore", "explorer_html", "filters", "matrices", "sentence_only"]
 
 Pictures = Mapping[str, pd.DataFrame] | pd.DataFrame | Workspace | None
 
 UNPARSABLE = "(unparsable)"
 LONGEST = 2000  # characters of a model's text
-_UNTRUSTED = (
-    "The picture above shows the confusion matrices. To click through their images, trust this notebook "
-    "(in JupyterLab: View, Activate Command Palette, Trust Notebook) or open its exported page."
+_SENTENCE = (
+    "The picture above shows the confusion matrices. To click through their images, run this notebook, or trust it "
+    "(in JupyterLab: View, Activate Command Palette, Trust Notebook), or open its exported page."
 )
 
 
@@ -101,9 +101,17 @@ def explorer_html(
     uid = hashlib.sha256(text.encode()).hexdigest()[:16]
     # JupyterLab's shortcuts stay off only if the attribute is on the shadow host itself
     return (
-        f'<div class="emonb-explorer" data-emonb="{uid}" data-lm-suppress-shortcuts="true"><p>{_UNTRUSTED}</p></div>'
+        f'<div class="emonb-explorer" data-emonb="{uid}" data-lm-suppress-shortcuts="true"><p>{_SENTENCE}</p></div>'
         f'<script type="application/json">{text}</script><script>{script}</script>'
     )
+
+
+def sentence_only(html: str) -> str:
+    """An explorer without its data: the sentence that says how to switch it on. Other HTML stays as it is.
+
+    For the notebooks in the repository, where megabytes of thumbnails do not belong.
+    """
+    return html.split("<script", 1)[0] if html.startswith('<div class="emonb-explorer"') else html
 
 
 def matrices(

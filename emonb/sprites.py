@@ -29,7 +29,7 @@ def sprites(paths: Sequence[str | None]) -> tuple[list[str], list[tuple[int, int
                 sheet.paste(picture, (i % ACROSS * SIDE, i // ACROSS * SIDE))
             sizes.append(picture.size if picture else (0, 0))
         buffer = io.BytesIO()
-        sheet.save(buffer, "WEBP", quality=QUALITY, method=4)
+        sheet.save(buffer, "WEBP", quality=QUALITY, method=2)
         sheets.append(base64.b64encode(buffer.getvalue()).decode())
     return sheets, sizes
 

@@ -222,6 +222,14 @@ def test_one_line_finds_the_pictures_of_the_run_and_shows_two_outputs(made, tmp_
     assert sum(size == [0, 0] for size in data_of(page.data)["sets"][0]["size"]) == 1
 
 
+def test_repository_keeps_the_sentence_and_no_data(html):
+    short = explorer.sentence_only(html)
+    assert len(short) < 600
+    assert Tags(short).found == ["div", "p"]
+    assert "run this notebook" in short
+    assert explorer.sentence_only("<table></table><script>1</script>") == "<table></table><script>1</script>"
+
+
 def test_mistakes_are_named(made):
     predictions, samples = made
     for options, message in (
