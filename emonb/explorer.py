@@ -130,7 +130,7 @@ def matrices(
         for ax in line[len(frames) :]:
             ax.set_axis_off()
         for ax, (model, frame) in zip(line, frames.items(), strict=False):
-            _matrix(ax, frame, f"{model_name(model)}\n{dataset_title(name)}, n = {len(frame)}")
+            _matrix(ax, frame, f"{model_name(model)}\n{dataset_title(name)}, n = {len(frame)}, 1 seed")
         line[0].set_yticklabels(prediction_labels(next(iter(frames.values()))))
         line[0].set_ylabel("true")
     return fig
@@ -144,7 +144,7 @@ def _matrix(ax: Axes, frame: pd.DataFrame, title: str) -> None:
     share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, col in zip(*np.nonzero(counts), strict=True):
-        ink = "white" if share[row, col] > 0.6 else "black"
+        ink = "white" if share[row, col] > 0.7 else "black"
         ax.text(col, row, str(counts[row, col]), ha="center", va="center", fontsize=7, color=ink)
     ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
     ax.set_yticks(range(len(labels)), [""] * len(labels), fontsize=7)

@@ -193,7 +193,7 @@ def test_figure_has_a_panel_for_each_matrix(made):
     table = joint(made[0], "mini-fi", SHOWN)
     shares = pd.crosstab(table["label"], table["emovlmkd"], normalize="index")
     assert np.allclose(panels[4].images[0].get_array(), shares)
-    assert panels[4].get_title() == "EmoVLM-KD\nmini-fi (drawn), n = 96"
+    assert panels[4].get_title() == "EmoVLM-KD\nmini-fi (drawn), n = 96, 1 seed"
 
 
 def test_one_line_finds_the_pictures_of_the_run_and_shows_two_outputs(made, tmp_path, monkeypatch):

@@ -221,6 +221,22 @@ def test_two_views_are_alive_and_apart(made, opened):
     )
 
 
+def test_runs_where_the_script_is_copied_to_the_end(made, tmp_path, opened):
+    """As front ends do that put the HTML in place first and then run its scripts."""
+    _, _, bare = made
+    late = tmp_path / "late.html"
+    start = "type='text/plain'"
+    late.write_text(bare.read_text().replace("</script><script>", f"</script><script {start}>", 1))
+    page = opened(late)
+    assert page.locator(".emonb-explorer td").count() == 0
+    page.evaluate("""() => {
+      const copy = document.createElement("script");
+      copy.text = [...document.scripts].at(-1).text;
+      document.body.append(copy);
+    }""")
+    assert page.locator(".emonb-explorer td button").count() == 64
+
+
 def test_names_labels_and_texts_show_as_text(tmp_path, opened):
     predictions, samples = hostile_world(tmp_path)
     html = explorer.explorer_html(predictions, samples=samples)

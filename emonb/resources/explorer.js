@@ -1,7 +1,9 @@
 // A clickable confusion matrix. Data comes as JSON; labels, file names and texts become text nodes, never markup.
 (() => {
-  // Siblings instead of an id: each further view of this output is a live copy of its own.
-  const block = document.currentScript.previousElementSibling;
+  // Siblings instead of an id: each further view of this output is a live copy of its own. A loop: some front ends
+  // run a copy of this script at the end of the output.
+  let block = document.currentScript.previousElementSibling;
+  while (block.type !== "application/json") block = block.previousElementSibling;
   const host = block.previousElementSibling;
   const data = JSON.parse(block.textContent);
   const root = host.shadowRoot || host.attachShadow({ mode: "open" });
