@@ -131,7 +131,7 @@ def matrices(
             ax.set_axis_off()
         for ax, (model, frame) in zip(line, frames.items(), strict=False):
             _matrix(ax, frame, f"{model_name(model)}\n{dataset_title(name)}, n = {len(frame)}, 1 seed")
-        line[0].set_yticklabels(prediction_labels(next(iter(frames.values()))))
+        line[0].set_yticklabels(prediction_labels(next(iter(frames.values()))), parse_math=False)
         line[0].set_ylabel("true")
     return fig
 
@@ -146,10 +146,10 @@ def _matrix(ax: Axes, frame: pd.DataFrame, title: str) -> None:
     for row, col in zip(*np.nonzero(counts), strict=True):
         ink = "white" if share[row, col] > 0.7 else "black"
         ax.text(col, row, str(counts[row, col]), ha="center", va="center", fontsize=7, color=ink)
-    ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+    ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7, parse_math=False)
     ax.set_yticks(range(len(labels)), [""] * len(labels), fontsize=7)
     ax.tick_params(length=0)
-    ax.set_title(title, fontsize=8)
+    ax.set_title(title, fontsize=8, parse_math=False)  # a name is no formula
 
 
 def filters(table: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from PIL import Image
 from emonb import explorer, sprites
 from emonb.complementarity import joint
 from emonb.errors import EmonbError
+from emonb.figures import as_image
 from emonb.predictions import load_all, make_predictions, model_name, prediction_labels, write_predictions
 from emonb.settings import project_root
 from emonb.store import Store, write_json
@@ -193,6 +194,8 @@ def test_figure_has_a_panel_for_each_matrix(made):
     table = joint(made[0], "mini-fi", SHOWN)
     shares = pd.crosstab(table["label"], table["emovlmkd"], normalize="index")
     assert np.allclose(panels[4].images[0].get_array(), shares)
+    odd = {("$\\frac$", model): frame for (dataset, model), frame in made[0].items() if dataset == "mini-flickr"}
+    assert as_image(explorer.matrices(odd), "").data, "a dollar sign is no formula"
     assert panels[4].get_title() == "EmoVLM-KD\nmini-fi (drawn), n = 96, 1 seed"
 
 
