@@ -91,6 +91,7 @@ def sign(folder: Path) -> None:
 
     try:
         notary = NotebookNotary()
+        Path(notary.data_dir).mkdir(parents=True, exist_ok=True)  # not there before Jupyter's first start
         for path in sorted(folder.glob("*.ipynb")):
             notary.sign(nbformat.read(path, as_version=4))
     except Exception:  # a convenience: no home folder, no sqlite

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import nbformat
 import pytest
 from exploring import SHOWN, world
-from nbformat.sign import NotebookNotary
 
 from emonb import explorer
+from emonb.clean import sign
 from emonb.complementarity import joint
 from emonb.predictions import prediction_labels, write_predictions
 from emonb.settings import project_root
@@ -75,7 +75,7 @@ def browser_page():
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(30_000)
         outside = []
         inside = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:|about:")
         page.on("request", lambda request: None if inside.match(request.url) else outside.append(request.url))
@@ -88,6 +88,11 @@ def open_notebook(page, address, name):
     page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?reset")
     page.locator("#jupyterlab-splash").wait_for(state="detached")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+
+
+def command(page, name):
+    """Start a command of JupyterLab; what it does is waited for in the page, which has a time limit."""
+    page.evaluate("name => { window.jupyterapp.commands.execute(name) }", name)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +119,12 @@ def made(tmp_path_factory):
         cell = nbformat.v4.new_code_cell(CODE if name != "strange" else f"{CODE}  #", outputs=outputs)
         notebook = nbformat.v4.new_notebook(cells=[cell], metadata=kernel)
         nbformat.write(notebook, folder / f"{name}.ipynb")
-    notary = NotebookNotary(data_dir=str(root / "DATA"))
-    notary.sign(nbformat.read(folder / "executed.ipynb", as_version=4))
+    (root / "signed").mkdir()
+    (folder / "executed.ipynb").rename(root / "signed" / "executed.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_DATA_DIR", str(root / "DATA"))
+        sign(root / "signed")  # as a run does with its executed notebooks
+    (root / "signed" / "executed.ipynb").rename(folder / "executed.ipynb")
     return folder, joint(predictions, "mini-fi", SHOWN)
 
 
@@ -131,7 +140,8 @@ def test_live_with_a_kernel_and_twice(made):
     folder, table = made
     with jupyterlab(folder) as address, browser_page() as (page, outside):
         open_notebook(page, address, "live")
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
+        command(page, "notebook:run-all-cells")
         view = page.locator(HTML)
         view.locator("td button").first.wait_for()
         check_a_cell(view, table)
@@ -143,7 +153,7 @@ def test_live_with_a_kernel_and_twice(made):
         assert page.locator(".jp-CodeCell").count() == 1, "the shortcut that deletes a cell stays off"
         active = "document.querySelector('.emonb-explorer').shadowRoot.activeElement.ariaLabel"
         assert page.evaluate(active).startswith("true amusement, predicted anger")
-        page.evaluate("window.jupyterapp.commands.execute('notebook:create-output-view')")
+        command(page, "notebook:create-output-view")
         second = page.locator(".jp-LinkedOutputView .emonb-explorer")
         second.locator("td button").first.wait_for()
         assert second.locator(".card").count() == 0
