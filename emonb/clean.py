@@ -8,6 +8,7 @@ import nbformat
 import pandas as pd
 
 from emonb.errors import EmonbError
+from emonb.explorer import sentence_only
 from emonb.settings import project_root
 from emonb.store import atomic_write, read_json
 
@@ -16,6 +17,8 @@ __all__ = ["copy_back", "refresh_readme", "sign"]
 
 def copy_back(out: Path) -> list[Path]:
     """Copy the executed notebooks of a mini run over their sources; returns the paths written.
+
+    Of an explorer the picture stays and the data goes: a notebook of the repository stays below 1 MB.
 
     Raises:
         EmonbError: the run is of another profile, or not every notebook is executed.
@@ -32,6 +35,9 @@ def copy_back(out: Path) -> list[Path]:
             raise EmonbError(f"{source}: was run with options; make it again with: make notebooks")
         for cell, own in zip(nb.cells, tags, strict=True):
             cell.metadata = nbformat.from_dict({"tags": own} if own else {})
+            for output in cell.get("outputs", []):
+                if "text/html" in output.get("data", {}):
+                    output.data["text/html"] = sentence_only(output.data["text/html"])
         nb.metadata = nbformat.from_dict(
             {
                 "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -85,6 +91,7 @@ def sign(folder: Path) -> None:
 
     try:
         notary = NotebookNotary()
+        Path(notary.data_dir).mkdir(parents=True, exist_ok=True)  # not there before Jupyter's first start
         for path in sorted(folder.glob("*.ipynb")):
             notary.sign(nbformat.read(path, as_version=4))
     except Exception:  # a convenience: no home folder, no sqlite

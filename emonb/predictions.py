@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODEL_NAMES",
+    "LoadedPredictions",
     "PredictionWriter",
     "Predictions",
     "load_all",
@@ -54,6 +55,15 @@ MODEL_NAMES = {
     "average_vlm_head": "plain average, VLM and head",
     "average_vlm_vit": "plain average, VLM and ViT",
 }  # files of predictions/<dataset>__<model>.parquet; head_alpha* and head_depth* follow the settings
+
+
+class LoadedPredictions(dict[tuple[str, str], pd.DataFrame]):
+    """{(dataset, model): frame} that knows the folder it was read from: a run's pictures are found from there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
 
 _METADATA_KEY = b"emonb.labels"
 _BEFORE = ["image_id", "split", "label", "seed", "prediction"]
@@ -221,9 +231,9 @@ def read_predictions(
 
 def load_all(
     folder: str | os.PathLike, datasets: Sequence[str] | None = None, *, split: str | None = None
-) -> dict[tuple[str, str], pd.DataFrame]:
+) -> LoadedPredictions:
     """All prediction files of a run as {(dataset, model): frame}, optionally of some datasets or one split only."""
-    found: dict[tuple[str, str], pd.DataFrame] = {}
+    found = LoadedPredictions(Path(folder).resolve())
     for path in sorted(Path(folder).glob("*__*.parquet")):
         dataset, model = path.stem.split("__", 1)
         if datasets is None or dataset in datasets:

@@ -1,0 +1,46 @@
+"""Made-up predictions and pictures for the tests of the explorer, with names that bite."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from synthetic import frame_of, synthetic
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+TEXT = "</script><script>alert(2)</script><!--<script> & <b>sad</b> $x$ **no**"
+SHOWN = ("vlm_zero_shot", "vlm_tuned", "vit", "head", "emovlmkd")
+
+
+def pictures(folder, predictions):
+    """Sample tables of drawn pictures, {dataset: frame}; the first image of each dataset is missing."""
+    found = {}
+    for dataset in dict.fromkeys(name for name, _ in predictions):
+        ids = predictions[dataset, "vit"]["image_id"]
+        paths = [folder / f"{i % 12}.png" for i in range(len(ids))]
+        for i, path in enumerate(paths[:12]):
+            Image.new("RGB", (40 + 10 * i, 60), (20 * i, 120, 255 - 20 * i)).save(path)
+        found[dataset] = pd.DataFrame({"image_id": ids, "path": [str(folder / "gone.png"), *map(str, paths[1:])]})
+    return found
+
+
+def world(folder, datasets=("mini-fi", "mini-flickr"), n=96):
+    """Predictions of the shown models and their sample tables."""
+    predictions = synthetic(datasets, n=n, models=SHOWN)
+    first = predictions[datasets[0], "vlm_tuned"]
+    first.loc[:2, "raw_text"] = ["", "It looks calm.", "a" * 5000]
+    return predictions, pictures(folder, predictions)
+
+
+def hostile_world(folder):
+    """One dataset in which every name and text is markup."""
+    labels, name = ["<u>awe</u>", '"fear"&', "</script>"], "<i>mine</i>"
+    truth = [labels[i % 3] for i in range(9)]
+    predictions = {}
+    for k, model in enumerate(SHOWN):
+        answers = [labels[(i + (i + k) // 4) % 3] for i in range(9)]
+        frame = frame_of(answers, truth, labels, rng=np.random.default_rng(k))
+        frame["image_id"] = [HOSTILE, *(f"{i} é'`&quot;.png" for i in range(8))]
+        frame["raw_text"] = TEXT
+        predictions[name, model] = frame
+    return predictions, pictures(folder, predictions)

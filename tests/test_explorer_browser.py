@@ -1,0 +1,316 @@
+"""The explorer in a browser, as a page from disk: clicks against pandas, keyboard, names that bite, light and dark."""
+
+import re
+import shutil
+
+import nbformat
+import pandas as pd
+import pytest
+from exploring import HOSTILE, SHOWN, TEXT, hostile_world, world
+from synthetic import frame_of
+from test_explorer import by_pandas
+
+from emonb import explorer
+from emonb.complementarity import joint
+from emonb.predictions import model_name, prediction_labels
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+
+CONTRAST = """root => {
+  const channel = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const rgb = (...layers) => {
+    layers.forEach((color) => { canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1); });
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) => channel(v / 255));
+  };
+  const light = ([r, g, b]) => 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  const page = getComputedStyle(root).backgroundColor;
+  const texts = "td button, th, p, select, code, b, summary, .right, .wrong, caption, .controls span";
+  return [...root.shadowRoot.querySelectorAll(texts)].map((node) => {
+    const own = getComputedStyle(node);
+    const [a, b] = [light(rgb(page, own.backgroundColor, own.color)), light(rgb(page, own.backgroundColor))];
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), node.className, node.textContent];
+  }).sort((a, b) => a[0] - b[0])[0];
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium):
+    """Opens a file with these options of a context; at the end: no request but files, no error, no dialog."""
+    contexts, bad = [], []
+
+    def open_file(path, **options):
+        context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
+        contexts.append(context)
+        context.set_default_timeout(5000)
+        page = context.new_page()
+        page.on("request", lambda request: bad.append(request.url) if asks(request.url) else None)
+        page.on("pageerror", lambda error: bad.append(str(error)))
+        page.on("dialog", lambda dialog: (bad.append(dialog.message), dialog.dismiss()))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+    assert bad == []
+
+
+def asks(url):
+    """Whether this address is outside the page and its folder."""
+    return not url.startswith(("file:", "data:", "blob:"))
+
+
+def exported(folder, *outputs):
+    """A notebook with these HTML outputs as the page that a run leaves in `site/`."""
+    from nbconvert import HTMLExporter
+
+    outputs = [nbformat.v4.new_output("display_data", {"text/html": html}) for html in outputs]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("explore(predictions)", outputs=outputs)])
+    exporter = HTMLExporter(require_js_url="", mathjax_url="", mermaid_js_url="", jquery_url="")
+    page = folder / "page.html"
+    page.write_text(exporter.from_notebook_node(nb)[0], encoding="utf-8")
+    return page
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    predictions, samples = world(folder)
+    html = explorer.explorer_html(predictions, samples=samples)
+    bare = folder / "bare.html"
+    bare.write_text(f"<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'>{html}")
+    return predictions, exported(folder, html, html), bare
+
+
+def pick(view, control, name):
+    """Choose the option that starts with this text."""
+    box = view.get_by_role("combobox", name=control, exact=True)
+    options = box.locator("option").all_text_contents()
+    box.select_option(index=next(i for i, text in enumerate(options) if re.sub(r" \(\d+\)$", "", text) == name))
+
+
+def names_in(view):
+    """File names of the list, all pages of it."""
+    while view.locator(".more").is_visible():
+        view.locator(".more").click()
+    return view.locator(".card code").all_text_contents()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "keep"),
+    [
+        ("mini-fi", "emovlmkd", "all"),
+        ("mini-fi", "vit", "VLM right, ViT wrong"),
+        ("mini-fi", "vlm_zero_shot", "VLM and ViT disagree"),
+        ("mini-flickr", "head", "all wrong"),
+        ("mini-flickr", "vlm_tuned", "all"),
+    ],
+)
+def test_a_cell_lists_exactly_its_images(made, opened, dataset, model, keep):
+    predictions, _, page = made
+    view = opened(page).locator(".emonb-explorer")
+    pick(view, "Dataset", f"{dataset} (drawn)")
+    pick(view, "Matrix of", model_name(model))
+    pick(view, "Images", keep)
+    part = by_pandas(joint(predictions, dataset, SHOWN), keep)
+    labels = prediction_labels(predictions[dataset, model])
+    counts = pd.crosstab(part["label"], part[model]).reindex(index=labels, columns=labels, fill_value=0)
+    buttons = view.locator("td button")
+    assert [int(text) for text in buttons.all_text_contents()] == counts.to_numpy().ravel().tolist()
+    filled = [(r, c) for r in labels for c in labels if counts.at[r, c]]
+    for true, said in [*filled[:3], filled[-1]]:
+        buttons.nth(labels.index(true) * len(labels) + labels.index(said)).click()
+        expected = part.index[(part["label"] == true) & (part[model] == said)]
+        found = names_in(view)
+        assert len(found) == len(set(found))
+        assert set(found) == set(expected)
+        assert f"{len(expected)} image" in view.get_by_role("status").text_content()
+
+
+def test_row_percent_follows_pandas(made, opened):
+    predictions, _, page = made
+    view = opened(page).locator(".emonb-explorer")
+    pick(view, "Show", "row %")
+    table = joint(predictions, "mini-fi", SHOWN)
+    share = 100 * pd.crosstab(table["label"], table["emovlmkd"], normalize="index")
+    shown = [int(text) for text in view.locator("td button").all_text_contents()]
+    assert abs(share.to_numpy().ravel() - shown).max() <= 0.5 + 1e-9
+
+
+def test_a_card_tells_every_models_answer(made, opened):
+    predictions, _, page = made
+    view = opened(page).locator(".emonb-explorer")
+    pick(view, "Matrix of", "ViT (teacher)")
+    frame = predictions["mini-fi", "vit"].set_index("image_id")
+    labels, name = prediction_labels(frame), frame.index[1]
+    row = frame.loc[name]
+    view.locator("td button").nth(labels.index(row["label"]) * 8 + labels.index(row["prediction"])).click()
+    card = view.locator(".card", has=view.page.get_by_text(name, exact=True))
+    lines = card.locator(".answers li").all_text_contents()
+    assert len(lines) == len(SHOWN)
+    mark = "✓" if row["label"] == row["prediction"] else "✗"
+    assert lines[2] == f"{mark} ViT (teacher): {row['prediction']} {100 * row.filter(like='p_').max():.0f} %"
+    card.get_by_text("VLM, tuned says").click()
+    assert card.get_by_text("It looks calm.").is_visible()
+    style = card.locator(".thumb").evaluate(
+        "e => [getComputedStyle(e).backgroundImage, e.clientWidth, e.clientHeight]"
+    )
+    assert style[0].startswith('url("data:image/webp;base64,UklG')
+    assert max(style[1:]) == 80
+    first = frame.loc[frame.index[0]]
+    view.locator("td button").nth(labels.index(first["label"]) * 8 + labels.index(first["prediction"])).click()
+    assert view.get_by_text("picture cannot be read").count() == 1
+
+
+def test_keyboard_alone_is_enough(made, opened):
+    predictions, _, page = made
+    page = opened(page)
+    view = page.locator(".emonb-explorer")
+    now = "document.querySelector('.emonb-explorer').shadowRoot.activeElement?.getAttribute('aria-label')"
+    for name in ("Dataset", "Matrix of", "Images", "Show"):
+        page.keyboard.press("Tab")
+        assert page.evaluate(now) == name
+    page.keyboard.press("Tab")
+    assert page.evaluate(now).startswith("true amusement, predicted amusement: ")
+    assert view.locator("td button[tabindex='0']").count() == 1, "the matrix is one stop of the Tab key"
+    for key, where in (
+        ("ArrowRight", "true amusement, predicted anger"),
+        ("ArrowDown", "true anger, predicted anger"),
+        ("End", "true anger, predicted sadness"),
+        ("ArrowRight", "true anger, predicted sadness"),
+        ("Control+End", "true sadness, predicted sadness"),
+        ("Control+Home", "true amusement, predicted amusement"),
+        ("ArrowUp", "true amusement, predicted amusement"),
+        ("ArrowDown", "true anger, predicted amusement"),
+        ("ArrowRight", "true anger, predicted anger"),
+    ):
+        page.keyboard.press(key)
+        assert page.evaluate(now).startswith(f"{where}: "), key
+    page.keyboard.press("Enter")
+    table = joint(predictions, "mini-fi", SHOWN).query("label == 'anger' and emovlmkd == 'anger'")
+    assert set(names_in(view)) == set(table.index)
+    assert view.get_by_role("status").text_content().startswith("True anger, answer of EmoVLM-KD: anger.")
+    assert view.locator("td button[aria-pressed='true']").count() == 1
+    assert view.get_by_role("grid").get_by_role("row").count() == 9
+    assert view.get_by_role("gridcell").count() == 64
+    unnamed = view.locator("button, select").evaluate_all("all => all.filter(e => !e.ariaLabel && !e.textContent)")
+    assert unnamed == []
+
+
+def test_two_views_are_alive_and_apart(made, opened):
+    _, page, _ = made
+    views = opened(page).locator(".emonb-explorer")
+    views.nth(0).locator("td button").first.click()
+    assert views.nth(0).locator(".card").count() > 0
+    assert views.nth(1).locator(".card").count() == 0
+    pick(views.nth(1), "Matrix of", "ViT (teacher)")
+    assert (
+        views.nth(0).get_by_role("combobox", name="Matrix of").locator("option:checked").text_content() == "EmoVLM-KD"
+    )
+
+
+def test_runs_where_the_script_is_copied_to_the_end(made, tmp_path, opened):
+    """As front ends do that put the HTML in place first and then run its scripts."""
+    _, _, bare = made
+    late = tmp_path / "late.html"
+    start = "type='text/plain'"
+    late.write_text(bare.read_text().replace("</script><script>", f"</script><script {start}>", 1))
+    page = opened(late)
+    assert page.locator(".emonb-explorer td").count() == 0
+    page.evaluate("""() => {
+      const copy = document.createElement("script");
+      copy.text = [...document.scripts].at(-1).text;
+      document.body.append(copy);
+    }""")
+    assert page.locator(".emonb-explorer td button").count() == 64
+
+
+def test_names_labels_and_texts_show_as_text(tmp_path, opened):
+    predictions, samples = hostile_world(tmp_path)
+    html = explorer.explorer_html(predictions, samples=samples)
+    page = opened(exported(tmp_path, html))
+    view = page.locator(".emonb-explorer")
+    assert view.locator("th[scope=row]").all_text_contents() == ["<u>awe</u>", '"fear"&', "</script>"]
+    seen = []
+    for i in range(9):
+        view.locator("td button").nth(i).click()
+        seen += names_in(view)
+        for card in view.locator(".card").all():
+            assert card.locator("details p").all_text_contents() == [TEXT] * len(SHOWN)
+    assert HOSTILE in seen
+    assert len(seen) == 9
+    assert view.locator("img, script, u, i").count() == 0
+    assert view.get_by_text("<i>mine</i>").count() > 0
+    assert page.locator("script:not([src])").count() >= 2
+
+
+def test_without_scripts_a_sentence_says_what_to_do(made, opened):
+    _, _, bare = made
+    page = opened(bare, java_script_enabled=False)
+    assert page.locator(".emonb-explorer").inner_text().startswith("The picture above shows the confusion matrices.")
+    assert page.locator("body").inner_text().count("\n") == 0, "the data is not shown"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_readable_in_light_and_dark(made, opened, scheme):
+    _, _, bare = made
+    page = opened(bare, color_scheme=scheme)
+    host = page.locator(".emonb-explorer")
+    paper = host.evaluate("e => getComputedStyle(e).backgroundColor")
+    assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(17, 17, 17)")
+    host.locator("td button").nth(9).click()
+    assert host.locator(".card").count() > 0
+    assert host.evaluate(CONTRAST)[0] >= 4.5, host.evaluate(CONTRAST)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_shade_of_a_cell_is_readable(tmp_path, opened, scheme):
+    """Rows of 0, 4, 8, ... 100 % right."""
+    labels = [f"emotion {i}" for i in range(26)]
+    truth = [label for label in labels for _ in range(25)]
+    answers = [labels[i if k < i else (i + 1) % 26] for i in range(26) for k in range(25)]
+    predictions = {("d", "vit"): frame_of(answers, truth, labels)}
+    samples = pd.DataFrame({"image_id": predictions["d", "vit"]["image_id"], "path": "gone.png"})
+    page = tmp_path / "shades.html"
+    page.write_text(f"<!doctype html>{explorer.explorer_html(predictions, samples=samples)}")
+    host = opened(page, color_scheme=scheme).locator(".emonb-explorer")
+    pick(host, "Show", "row %")
+    assert set(map(int, host.locator("td button").all_text_contents())) == set(range(0, 101, 4))
+    assert host.evaluate(CONTRAST)[0] >= 4.5, host.evaluate(CONTRAST)
+
+
+def test_follows_the_theme_of_jupyterlab(made, opened):
+    _, page, _ = made
+    page = opened(page, color_scheme="dark")
+    host = page.locator(".emonb-explorer").first
+    assert host.get_attribute("data-dark") is None, "the exported page is light whatever the system says"
+    page.evaluate("document.body.dataset.jpThemeLight = 'false'")
+    page.wait_for_function("document.querySelector('.emonb-explorer').hasAttribute('data-dark')")
+
+
+def test_fits_a_phone(made, opened):
+    _, page, bare = made
+    for path in (page, bare):
+        view = opened(path, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+        host = view.locator(".emonb-explorer").first
+        host.locator("td button").nth(9).tap()
+        assert host.locator(".card").count() > 0
+        box, grid = host.bounding_box(), host.locator(".grid")
+        assert box["width"] <= 360
+        assert grid.evaluate("e => e.scrollWidth - e.clientWidth") <= 0, "no cell is cut off"
+        assert host.locator(".card").first.evaluate("e => e.scrollWidth - e.clientWidth") <= 0
+        cell = host.locator("td button").first.bounding_box()
+        assert min(cell["width"], cell["height"]) >= 24  # WCAG 2.2, target size
+        assert view.evaluate("document.documentElement.scrollWidth") <= 360 or path == page

@@ -1,0 +1,182 @@
+"""The explorer in JupyterLab: live with a kernel, from the executed notebook without one, and not trusted."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import nbformat
+import pytest
+from exploring import SHOWN, world
+
+from emonb import explorer
+from emonb.clean import sign
+from emonb.complementarity import joint
+from emonb.predictions import prediction_labels, write_predictions
+from emonb.settings import project_root
+from emonb.store import Store, write_json
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+
+HTML = '.jp-OutputArea-output[data-mime-type="text/html"] .emonb-explorer'
+CODE = """from emonb.explorer import explore
+from emonb.predictions import load_all
+
+explore(load_all("predictions"))"""
+
+
+@contextmanager
+def jupyterlab(folder, *options):
+    """A server with settings of its own for one folder; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+        "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
+        "--expose-app-in-browser", "--LabApp.extension_manager=readonly", f"--ServerApp.root_dir={folder}",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", *options,
+    ]  # fmt: skip
+    private = {f"JUPYTER_{kind}_DIR": str(folder.parent / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    private |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder.parent / "w"), "IPYTHONDIR": str(folder.parent / "ipython")}
+    environment = {**os.environ, **private, "PYTHONPATH": str(project_root())}
+    with (folder.parent / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/api/status", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                said = (folder.parent / "lab.log").read_text()[-2000:]
+                assert server.poll() is None, said
+                assert time.monotonic() < deadline, said
+                time.sleep(0.2)
+        yield address
+    finally:
+        server.kill()  # it has nothing to keep, and a polite end can wait for open connections
+        server.wait(30)
+
+
+@contextmanager
+def browser_page():
+    """A page, and the list of its requests that leave the machine and of its errors."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(15_000)
+        outside = []
+        inside = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:|about:")
+        page.on("request", lambda request: None if inside.match(request.url) else outside.append(request.url))
+        yield page, outside
+        chromium.close()
+
+
+def open_notebook(page, address, name, *, kernel=True):
+    """A notebook in a workspace of its own, with nothing in front of it."""
+    page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?reset")
+    page.locator("#jupyterlab-splash").wait_for(state="detached")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    if not kernel:  # JupyterLab asks which one to start instead
+        page.locator(".jp-Dialog .jp-mod-reject").first.click()
+        page.locator(".jp-Dialog").wait_for(state="detached")
+
+
+def command(page, name):
+    """Start a command of JupyterLab; what it does is waited for in the page, which has a time limit."""
+    page.evaluate("name => { window.jupyterapp.commands.execute(name) }", name)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with predictions, the run's pictures, and notebooks: to be run, executed, and not trusted."""
+    root = tmp_path_factory.mktemp("lab")
+    folder = root / "files"
+    (folder / "pictures").mkdir(parents=True)
+    predictions, samples = world(folder / "pictures")
+    for (dataset, model), frame in predictions.items():
+        path = folder / "predictions" / f"{dataset}__{model}.parquet"
+        write_predictions(path, frame, prediction_labels(frame))
+    for dataset, table in samples.items():
+
+        def build(target, table=table):
+            table.assign(split="test").to_parquet(target / "samples.parquet")
+            write_json(target / "meta.json", {"root": ".", "labels": []})
+
+        Store(folder / "artifacts").get("samples", dataset, build)
+    html = explorer.explorer_html(predictions, samples=samples)
+    shown = [nbformat.v4.new_output("display_data", {"text/html": html})]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    for name, outputs in (("live", []), ("executed", shown), ("strange", shown)):
+        cell = nbformat.v4.new_code_cell(CODE if name != "strange" else f"{CODE}  #", outputs=outputs)
+        notebook = nbformat.v4.new_notebook(cells=[cell], metadata=kernel)
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    (root / "signed").mkdir()
+    (folder / "executed.ipynb").rename(root / "signed" / "executed.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_DATA_DIR", str(root / "DATA"))
+        sign(root / "signed")  # as a run does with its executed notebooks
+    (root / "signed" / "executed.ipynb").rename(folder / "executed.ipynb")
+    return folder, joint(predictions, "mini-fi", SHOWN)
+
+
+def check_a_cell(view, table):
+    """Click the first cell of EmoVLM-KD's matrix and compare the list with pandas."""
+    view.locator("td button").first.click()
+    names = view.locator(".card code").all_text_contents()
+    assert names
+    assert set(names) == set(table.query("label == 'amusement' and emovlmkd == 'amusement'").index)
+
+
+def test_live_with_a_kernel_and_twice(made):
+    folder, table = made
+    with jupyterlab(folder) as address, browser_page() as (page, outside):
+        open_notebook(page, address, "live")
+        page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
+        page.locator(".jp-CodeCell .cm-content").click()
+        page.keyboard.press("Control+Enter")
+        page.locator(".jp-OutputArea-output").first.wait_for()
+        assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts() == []
+        view = page.locator(HTML)
+        view.locator("td button").first.wait_for()
+        check_a_cell(view, table)
+        kinds = page.locator(".jp-OutputArea-output").evaluate_all("all => all.map(e => e.dataset.mimeType)")
+        assert kinds == ["image/png", "text/html"]
+        page.keyboard.press("d")
+        page.keyboard.press("d")
+        page.keyboard.press("ArrowRight")
+        assert page.locator(".jp-CodeCell").count() == 1, "the shortcut that deletes a cell stays off"
+        active = "document.querySelector('.emonb-explorer').shadowRoot.activeElement.ariaLabel"
+        assert page.evaluate(active).startswith("true amusement, predicted anger")
+        command(page, "notebook:create-output-view")
+        second = page.locator(".jp-LinkedOutputView .emonb-explorer")
+        second.locator("td button").first.wait_for()
+        assert second.locator(".card").count() == 0
+        check_a_cell(second, table)
+        assert outside == []
+
+
+def test_executed_notebook_without_a_kernel(made):
+    folder, table = made
+    options = "--KernelSpecManager.allowed_kernelspecs=none"
+    with jupyterlab(folder, options) as address, browser_page() as (page, outside):
+        open_notebook(page, address, "executed", kernel=False)
+        view = page.locator(HTML)
+        view.locator("td button").first.wait_for()
+        check_a_cell(view, table)
+        open_notebook(page, address, "strange", kernel=False)
+        text = page.locator('.jp-OutputArea-output[data-mime-type="text/html"]')
+        text.wait_for()
+        assert text.inner_text().strip().startswith("The picture above shows"), "what a sanitiser leaves"
+        assert outside == []
