@@ -1,8 +1,8 @@
 """Material for students: the prompts in the notebooks, the page about the notebooks, the glossary.
 
 A prompt is a paragraph that begins with **Try it.** Text in backticks stands literally in a code cell above it; only
-text in backticks right after the word "to" is new, and takes the place of the last that is not: change `alpha = 0.5` to
-`alpha = 0.9`, then to `alpha = 0`. What is changed stands below everything that the cell saves or computes as a stage.
+text in backticks right after the word "to" is new, and takes the place of the last that is not: change `alpha = 0.5`
+to `alpha = 0.9`, then to `alpha = 0`. What is changed stands below all that the cell saves or computes as a stage.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def test_prompts_speak_of_code_that_is_there_and_leave_results_alone(name):
 
 def test_page_about_the_notebooks_lists_all_with_minutes_and_prerequisites():
     text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    lines = [line.strip("|") for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     names = [re.search(r"\((\w+)\.ipynb\)", row[0]) for row in rows]
     table = {found.group(1): row[1:] for found, row in zip(names, rows, strict=True) if found}
     assert list(table) == list(NOTEBOOKS)
