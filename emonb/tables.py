@@ -52,9 +52,10 @@ class Row(NamedTuple):
 
 
 def test_rows(predictions: Predictions, dataset: str, model: str) -> pd.DataFrame | None:
-    """Test rows of a model, or None where this run has no such predictions."""
+    """Test rows of a model, or None where this run has no such predictions, or none of test images."""
     frame = predictions.get((dataset, model))
-    return None if frame is None else frame[frame["split"] == "test"]
+    rows = None if frame is None else frame[frame["split"] == "test"]
+    return None if rows is None or rows.empty else rows
 
 
 def depth_model(hidden: Sequence[int], settings: Settings) -> str:
