@@ -16,6 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
+import pandas as pd
+
 from emonb.errors import EmonbError
 from emonb.explorer import explorer_html
 from emonb.paper_values import is_drawn
@@ -35,6 +37,7 @@ DRAWN_NOTE = (
     "not comparable with the paper's. What can be compared is the mechanism: which model gains over which."
 )
 _PICTURES = 4000  # thumbnails of all datasets together: about 6 MB
+_ALONE = ("main", "claims", "departures")  # their section is called as they are
 _LONG = 24  # rows from which a table is folded
 
 
@@ -59,9 +62,7 @@ def write_report(out: Path) -> Path:
         "<a class=skip href='#main'>Skip to the results</a><div class=layout>"
         f"{page.safe('the head of the page', lambda: hero(results, notes))}"
         f"<nav class=toc aria-label=Contents><b>Contents</b><ul>{toc}</ul></nav><main id=main>"
-        + "".join(
-            f"<section id={s.id} class={s.id}><h2>{escape(s.title)}</h2>{html}</section>" for s, html in sections
-        )
+        + "".join(f"<section id={s.id}><h2>{escape(s.title)}</h2>{html}</section>" for s, html in sections)
         + "</main></div>"
     )
     atomic_write(out / "index.html", _document(results, body))
@@ -74,8 +75,6 @@ class _Page:
     def __init__(self, results: Results) -> None:
         self.results = results
         self.shown: set[str] = set()
-        self.how_many = ""
-        self.how_many = self.safe("the number of images", lambda: _how_many(results))
 
     def safe(self, what: str, build: Callable[[], str]) -> str:
         """What `build` makes; if damaged contents make it fail, a problem at the top instead of no page."""
@@ -112,7 +111,10 @@ class _Page:
     def figures(self, ids: list[str], *, lazy: bool = False) -> str:
         """Figures side by side."""
         paths = self.results.figures
-        html = [self.safe(f"figure {i}", lambda i=i: figure_html(paths[i], self.how_many, lazy=lazy)) for i in ids]
+        html = [
+            self.safe(f"figure {i}", lambda i=i: figure_html(paths[i], _how_many(self.results, i), lazy=lazy))
+            for i in ids
+        ]
         html = [figure for figure in html if figure]
         return f"<div class='figures{' one' if len(html) == 1 else ''}'>{''.join(html)}</div>" if html else ""
 
@@ -140,7 +142,7 @@ class _Page:
         chart = ""
         if {"row", "name", "dataset", "paper", "ours", "ci_low", "ci_high"} <= set(frame.columns):
             body = result_table(frame)
-            chart = self.safe("the chart of the main result", lambda: headline_chart(frame)) if id == "main" else ""
+            chart = self.safe("the chart of the main result", self.chart) if id == "main" else ""
         elif id == "claims":
             body = claims_html(frame)
         else:
@@ -152,13 +154,21 @@ class _Page:
         ]
         caption = " ".join(filter(None, [words.text, self.results.caption(id)]))
         inside = f"<p class=caption>{escape(caption)}</p>{chart}{body}"
-        head = f"{escape(words.title)}<span class=files>{' '.join(links)}</span>"
+        told = "" if id in _ALONE else escape(words.title)
+        head = f"<span>{told}</span><span class=files>{' '.join(links)}</span>"
         if len(frame) > _LONG and body.count("<tr") > _LONG:
             return (
                 f"<details id='table-{quote(id)}'><summary>{escape(words.title)} ({len(frame)} rows)</summary>"
                 f"<p class=files>{' '.join(links)}</p>{inside}</details>"
             )
         return f"<div class=block id='table-{quote(id)}'><h3>{head}</h3>{inside}</div>"
+
+    def chart(self) -> str:
+        """The main result as a picture, with the head, which the paper's main table does not have."""
+        tables = [self.results.tables["main"]]
+        if "modules" in self.results.tables and "row" in (modules := self.results.tables["modules"]).columns:
+            tables.append(modules[modules["row"] == "head"])
+        return headline_chart(pd.concat(tables, ignore_index=True))
 
     def explorer(self) -> str:
         """The clickable confusion matrices; datasets that it cannot show are left out and named."""
@@ -205,12 +215,12 @@ def _notes(results: Results) -> list[str]:
     return [note for note in (DRAWN_NOTE if drawn else "", f"{said[:1].upper()}{said[1:]}." if said else "") if note]
 
 
-def _how_many(results: Results) -> str:
-    """`n = 600 test images of each dataset.`, from the prediction files."""
-    counts: dict[str, int] = {}
-    for (dataset, model), frame in (results.predictions or {}).items():
-        if model != "vlm_generated":  # answers to some test images only
-            counts[dataset] = max(counts.get(dataset, 0), frame["image_id"].nunique())
+def _how_many(results: Results, figure: str) -> str:
+    """`n = 600 test images of each dataset`, or of the one that the figure's name ends or goes on with."""
+    counts = results.counts
+    one = [d for d in counts if f"_{d}_" in f"_{figure}_"]
+    if one:
+        return f"n = {counts[one[0]]:,} test images."
     if not counts:
         return ""
     if len(set(counts.values())) == 1:

@@ -50,11 +50,11 @@ def figure_html(path: Path, how_many: str, *, lazy: bool = False) -> str:
         if path.with_suffix(f".{ending}").is_file()
     ]
     alt = f"{words.title}. {words.text}".strip()
-    said = " ".join(filter(None, [words.text, how_many if words.seeds or words.text else "", words.seeds]))
+    said = " ".join(filter(None, [words.text, how_many if words.seeds else "", words.seeds]))
     return (
         f"<figure class=picture id='figure-{quote(path.stem)}'><div class=sheet>"
         f"<img src='{address}' width={width} height={height} alt='{escape(alt, quote=True)}'"
-        f"{' loading=lazy' if lazy else ''} decoding=async></div>"
+        f"{' loading=lazy' if lazy else ''}></div>"
         f"<figcaption><b>{escape(words.title)}.</b> {escape(said)} <span class=files>{' '.join(links)}</span>"
         "</figcaption></figure>"
     )

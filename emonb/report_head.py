@@ -35,7 +35,7 @@ def hero(results: Results, notes: Sequence[str]) -> str:
         f"<header class=hero><p class=eyebrow>{escape(eyebrow)}</p><h1>EmoVLM-KD, reproduced</h1>"
         "<p class=lead>A vision-language model and a distilled vision transformer, joined by a gate, name the emotion "
         f"that a picture evokes. Datasets: {escape(named)}.</p>{missing}"
-        + "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
+        + (f"<div class=note>{''.join(f'<p>{escape(note)}</p>' for note in notes)}</div>" if notes else "")
         + score
         + _facts(run)
         + "</header>"

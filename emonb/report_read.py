@@ -50,6 +50,15 @@ class Results:
             return [str(name) for name in told]
         return sorted({path.stem.split("__", 1)[0] for path in (self.out / "predictions").glob("*__*.parquet")})
 
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Test images of each dataset, by the prediction files."""
+        found: dict[str, int] = {}
+        for (dataset, model), frame in (self.predictions or {}).items():
+            if model != "vlm_generated":  # answers to some test images only
+                found[dataset] = max(found.get(dataset, 0), frame["image_id"].nunique())
+        return found
+
     @property
     def records(self) -> dict[str, dict[str, Any]]:
         """What run.json says of each notebook."""

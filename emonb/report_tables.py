@@ -47,13 +47,13 @@ def result_table(frame: pd.DataFrame) -> str:
         shown = ["paper"] if part["paper"].notna().any() else []
         groups.append((dataset, [*shown, "ours", *extras]))
     titles = {
-        str(row["dataset"]): f"paper ({row['paper_dataset']})"
+        str(row["dataset"]): row["paper_dataset"]
         for row in frame.to_dict("records")
         if isinstance(row.get("paper_dataset"), str)
     }
     first = "".join(f"<th scope=colgroup colspan={len(c)} class=g>{escape(d)}</th>" for d, c in groups)
     second = "".join(
-        f"<th scope=col class='n{' g' if i == 0 else ''}'>{escape(titles.get(d, c) if c == 'paper' else c)}</th>"
+        f"<th scope=col class='n{' g' if i == 0 else ''}'>{_paper_head(titles.get(d, '')) if c == 'paper' else c}</th>"
         for d, columns in groups
         for i, c in enumerate(columns)
     )
@@ -70,6 +70,10 @@ def result_table(frame: pd.DataFrame) -> str:
         )
         lines.append(f"<tr{' class=own' if own else ''}><th scope=row>{escape(name)}</th>{line}</tr>")
     return _boxed(f"{head}<tbody>{''.join(lines)}</tbody>")
+
+
+def _paper_head(dataset: str) -> str:
+    return "paper" + (f" <span class=ci>({escape(dataset)})</span>" if dataset else "")
 
 
 def _result_cell(record: Mapping[str, Any], column: str, best: float | None, *, first: bool) -> str:
@@ -122,51 +126,48 @@ def headline_chart(frame: pd.DataFrame) -> str:
     datasets = list(dict.fromkeys(frame["dataset"].astype(str)))
     if frame.empty:
         return ""
-    low = 10 * math.floor(min(frame["ci_low"].min(), frame["ours"].min()) / 10)
-    high = 10 * math.ceil(max(frame["ci_high"].max(), frame["ours"].max()) / 10)
-    left, width, band, step = 150, 560, 62, 13
-    height = 12 + band * len(datasets) + 26
+    low = 10 * math.floor(frame[["ci_low", "ours"]].min().min() / 10)
+    high = max(low + 10, 10 * math.ceil(frame[["ci_high", "ours"]].max().max() / 10))
 
-    def x(value: float) -> float:
-        return round(left + width * (value - low) / max(high - low, 1), 1)
+    def at(value: float) -> str:
+        return f"{100 * (value - low) / (high - low):.2f}%"
 
-    parts = []
-    for tick in range(low, high + 1, 10):
-        parts.append(f"<line class=tick x1={x(tick)} x2={x(tick)} y1=8 y2={height - 24} />")
-        parts.append(f"<text class=axis x={x(tick)} y={height - 8} text-anchor=middle>{tick}</text>")
-    for d, dataset in enumerate(datasets):
-        top = 12 + band * d
-        parts.append(f"<text class=band x={left - 14} y={top + 34} text-anchor=end>{escape(dataset)}</text>")
+    grid = "".join(f"<i style='left:{at(tick)}'></i>" for tick in range(low, high + 1, 10))
+    bands = []
+    for dataset in datasets:
+        lines = []
         for k, (model, name) in enumerate(_DOTS):
             rows = frame[(frame["dataset"].astype(str) == dataset) & (frame["row"] == model)]
             for row in rows.head(1).to_dict("records"):
-                y = top + 10 + step * k
-                said = f"{name} on {dataset}: {row['ours']:.1f} % [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
-                bar = f"<line x1={x(row['ci_low'])} x2={x(row['ci_high'])} y1={y} y2={y} />"
-                mark = _mark(k, x(row["ours"]), y)
-                parts.append(f"<g class=m{k}><title>{escape(said)}</title>{bar}{mark}</g>")
-    models = ", ".join(name for _, name in _DOTS)
-    said = f"Accuracy with intervals of {models} on {', '.join(datasets)}; the table has the numbers"
+                said = f"{name}: {row['ours']:.1f} % [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+                bar = f"left:{at(row['ci_low'])};right:calc(100% - {at(row['ci_high'])})"
+                lines.append(
+                    f"<div class='line m{k}' title='{escape(said, quote=True)}'><s style='{bar}'></s>"
+                    f"<span style='left:{at(row['ours'])}'>{_MARKS[k]}</span></div>"
+                )
+        bands.append(f"<div class=band><b>{escape(dataset)}</b><div class=track>{grid}{''.join(lines)}</div></div>")
+    ticks = "".join(f"<span style='left:{at(tick)}'>{tick}</span>" for tick in range(low, high + 1, 10))
     legend = "".join(
-        f"<span><svg viewBox='0 0 14 14' aria-hidden=true class=m{k}>{_mark(k, 7, 7)}</svg>{escape(name)}</span>"
-        for k, (_, name) in enumerate(_DOTS)
+        f"<span class=m{k}>{_MARKS[k]}<em>{escape(name)}</em></span>" for k, (_, name) in enumerate(_DOTS)
     )
+    models = ", ".join(name for _, name in _DOTS)
+    said = f"Accuracy with intervals of {models} on {', '.join(datasets)}; the table below has the numbers"
     return (
-        f"<figure class=chart><div class=legend>{legend}</div>"
-        f"<svg viewBox='0 0 {left + width + 20} {height}' role=img aria-label='{escape(said)}'>{''.join(parts)}</svg>"
-        "<figcaption>Accuracy on test images in percent; bars are intervals over images.</figcaption></figure>"
+        f"<figure class=chart><div class=legend>{legend}</div><div role=img aria-label='{escape(said, quote=True)}'>"
+        f"{''.join(bands)}<div class='band axis'><b></b><div class=track>{ticks}</div></div></div>"
+        "<figcaption>Ours: accuracy on test images in percent; bars are intervals over images.</figcaption></figure>"
     )
 
 
-def _mark(kind: int, x: float, y: float) -> str:
-    """A shape for each model, so that colour is not the only difference."""
-    if kind == 0:
-        return f"<rect x={x - 4} y={y - 4} width=8 height=8 />"
-    if kind == 1:
-        return f"<polygon points='{x},{y - 5} {x + 5},{y + 4} {x - 5},{y + 4}' />"
-    if kind == 2:
-        return f"<polygon points='{x},{y - 5.5} {x + 5.5},{y} {x},{y + 5.5} {x - 5.5},{y}' />"
-    return f"<circle cx={x} cy={y} r=5.5 />"
+_MARKS = [
+    f"<svg viewBox='-7 -7 14 14' aria-hidden=true>{shape}</svg>"
+    for shape in (
+        "<rect x=-4.5 y=-4.5 width=9 height=9 />",
+        "<polygon points='0,-5.5 5.5,4.5 -5.5,4.5' />",
+        "<polygon points='0,-6 6,0 0,6 -6,0' />",
+        "<circle r=5.5 />",
+    )
+]  # a shape for each model, so that colour is not the only difference
 
 
 def _boxed(rows: str) -> str:
@@ -192,15 +193,17 @@ def _verdict(value: Any) -> tuple[str, str]:
 
 def _pill(value: Any, count: int | None = None) -> str:
     kind, mark = _verdict(value)
-    number = "" if count is None else f"{count} "
-    return f"<span class='pill {kind}'><span aria-hidden=true>{mark}</span> {number}{escape(str(value))}</span>"
+    number = "" if count is None else f": {count}"
+    return f"<span class='pill {kind}'><span aria-hidden=true>{mark}</span> {escape(str(value))}{number}</span>"
 
 
 def _judged(row: Mapping[str, Any]) -> str:
     value, low, high = (_number(row.get(key)) for key in ("value", "ci_low", "ci_high"))
     if value is None:
         return ""
-    return f"{value:.3g}" + ("" if low is None or high is None else f" [{low:.3g}, {high:.3g}]")
+    largest = max(abs(number) for number in (value, low or 0.0, high or 0.0))
+    digits = ".1f" if largest >= 1 else ".3f"
+    return f"{value:{digits}}" + ("" if low is None or high is None else f" [{low:{digits}}, {high:{digits}}]")
 
 
 def _by_dataset(part: pd.DataFrame) -> str:
