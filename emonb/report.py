@@ -108,15 +108,12 @@ class _Page:
         text = f"<p class=soft>{escape(section.text)}</p>" if section.text else ""
         return text + "".join(html) if any(html) else ""
 
-    def figures(self, ids: list[str], *, lazy: bool = False) -> str:
+    def figures(self, ids: list[str]) -> str:
         """Figures side by side."""
         paths = self.results.figures
-        html = [
-            self.safe(f"figure {i}", lambda i=i: figure_html(paths[i], _how_many(self.results, i), lazy=lazy))
-            for i in ids
-        ]
+        html = [self.safe(f"figure {i}", lambda i=i: figure_html(paths[i], _how_many(self.results, i))) for i in ids]
         html = [figure for figure in html if figure]
-        return f"<div class='figures{' one' if len(html) == 1 else ''}'>{''.join(html)}</div>" if html else ""
+        return f"<div class=figures>{''.join(html)}</div>" if html else ""
 
     def matrices(self, ids: list[str]) -> str:
         """Confusion matrices, folded: a group for each dataset."""
@@ -125,7 +122,7 @@ class _Page:
         rest = [i for i in ids if not any(i in group for group in groups.values())]
         for title, group in [*groups.items(), ("others", rest)]:
             self.shown |= {f"figure:{i}" for i in group}
-            shown = self.figures(_by_model(group), lazy=True)
+            shown = self.figures(_by_model(group))
             if shown:
                 html.append(
                     f"<details><summary>Confusion matrices: {escape(title)} ({len(group)})</summary>{shown}</details>"

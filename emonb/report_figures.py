@@ -40,7 +40,7 @@ def as_data(path: Path) -> tuple[str, int, int]:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *picture.size
 
 
-def figure_html(path: Path, how_many: str, *, lazy: bool = False) -> str:
+def figure_html(path: Path, how_many: str) -> str:
     """A figure with its caption and links to the files; raises OSError where the file is no picture."""
     words = figure_words(path.stem)
     address, width, height = as_data(path)
@@ -53,8 +53,7 @@ def figure_html(path: Path, how_many: str, *, lazy: bool = False) -> str:
     said = " ".join(filter(None, [words.text, how_many if words.seeds else "", words.seeds]))
     return (
         f"<figure class=picture id='figure-{quote(path.stem)}'><div class=sheet>"
-        f"<img src='{address}' width={width} height={height} alt='{escape(alt, quote=True)}'"
-        f"{' loading=lazy' if lazy else ''}></div>"
+        f"<img src='{address}' width={width} height={height} alt='{escape(alt, quote=True)}'></div>"
         f"<figcaption><b>{escape(words.title)}.</b> {escape(said)} <span class=files>{' '.join(links)}</span>"
         "</figcaption></figure>"
     )

@@ -34,7 +34,7 @@ def plain_table(frame: pd.DataFrame) -> str:
             for i, text in enumerate(row)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return _boxed(f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>")
+    return _boxed(f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>", many=len(columns) > 12)
 
 
 def result_table(frame: pd.DataFrame) -> str:
@@ -170,8 +170,9 @@ _MARKS = [
 ]  # a shape for each model, so that colour is not the only difference
 
 
-def _boxed(rows: str) -> str:
-    return f"<div class=wide tabindex=0><table>{rows}</table></div>"
+def _boxed(rows: str, *, many: bool = False) -> str:
+    """A table in its own scrolling box; one of many columns is printed smaller."""
+    return f"<div class='wide{' many' if many else ''}' tabindex=0><table>{rows}</table></div>"
 
 
 def _kind(text: str, right: bool) -> str:
