@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from emonb.paper_values import dataset_title
+from emonb.predictions import MODEL_NAMES, model_name
+
 __all__ = ["FIGURES", "SECTIONS", "TABLES", "Section", "Words", "figure_words"]
 
 FIRST = "Of models with several seeds the first seed."
 MEAN = "Mean over seeds."
+ALL = "All seeds of a model together."
 
 
 class Words(NamedTuple):
@@ -38,6 +42,7 @@ TABLES = {
     "alpha": Words("Weight of the distillation loss", "kl: how far the head is from its teacher, in nats."),
     "gates": Words("Five gates, and none"),
     "calibration": Words("Calibration", "Do the models know how sure they may be?"),
+    "gate_trust": Words("Whom the gate follows", "Where VLM and head disagree."),
     "cost": Words("Cost", "What a part costs beside what it brings."),
     "parameters": Words("Parameters", "Computed from the architectures."),
     "complementarity": Words("Complementarity of VLM and ViT", "Counts and shares, with intervals."),
@@ -50,15 +55,31 @@ FIGURES = {
     "alpha_tradeoff": Words(
         "Accuracy against closeness to the teacher", "Each point is a weight of the distillation loss.", MEAN
     ),
-    "gate_weights": Words("What the gate weighs", "Weight of the VLM and of the head in the gate's answer."),
-    "gate_trust": Words("Whom the gate trusts", "How often the gated answer follows the VLM, and how often the head."),
-    "calibration": Words("Calibration", "How often a model is right when it is this sure.", FIRST),
-    "accuracy_cost": Words("Accuracy against cost", "What each model costs, and what it gets right."),
+    "gate_weights": Words(
+        "What the gate weighs",
+        "The two halves of the gate's weights, for the VLM's answer and the head's, and how much an opinion for an "
+        "emotion lifts it.",
+    ),
+    "gate_trust": Words(
+        "Whom the gate follows",
+        "Where VLM and head disagree: how often it gave whose answer. Marks: a gate that followed whoever is right.",
+        FIRST,
+    ),
+    "calibration": Words(
+        "Calibration",
+        "How often a model is right when it is this sure: below the diagonal it is too sure of itself.",
+        FIRST,
+    ),
+    "accuracy_cost": Words(
+        "Accuracy against cost", "Parameters and milliseconds per image of each model, and what it gets right.", MEAN
+    ),
     "complementarity_venn": Words(
         "Who gets which images right", "A circle is all that one model gets right; the overlap both get right.", FIRST
     ),
     "complementarity_upset": Words(
-        "Which models are right together", "A bar is the number of images that exactly these models get right.", FIRST
+        "Which models are right together",
+        "A bar is the share of images that exactly the dotted models get right.",
+        FIRST,
     ),
     "complementarity_by_emotion": Words(
         "Complementarity by emotion", "Share of images that both, one or none of VLM and ViT get right.", FIRST
@@ -87,6 +108,7 @@ SECTIONS = (
             "table:gates",
             "figure:gate_weights",
             "figure:gate_trust",
+            "table:gate_trust",
         ),
         "gain: points over the row it is compared with, on the same images.",
     ),
@@ -128,11 +150,18 @@ def figure_words(id: str) -> Words:
         ),
         (
             "confusion_difference_",
-            Words("What the gate changes: {}", "Confusion matrix of EmoVLM-KD minus that of another model.", FIRST),
+            Words(
+                "What the gate changes: {}",
+                "Confusion matrix minus that of another model: on the diagonal more is better, elsewhere less.",
+                ALL,
+            ),
         ),
-        ("confusion_", Words("Confusion: {}", "Rows: the true emotion; columns: the answer.", FIRST)),
+        ("confusion_", Words("Confusion: {}", "Rows: the true emotion; columns: the answer.", ALL)),
         ("samples_", Words("Sample pictures: {}", "Some pictures of each emotion.")),
     ):
         if id.startswith(start):
-            return words._replace(title=words.title.format(id.removeprefix(start)))
+            rest = id.removeprefix(start)
+            model = next((m for m in MODEL_NAMES if rest.endswith(f"_{m}")), "")
+            name = dataset_title(rest.removesuffix(f"_{model}") if model else rest)
+            return words._replace(title=words.title.format(f"{model_name(model)} on {name}" if model else name))
     return Words(id.replace("_", " "))

@@ -44,7 +44,7 @@ def make_results(out: Path) -> Path:
     ws.save_table(claims.claims(predictions, settings, None), "claims")
     ws.save_table(departures(drawn=True, stand_in=True), "departures", "What the paper has and what we have")
     numbers = pd.DataFrame({"model": ["ViT", "head"], "value": [0.1, 0.25]})
-    for name in ("calibration", "cost", "parameters", "complementarity", "datasets", "triplets"):
+    for name in ("calibration", "gate_trust", "cost", "parameters", "complementarity", "datasets", "triplets"):
         ws.save_table(numbers, name, f"Table {name}")
     matrices = [f"confusion_{d}_{m}" for d in DATASETS for m in ("vit", "emovlmkd")]
     for i, name in enumerate([*FIGURES, *matrices, "confusion_difference_mini-fi", "samples_mini-fi"]):
