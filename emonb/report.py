@@ -143,7 +143,7 @@ class _Page:
         elif id == "claims":
             body = claims_html(frame)
         else:
-            body = plain_table(frame)
+            body = plain_table(frame.drop(columns="model") if {"model", "name"} <= set(frame.columns) else frame)
         links = [
             f"<a href='tables/{quote(id)}.{ending}'>{ending}</a>"
             for ending in ("csv", "md", "tex")
