@@ -92,12 +92,13 @@ def comparisons(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     return table
 
 
-def claims(predictions: Predictions, settings: Settings, parameters: pd.DataFrame) -> pd.DataFrame:
+def claims(predictions: Predictions, settings: Settings, parameters: pd.DataFrame | None) -> pd.DataFrame:
     """The verdict on each claim per dataset and in all, with the comparison that decided it.
 
     Args:
-        parameters: the table of `parameters.parameter_table` (for C8).
+        parameters: the table of `parameters.parameter_table` (for C8); None where there is none.
 
+    A claim that lacks predictions is undecided, and `decided_by` says of which models and datasets.
     Columns: claim, statement, dataset, verdict, decided_by, value, ci_low, ci_high, mcnemar_p, n,
     seeds, rule. `decided_by` is the comparison with the lowest value among those of that verdict.
     """
@@ -110,7 +111,7 @@ def claims(predictions: Predictions, settings: Settings, parameters: pd.DataFram
             found = combine(list(part["verdict"]))
         weakest = part[part["verdict"] == found].sort_values("value", na_position="first").iloc[0].to_dict()
         where = f"{weakest['dataset']}: " if weakest["dataset"] != dataset else ""
-        note = "not tested, no predictions: " if np.isnan(weakest["value"]) else ""
+        note = f"not tested, {_lacks(claim, dataset, predictions, settings)}: " if np.isnan(weakest["value"]) else ""
         decided = note + where + weakest.pop("comparison")
         rows.append(weakest | {"dataset": dataset, "verdict": found, "decided_by": decided})
     rows.append(_c8(parameters))
@@ -127,13 +128,42 @@ def claims(predictions: Predictions, settings: Settings, parameters: pd.DataFram
     return table
 
 
-def _c8(parameters: pd.DataFrame) -> dict[str, object]:
-    paper = parameters[parameters["system"] == parameters["system"].iloc[0]].set_index("part")["parameters"]
-    added = paper.filter(regex="^(LoRA|head|gate)").sum()
-    share = 100 * added / paper["VLM: all"]
+def _c8(parameters: pd.DataFrame | None) -> dict[str, object]:
+    share, decided = np.nan, "not tested, no table of parameters"
+    if parameters is not None and {"system", "part", "parameters"} <= set(parameters.columns) and len(parameters):
+        paper = parameters[parameters["system"] == parameters["system"].iloc[0]].set_index("part")["parameters"]
+        if "VLM: all" in paper.index:
+            added = paper.filter(regex="^(LoRA|head|gate)").sum()
+            share, decided = 100 * added / paper["VLM: all"], "percent of parameters"
     numbers = {"value": share, "ci_low": np.nan, "ci_high": np.nan, "mcnemar_p": np.nan, "n": None, "seeds": None}
     found = verdict(-share, -share, -_TINY)
-    return {"claim": "C8", "dataset": "all", "verdict": found, "decided_by": "percent of parameters", **numbers}
+    return {"claim": "C8", "dataset": "all", "verdict": found, "decided_by": decided, **numbers}
+
+
+def _lacks(claim: str, dataset: str, predictions: Predictions, settings: Settings) -> str:
+    """Why a claim could not be tested on a dataset (by its title, or "all")."""
+    parts = []
+    for name in settings.datasets:
+        needed = dict.fromkeys(model for pair in _compared(claim, settings) for model in pair)
+        missing = [model_name(m) for m in needed if test_rows(predictions, name, m) is None]
+        if missing and dataset in (dataset_title(name), "all"):
+            parts.append(f"no predictions of {', '.join(missing)} on {dataset_title(name)}")
+    return "; ".join(parts) or "no image that both models have answered"
+
+
+def _compared(claim: str, settings: Settings) -> list[tuple[str, str]]:
+    """The pairs of models of a claim."""
+    teacher, kinds = settings.teacher.teacher, [k for k in settings.gate.kinds if k != settings.gate.kind]
+    deeper = [h for h in settings.distill.depths if len(h) > 1]
+    return {
+        "C1": [("vlm_tuned", "vit")],
+        "C2": [("head", teacher)],
+        "C3": [("head", depth_model(hidden, settings)) for hidden in deeper],
+        "C4": [("emovlmkd", f"gate_{kind}") for kind in kinds],
+        "C5": [("vlm_tuned", "vlm_zero_shot")],
+        "C6": [("emovlmkd", rival) for rival in ("vlm_tuned", "vit", "head")],
+        "C7": [(alpha_model(a, settings), teacher) for a in settings.distill.alphas],
+    }[claim]
 
 
 def _judge(claim: str, sample: Sample | None, settings: Settings) -> tuple:
@@ -163,15 +193,7 @@ def _samples(
         return _only_right(frames, settings, stream)
     if claim == "C7":
         return _trade_offs(frames, settings, stream)
-    head, kinds = "head", [kind for kind in settings.gate.kinds if kind != settings.gate.kind]
-    deeper = [h for h in settings.distill.depths if len(h) > 1]
-    pairs = {
-        "C2": [(head, settings.teacher.teacher)],
-        "C3": [(head, depth_model(hidden, settings)) for hidden in deeper],
-        "C4": [("emovlmkd", f"gate_{kind}") for kind in kinds],
-        "C5": [("vlm_tuned", "vlm_zero_shot")],
-        "C6": [("emovlmkd", rival) for rival in ("vlm_tuned", "vit", head)],
-    }[claim]
+    pairs = _compared(claim, settings)
     return {f"{model_name(a)} - {model_name(b)}": _pair(frames, a, b, settings, stream) for a, b in pairs}
 
 
@@ -179,6 +201,8 @@ def _pair(frames: dict, a: str, b: str, settings: Settings, stream: int) -> Samp
     if frames.get(a) is None or frames.get(b) is None:
         return None
     pair = paired_correctness(frames[a], frames[b])
+    if pair.empty:
+        return None
     gap = 100 * (pair["a"] - pair["b"]).to_numpy()
     seeds = [frames[m]["seed"].nunique() for m in (a, b)]
     p = mcnemar_p(pair["a"] == 1, pair["b"] == 1) if seeds == [1, 1] else float("nan")
@@ -190,6 +214,8 @@ def _only_right(frames: dict, settings: Settings, stream: int) -> dict[str, Samp
     if frames.get("vlm_tuned") is None or frames.get("vit") is None:
         return dict.fromkeys(names)
     pair = paired_correctness(frames["vlm_tuned"], frames["vit"])
+    if pair.empty:
+        return dict.fromkeys(names)
     shares = (100 * pair["a"] * (1 - pair["b"]), 100 * pair["b"] * (1 - pair["a"]))
     return {
         name: Sample(x.mean(), bootstrap_means(x.to_numpy(), settings.report.bootstrap, stream), len(x), 1)
@@ -207,6 +233,8 @@ def _trade_offs(frames: dict, settings: Settings, stream: int) -> dict[str, Samp
     hits = [correct_by_image(s) for s in students]
     kls = [kl_by_image(teacher, s, settings.distill.tau) for s in students]
     both = pd.concat([*hits, *kls], axis=1, join="inner").to_numpy(float)
+    if not len(both):
+        return dict.fromkeys(names.values())
     resampled = bootstrap_means(both, settings.report.bootstrap, stream)
     k, seeds = len(alphas), max(s["seed"].nunique() for s in students)
     score, scores = (trade_off(x[..., :k], x[..., k:]) for x in (both.mean(axis=0), resampled))

@@ -1,4 +1,4 @@
-"""The command line: `python -m emonb run | stage | data | triplets | rehearse | base | doctor | predict | ...`."""
+"""The command line: `python -m emonb run | report | stage | data | triplets | rehearse | base | doctor | ...`."""
 
 from __future__ import annotations
 
@@ -180,6 +180,20 @@ def base(rebuild: Annotated[bool, typer.Option("--rebuild", help="train it again
 
         rebuild_base(BASE_PATH)
     typer.echo(str(BASE_PATH))
+
+
+@app.command()
+def report(out: Annotated[str, typer.Option(help="results folder, whole or partial")] = "build/mini") -> None:
+    """Write the report of a results folder again: index.html, and the executed notebooks as pages."""
+    from emonb.report import write_report
+    from emonb.report_read import read_results
+
+    folder = Path(out)
+    if not folder.is_dir():
+        raise EmonbError(f"{out}: no such results folder; make one with: python -m emonb run")
+    for line in read_results(folder).problems:
+        typer.echo(line)
+    typer.echo(str(write_report(folder)))
 
 
 @app.command()

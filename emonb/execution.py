@@ -33,7 +33,11 @@ _QUIET = ["--IPKernelApp.log_level=50"]  # kernels warn of TCP and of their own 
 
 
 class NotebookFailed(EmonbError):
-    """A cell failed; the message says which, why, and where the executed copy lies."""
+    """A cell failed; the message says which, why, and where the executed copy lies; `reason` says why in one line."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class OverallBar:
@@ -190,11 +194,11 @@ def execute(
             )
     except papermill.PapermillExecutionError as error:
         what = error.evalue.strip() if error.ename == "EmonbError" else f"{error.ename}: {error.evalue}".strip()
-        raise NotebookFailed(_failure(source, target, f"In [{error.exec_count}]", what)) from None
+        raise _failure(source, target, f"In [{error.exec_count}]", what) from None
     except DeadKernelError:
         what = "the kernel died; most often because memory ran out: close programs or choose a smaller PROFILE"
         cell = "the cell that was running"
-        raise NotebookFailed(_failure(source, target, cell, what)) from None
+        raise _failure(source, target, cell, what) from None
     finally:
         _tidy(target, source)
     return [c.metadata.papermill.get("duration") or 0.0 for c in nb.cells if c.cell_type == "code"]
@@ -205,12 +209,13 @@ def short_path(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _failure(source: Path, target: Path, cell: str, what: str) -> str:
-    return (
+def _failure(source: Path, target: Path, cell: str, what: str) -> NotebookFailed:
+    message = (
         f"notebook {source.stem} failed in {cell}\n  {what[:2000]}\n"
         f"  executed copy, marked where it stopped: {short_path(target)}\n"
         "  the next run goes on from the finished results"
     )
+    return NotebookFailed(message, f"{cell}: {' '.join(what.split())[:300]}")
 
 
 def _tidy(target: Path, source: Path) -> None:

@@ -17,7 +17,19 @@ __all__ = ["cell_weights", "code_cells", "fingerprints", "settings_hash", "sha25
 _OUTPUTS = ("tables", "figures", "predictions", "models", "integrity")
 _REHEARSAL = {f"rehearsal{end}" for end in ("", "_bench", "_small", "_steps", "_report", "_page")}
 _REHEARSAL |= {"projection", "random_vlm"}  # no notebook calls them
-_RUNNER = {"run", "freshness", "execution", "report", "cli", "machine", "progress", "clean", "__main__", "__init__"}
+_RUNNER = {
+    "run",
+    "run_checks",
+    "freshness",
+    "execution",
+    "cli",
+    "machine",
+    "progress",
+    "clean",
+    "__main__",
+    "__init__",
+}
+_RUNNER |= {p.stem for p in Path(__file__).parent.glob("report*.py")}
 _UNUSED = _RUNNER | _REHEARSAL
 
 
@@ -26,7 +38,9 @@ def fingerprints(sources: Sequence[Path], settings: Settings) -> dict[str, str]:
     package = Path(__file__).parent
     modules = [f"emonb.{p.stem}" for p in sorted(package.glob("*.py")) if p.stem not in _UNUSED]
     resources = [
-        (p.relative_to(package).as_posix(), sha256(p)) for p in sorted(package.glob("resources/**/*")) if p.is_file()
+        (p.relative_to(package).as_posix(), sha256(p))
+        for p in sorted(package.glob("resources/**/*"))
+        if p.is_file() and p.stem != "report"
     ]
     chain = _digest([settings_hash(settings), code_hash(*modules), resources, _listing(settings)])
     result = {}

@@ -58,11 +58,15 @@ MODEL_NAMES = {
 
 
 class LoadedPredictions(dict[tuple[str, str], pd.DataFrame]):
-    """{(dataset, model): frame} that knows the folder it was read from: a run's pictures are found from there."""
+    """{(dataset, model): frame} that knows the folder it was read from: a run's pictures are found from there.
+
+    `problems` holds one sentence for each file that was left out because it is damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
+        self.problems: list[str] = []
 
 
 _METADATA_KEY = b"emonb.labels"
@@ -230,18 +234,42 @@ def read_predictions(
 
 
 def load_all(
-    folder: str | os.PathLike, datasets: Sequence[str] | None = None, *, split: str | None = None
+    folder: str | os.PathLike,
+    datasets: Sequence[str] | None = None,
+    *,
+    split: str | None = None,
+    partial: bool = False,
 ) -> LoadedPredictions:
-    """All prediction files of a run as {(dataset, model): frame}, optionally of some datasets or one split only."""
+    """All prediction files of a run as {(dataset, model): frame}, optionally of some datasets or one split only.
+
+    Args:
+        partial: leave damaged files out and say so in `problems` (then `emonb.gaps.gaps` names what is missing).
+            By default they are an error: a number of your own should not rest on less data unnoticed.
+
+    Raises:
+        EmonbError: no predictions at all, or a damaged file (see `partial`).
+    """
     found = LoadedPredictions(Path(folder).resolve())
     for path in sorted(Path(folder).glob("*__*.parquet")):
         dataset, model = path.stem.split("__", 1)
-        if datasets is None or dataset in datasets:
+        if datasets is not None and dataset not in datasets:
+            continue
+        try:
             found[dataset, model] = read_predictions(path, split=split)
+        except (EmonbError, ValueError, TypeError) as error:
+            if not partial:
+                raise
+            found.problems.append(f"{dataset}: predictions of {model} are damaged: {_reason(error, path)}")
     if not found:
         what = ", ".join(datasets or ["any dataset"])
-        raise EmonbError(f"{folder}: no predictions of {what}; run notebooks 03 to 06")
+        damaged = f" ({'; '.join(found.problems)})" if found.problems else ""
+        raise EmonbError(f"{folder}: no predictions of {what}; run notebooks 03 to 06{damaged}")
     return found
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """An error in one line, without the path that the reader is told anyway."""
+    return " ".join(str(error).replace(f"{path}: ", "").replace(str(path), path.name).split())[:300]
 
 
 def _check(frame: pd.DataFrame, labels: list[str], path: Path) -> None:

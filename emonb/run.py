@@ -6,11 +6,10 @@ for each notebook a fingerprint of what it depends on and the files that it wrot
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import chdir, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from emonb.errors import EmonbError
 from emonb.freshness import cell_weights, code_cells, fingerprints, settings_hash, sha256, snapshot, stages_of
 from emonb.machine import machine
+from emonb.run_checks import check_datasets, exclusive, is_chosen
 from emonb.settings import Settings, load_settings, project_root
 from emonb.store import STAGES, git_state, library_versions, make_folder, read_json, write_json
 from emonb.workspace import parse_force
@@ -37,6 +37,7 @@ NOTEBOOKS = {
     "09_try_your_image": 15.0,
 }
 _PACE = {"smoke": 0.15}  # of the mini profile's seconds
+_SHOWS = ("07_tables", "08_complementarity")  # worth executing over what is there when an earlier one failed
 
 
 def run(
@@ -75,33 +76,13 @@ def run(
 
     for source in sources:
         inspect_parameters(source, {**parameters, "force": force})
-    chosen = [source for source in sources if _is_chosen(source, notebooks)]
+    chosen = [source for source in sources if is_chosen(source, notebooks)]
     if not chosen:
         raise EmonbError(f"notebooks {notebooks!r}: none of {', '.join(s.stem[:2] for s in sources)}")
     results = make_folder(settings.out_path)
-    with _exclusive(results), chdir(project_root()):
+    with exclusive(results), chdir(project_root()):
         _Run(settings, parameters, results, sources).execute(chosen, forced)
     return results
-
-
-def check_datasets(settings: Settings) -> None:
-    """Raise `EmonbError` for a dataset that is neither drawn nor below the images folder."""
-    from emonb.miniworld import DRAWN
-
-    root = settings.images_path
-    if root is not None and not root.is_dir():
-        raise EmonbError(f"images: {root} is no folder; give the parent of the datasets' folders (--images, IMAGES)")
-    for name in settings.datasets:
-        if name in DRAWN:
-            continue
-        if root is None:
-            raise EmonbError(
-                f"datasets: unknown dataset {name!r}; drawn ones are {', '.join(DRAWN)}; "
-                "for one on disk also give its parent folder: --images ROOT (IMAGES=ROOT)"
-            )
-        if not (root / name).is_dir():
-            there = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:20]) or "no folder"
-            raise EmonbError(f"datasets: no folder {root / name}; {root} holds: {there}")
 
 
 class _Run:
@@ -118,10 +99,8 @@ class _Run:
         self.fingerprints = fingerprints(sources, settings)
 
     def execute(self, chosen: Sequence[Path], forced: Sequence[str]) -> None:
-        """Run what is stale; record after each notebook; then the report."""
-        from emonb.clean import sign
+        """Run what is stale; record after each notebook; then the report, also after a failure or Ctrl-C."""
         from emonb.execution import OverallBar, short_path
-        from emonb.report import write_report
 
         stale = self._stale(chosen, forced)
         for source in chosen:
@@ -131,13 +110,8 @@ class _Run:
         try:
             current = len(chosen) - len(stale)
             bar.say(f"{current} notebooks up to date, {len(stale)} to run, results in {short_path(self.out)}")
-            for number, source in enumerate(stale, 1):
-                own = [stage for stage in forced if STAGES[stage] == source.stem]  # later notebooks only read it
-                parameters = {**self.parameters, **({"force": ",".join(own)} if own else {})}
-                self._execute_one(source, parameters, bar, f"{number}/{len(stale)}")
-            self._write()
-            write_report(self.out)
-            sign(self.out / "notebooks")
+            self._execute_all(stale, forced, bar)
+            self._report()
             totals = self._totals()
             bar.say(
                 f"done in {totals['seconds_wall_this_run']:.0f} s, peak memory {totals['peak_memory_mb']:.0f} MB: "
@@ -147,7 +121,55 @@ class _Run:
             bar.close()
             self.progress_file.unlink(missing_ok=True)
 
-    def _execute_one(self, source: Path, parameters: Mapping[str, str], bar: Any, number: str) -> None:
+    def _execute_all(self, stale: Sequence[Path], forced: Sequence[str], bar: Any) -> None:
+        left = list(stale)
+        try:
+            for number, source in enumerate(stale, 1):
+                del left[0]
+                own = [stage for stage in forced if STAGES[stage] == source.stem]  # later notebooks only read it
+                parameters = {**self.parameters, **({"force": ",".join(own)} if own else {})}
+                self._execute_one(source, parameters, bar, f"{number}/{len(stale)}")
+        except BaseException as error:  # Ctrl-C too: what is there is worth a page
+            self._salvage(left, error, bar)
+            raise
+
+    def _salvage(self, left: Sequence[Path], error: BaseException, bar: Any) -> None:
+        """After a failure: tables and figures of the predictions that are there, and a report of what is not.
+
+        Nothing here may hide the error that led here: what fails too is one more line.
+        """
+        from emonb.execution import NotebookFailed, short_path
+
+        for source in left:
+            if self.records[source.stem]:  # of an earlier run
+                self.records[source.stem]["status"] = "earlier run"
+        shown = [source for source in left if source.stem in _SHOWS]
+        if isinstance(error, NotebookFailed) and any((self.out / "predictions").glob("*.parquet")):
+            for source in shown:
+                try:
+                    self._execute_one(source, self.parameters, bar, "partial", partial=True)
+                except NotebookFailed:
+                    continue  # said by the bar, kept in run.json
+                except KeyboardInterrupt:
+                    break
+        try:
+            self._report()
+            bar.say(f"report of what is there: {short_path(self.out / 'index.html')}")
+        except Exception as also:
+            bar.say(f"no report: {type(also).__name__}: {' '.join(str(also).split())[:300]}")
+
+    def _report(self) -> None:
+        from emonb.clean import sign
+        from emonb.report import write_report
+
+        self._write()
+        write_report(self.out)
+        sign(self.out / "notebooks")
+
+    def _execute_one(
+        self, source: Path, parameters: Mapping[str, str], bar: Any, number: str, *, partial: bool = False
+    ) -> None:
+        """Execute and record one notebook; `partial`: over incomplete results, so the next run does it again."""
         from emonb.execution import NotebookFailed, execute
 
         name = source.stem
@@ -171,12 +193,18 @@ class _Run:
             "TOKENIZERS_PARALLELISM": "false",
             **({"HF_HUB_OFFLINE": "1"} if self.settings.profile in ("smoke", "mini") else {}),
         }
-        record: dict[str, Any] = {"status": "failed"}
+        record: dict[str, Any] = {"status": "failed", "error": "stopped before its end"}
         try:
             record["cell_seconds"] = execute(source, target, parameters, environment, bar)
-            record |= {"status": "executed", "fingerprint": self.fingerprints[name]}
-        except NotebookFailed:
-            bar.say(f"{number} {name} failed")
+            record["status"] = "partial" if partial else "executed"
+            record |= {} if partial else {"fingerprint": self.fingerprints[name]}
+            del record["error"]
+        except NotebookFailed as error:
+            record["error"] = error.reason
+            bar.say(f"{number} {name} failed" + (f": {error.reason}" if partial else ""))
+            raise
+        except KeyboardInterrupt:
+            record["status"] = "stopped"
             raise
         finally:
             record["seconds"] = round(time.monotonic() - start, 2)
@@ -252,21 +280,6 @@ class _Run:
                 "notebooks": self.records,
             },
         )
-
-
-@contextmanager
-def _exclusive(out: Path) -> Iterator[None]:
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise EmonbError(f"{out}: another run is writing here; wait for it or choose another OUT") from None
-        yield
-
-
-def _is_chosen(source: Path, notebooks: str) -> bool:
-    wanted = [part.strip() for part in notebooks.split(",") if part.strip()]
-    return not wanted or any(source.stem == part or source.stem.split("_")[0] == part for part in wanted)
 
 
 def _short(path: Path) -> str:

@@ -52,9 +52,10 @@ class Row(NamedTuple):
 
 
 def test_rows(predictions: Predictions, dataset: str, model: str) -> pd.DataFrame | None:
-    """Test rows of a model, or None where this run has no such predictions."""
+    """Test rows of a model, or None where this run has no such predictions, or none of test images."""
     frame = predictions.get((dataset, model))
-    return None if frame is None else frame[frame["split"] == "test"]
+    rows = None if frame is None else frame[frame["split"] == "test"]
+    return None if rows is None or rows.empty else rows
 
 
 def depth_model(hidden: Sequence[int], settings: Settings) -> str:
@@ -137,7 +138,7 @@ def alpha(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     for title, model in zip(table["dataset"], table["row"], strict=True):
         student = test_rows(predictions, titles[title], model)
         teacher = test_rows(predictions, titles[title], settings.teacher.teacher)
-        if student is None or teacher is None:
+        if student is None or teacher is None or not set(student["image_id"]) & set(teacher["image_id"]):
             kl.append((np.nan,) * 3)
             continue
         values_ = kl_by_image(teacher, student, settings.distill.tau).to_numpy()
@@ -164,7 +165,7 @@ def instruction_tuning(predictions: Predictions, settings: Settings) -> pd.DataF
         p = same = np.nan
         if frame is not None and zero is not None and model != "vlm_zero_shot":
             pair = paired_correctness(frame, zero)
-            p = mcnemar_p(pair["a"] == 1, pair["b"] == 1)
+            p = mcnemar_p(pair["a"] == 1, pair["b"] == 1) if len(pair) else np.nan
         if frame is not None and tuned is not None:
             both = frame.merge(tuned, on="image_id", suffixes=("", "_tuned"))
             same = 100 * (both["prediction"] == both["prediction_tuned"]).mean()
@@ -239,7 +240,8 @@ def _frame(predictions: Predictions, dataset: str, model: str) -> pd.DataFrame |
     if model != "oracle":
         return test_rows(predictions, dataset, model)
     vlm, vit = (test_rows(predictions, dataset, m) for m in ("vlm_tuned", "vit"))
-    return None if vlm is None or vit is None else either_right(vlm, vit)
+    both = None if vlm is None or vit is None else either_right(vlm, vit)
+    return None if both is None or both.empty else both
 
 
 def _paper_cells(paper_table: str, row: Row, dataset: str, paper: float) -> dict[str, object]:
@@ -260,7 +262,7 @@ def _our_cells(
         options = (settings.report.bootstrap, settings.report.confidence)
         cells |= zip(measured, accuracy_interval(frame, *options), strict=True)
         cells |= {"n": frame["image_id"].nunique(), "seeds": frame["seed"].nunique()}
-        if gain and base is not None:
+        if gain and base is not None and set(frame["image_id"]) & set(base["image_id"]):
             cells |= zip(gained, paired_interval(frame, base, *options), strict=True)
     return cells
 

@@ -6,11 +6,12 @@ import io
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emonb.errors import EmonbError
 from emonb.settings import Settings, load_settings
 from emonb.store import STAGES, Store, atomic_write, make_folder
+from emonb.table_text import flat, format_value, latex, markdown, readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +32,10 @@ class Workspace:
     def save_table(self, frame: pd.DataFrame, id: str, caption: str = "") -> None:
         """Save `tables/<id>.csv` (full precision) and `.md`, `.tex` (rounded; caption: also `frame.attrs`)."""
         caption = caption or frame.attrs.get("caption", "")
-        self._save(f"tables/{id}.csv", _flat(frame).to_csv(index=False))
+        self._save(f"tables/{id}.csv", flat(frame).to_csv(index=False))
         shown = readable(frame)
-        self._save(f"tables/{id}.md", _markdown(shown, caption))
-        self._save(f"tables/{id}.tex", _latex(shown, id, caption))
+        self._save(f"tables/{id}.md", markdown(shown, caption))
+        self._save(f"tables/{id}.tex", latex(shown, id, caption))
 
     def save_figure(self, fig: Figure, id: str) -> None:
         """Save `figures/<id>.png` and `.svg`; the same figure gives the same bytes."""
@@ -126,85 +127,3 @@ def parse_force(force: str) -> tuple[str, ...]:
     if unknown:
         raise EmonbError(f"force: unknown stage {', '.join(unknown)}; use one of: {', '.join(STAGES)}, all")
     return tuple(STAGES) if "all" in stages else stages
-
-
-def format_value(value: Any) -> str:
-    """A table cell for people: four significant digits, nothing for a missing value."""
-    if value is None or value != value:  # NaN
-        return ""
-    if isinstance(value, float) or type(value).__name__.startswith("float"):
-        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1e4:
-        return f"{value:,}"
-    return str(value)
-
-
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table as people read it: a result table (rows: model x dataset) gets one row per model."""
-    from pandas.api.types import is_numeric_dtype
-
-    if {"name", "dataset", "paper", "ours", "ci_low"} <= set(frame.columns):
-        from emonb.tables import display
-
-        texts = {c: frame[c].fillna("") for c in frame.columns if not is_numeric_dtype(frame[c])}
-        frame = display(frame.assign(**texts)).rename_axis(index="model")
-        frame = frame.loc[:, (frame != "").any()]  # datasets of which the paper reports nothing
-    elif {"claim", "statement", "dataset", "verdict", "value", "ci_low"} <= set(frame.columns):
-        cells = [_judged(row) for row in frame.to_dict("records")]
-        wide = frame.assign(cell=cells).pivot(index=["claim", "statement"], columns="dataset", values="cell")
-        frame = wide[list(dict.fromkeys(frame["dataset"]))].fillna("")
-    return _flat(frame)
-
-
-def _judged(row: dict[str, Any]) -> str:
-    value, low, high = (format_value(row[key]) for key in ("value", "ci_low", "ci_high"))
-    return row["verdict"] + (f": {value}" if value else "") + (f" [{low}, {high}]" if low else "")
-
-
-def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    import pandas as pd
-
-    return frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
-
-
-def _heads(frame: pd.DataFrame) -> list[str]:
-    return [" ".join(filter(None, c)) if isinstance(c, tuple) else str(c) for c in frame.columns]
-
-
-def _rows(frame: pd.DataFrame) -> list[list[str]]:
-    return [[format_value(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-
-
-def _markdown(frame: pd.DataFrame, caption: str) -> str:
-    head = _heads(frame)
-    lines = [f"**{caption}**\n"] if caption else []
-    for row in (head, ["---"] * len(head), *_rows(frame)):
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
-    return "\n".join(lines) + "\n"
-
-
-_TEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\n": " "}
-)
-
-
-def _latex(frame: pd.DataFrame, id: str, caption: str) -> str:
-    """A booktabs table that compiles with pdflatex."""
-    head = _heads(frame)
-    body = [" & ".join(cell.translate(_TEX) for cell in row) + r" \\" for row in (head, *_rows(frame))]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            rf"\caption{{{caption.translate(_TEX)}}}\label{{tab:{id}}}",
-            rf"\begin{{tabular}}{{{'l' * len(head)}}}",
-            r"\toprule",
-            body[0],
-            r"\midrule",
-            *body[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )

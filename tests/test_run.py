@@ -206,7 +206,8 @@ def test_report_says_what_is_missing(finished):
     page = (out / "index.html").read_text()
     assert "Not made in this run: table main" in page
     assert "not comparable" in page
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
 
 
 @pytest.mark.parametrize(
@@ -246,3 +247,104 @@ def test_bar_estimates_time_left(tmp_path):
         assert "left" in bar.state()[1]
     finally:
         bar.close()
+
+
+def partial_folder(folder: Path, **changed: str) -> Path:
+    """Notebooks 01 to 08 of one line each: 01 saves predictions, 04 fails, 07 and 08 show what is there."""
+    sources = {
+        "01_data": "open_out('predictions').joinpath('mini-fi__vit.parquet').write_bytes(b'x')",
+        "04_teacher": "raise ValueError('no <b>teacher</b>')",
+        "05_distillation": "open_out('tables').joinpath('never.csv').write_text('a')",
+        "07_tables": "open_out('tables').joinpath('main.csv').write_text('a\\n1\\n')",
+        "08_complementarity": "open_out('tables').joinpath('claims.csv').write_text('a\\n1\\n')",
+    } | {f"{name}": code for name, code in changed.items()}
+    folder.mkdir(exist_ok=True)
+    for name, code in sources.items():
+        nb = json.loads((FIXTURES / "fails.ipynb").read_text())
+        nb["cells"][2]["source"] = (
+            "from pathlib import Path\n"
+            "def open_out(name):\n    folder = Path(out) / name\n    folder.mkdir(exist_ok=True)\n    return folder"
+        )
+        nb["cells"][3]["source"] = code
+        (folder / f"{name}.ipynb").write_text(json.dumps(nb))
+    return folder
+
+
+def test_after_a_failure_what_is_there_is_shown(tmp_path, capsys):
+    folder, out = partial_folder(tmp_path / "notebooks"), tmp_path / "out"
+    with pytest.raises(NotebookFailed, match="04_teacher failed"):
+        run("smoke", out=str(out), folder=folder)
+    records = json.loads((out / "run.json").read_text())["notebooks"]
+    assert {name: r.get("status", "none") for name, r in records.items()} == {
+        "01_data": "executed",
+        "04_teacher": "failed",
+        "05_distillation": "none",
+        "07_tables": "partial",
+        "08_complementarity": "partial",
+    }
+    assert "fingerprint" not in records["07_tables"]
+    assert records["04_teacher"]["error"] == "In [4]: ValueError: no <b>teacher</b>"
+    page = (out / "index.html").read_text()
+    assert "notebook 04_teacher failed: In [4]: ValueError: no &lt;b&gt;teacher&lt;/b&gt;" in page
+    assert "notebook 05_distillation was not run" in page
+    assert "report of what is there" in capsys.readouterr().err
+    (folder / "04_teacher.ipynb").write_text((folder / "01_data.ipynb").read_text())  # mended
+    run("smoke", out=str(out), folder=folder)
+    assert statuses(out) == {
+        "data": "up to date",
+        "teacher": "executed",
+        "distillation": "executed",
+        "tables": "executed",
+        "complementarity": "executed",
+    }
+    assert "04_teacher failed" not in (out / "index.html").read_text()
+
+
+def test_what_fails_after_a_failure_is_one_more_line(tmp_path, capsys):
+    changed = {"07_tables": "raise KeyError('also')"}
+    folder, out = partial_folder(tmp_path / "notebooks", **changed), tmp_path / "out"
+    with pytest.raises(NotebookFailed, match="04_teacher failed"):
+        run("smoke", out=str(out), folder=folder)
+    told = capsys.readouterr().err
+    assert "partial 07_tables failed: In [4]: KeyError: 'also'" in told
+    assert "Traceback" not in told
+    assert statuses(out)["complementarity"] == "partial"
+    assert "notebook 07_tables failed" in (out / "index.html").read_text()
+
+
+def test_without_predictions_nothing_more_is_executed(tmp_path):
+    folder, out = partial_folder(tmp_path / "notebooks", **{"01_data": "pass"}), tmp_path / "out"
+    with pytest.raises(NotebookFailed):
+        run("smoke", out=str(out), folder=folder)
+    assert statuses(out)["tables"] == "none"
+    assert "no predictions" in (out / "index.html").read_text()
+
+
+def test_ctrl_c_leaves_a_report(tmp_path, notebook_folder, monkeypatch):
+    from emonb import execution
+
+    real = execution.execute
+
+    def stopped(source, *arguments):
+        if source.stem == "02_reads_result":
+            raise KeyboardInterrupt
+        return real(source, *arguments)
+
+    monkeypatch.setattr(execution, "execute", stopped)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run("smoke", out=str(out), folder=notebook_folder("saves_table", "reads_result", "saves_table"))
+    assert statuses(out)["reads_result"] == "stopped"
+    assert "notebook 02_reads_result was stopped" in (out / "index.html").read_text()
+
+
+def test_a_report_that_fails_does_not_hide_the_error(tmp_path, notebook_folder, monkeypatch, capsys):
+    from emonb import report
+
+    def no_report(out):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report, "write_report", no_report)
+    with pytest.raises(NotebookFailed, match="the reason"):
+        run("smoke", out=str(tmp_path / "out"), folder=notebook_folder("fails"))
+    assert "no report: OSError: disk full" in capsys.readouterr().err

@@ -1,14 +1,19 @@
 """Tables and claims: recomputed by plain pandas, and each verdict on data made to deserve it."""
 
+import re
+from html import unescape
+
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 from synthetic import frame_of, synthetic, truth
 
 from emonb import claims, tables
 from emonb.emotions import TAXONOMIES
 from emonb.paper_values import departures, paper_rows, paper_value, paper_values
 from emonb.settings import load_settings
+from emonb.table_text import latex, markdown, plain_caption, readable
 
 DATASETS = ("mini-fi", "mini-emotion6", "mini-flickr")
 LABELS = TAXONOMIES["mikels8"].labels
@@ -216,3 +221,94 @@ def test_over_all_datasets_the_mean_counts_and_is_surer(predictions, settings):
     assert whole["value"] == pytest.approx(single["value"].mean())
     assert whole["n"] == single["n"].sum()
     assert whole["ci_high"] - whole["ci_low"] < (single["ci_high"] - single["ci_low"]).min()
+
+
+def test_claims_name_what_they_lack(predictions, settings):
+    some = {key: f for key, f in predictions.items() if key != ("mini-flickr", "vit")}
+    table = claims.claims(some, settings, None).set_index(["claim", "dataset"])
+    assert table.loc[("C2", "mini-flickr (drawn)"), "verdict"] == "undecided"
+    why = "not tested, no predictions of ViT (teacher) on mini-flickr (drawn): distilled head - ViT (teacher)"
+    assert table.loc[("C2", "mini-flickr (drawn)"), "decided_by"] == why
+    assert table.loc[("C2", "all"), "decided_by"] == why
+    assert table.loc[("C2", "all"), "verdict"] == "undecided"
+    assert table.loc[("C2", "mini-fi (drawn)"), "value"] > 0
+    assert table.loc[("C8", "all"), "decided_by"] == "not tested, no table of parameters"
+    assert table.loc[("C8", "all"), "verdict"] == "undecided"
+
+
+def test_models_of_other_images_are_not_compared(predictions, settings):
+    apart = predictions["mini-fi", "vit"].copy()
+    apart["image_id"] = "other/" + apart["image_id"]
+    mixed = {**predictions, ("mini-fi", "vit"): apart}
+    table = tables.modules(mixed, settings).set_index(["row", "dataset"])
+    assert np.isnan(table.loc[("vit", "mini-fi (drawn)"), "gain"])
+    assert ("oracle", "mini-fi (drawn)") not in table.index
+    assert tables.alpha(mixed, settings).query("dataset == 'mini-fi (drawn)'")["kl"].isna().all()
+    detail = claims.comparisons(mixed, settings).query("claim == 'C2'").set_index("dataset")
+    assert detail.loc["mini-fi (drawn)", "verdict"] == "undecided"
+    only_train = {**predictions, ("mini-fi", "vit"): predictions["mini-fi", "vit"].assign(split="train")}
+    assert tables.test_rows(only_train, "mini-fi", "vit") is None
+
+
+HOSTILE = [
+    "a & b % $x$ #1 {z} ~ ^ \\input{x}",
+    "[1024]",
+    "*star",
+    "<img src=x>|`q`",
+    "two\nlines\x00",
+    "_a_ [l](j:x) ![i](y)",
+]
+
+
+def latex_rows(text):
+    """Rows of a tabular as lists of cells, and its column letters; fails where TeX would."""
+    bare = re.sub(r"\\[\\&%$#_{}]", "", text.replace(r"\\", ""))
+    assert bare.count("{") == bare.count("}")
+    assert not re.search(r"[#^~_]", re.sub(r"\d~\[|,~", "", bare.split(r"\toprule")[1]))
+    assert bare.split("\n", 1)[1].count("$") % 2 == 0
+    kinds = re.sub(r"p\{\d+em\}", "p", re.search(r"\\begin\{tabular\}\{((?:[lr]|p\{\d+em\})+)\}", text)[1])
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    lines = [line for line in body.splitlines() if line.endswith(r" \\")]
+    return kinds, [re.split(r"(?<!\\)&", line.removesuffix(r" \\")) for line in lines]
+
+
+@pytest.mark.parametrize("name", ["main", "modules", "depth", "gates", "alpha", "instruction_tuning"])
+def test_latex_has_numbers_to_the_right_and_paper_beside_ours(predictions, settings, name):
+    table = getattr(tables, name)(predictions, settings)
+    text = latex(readable(table), name, table.attrs["caption"])
+    kinds, rows = latex_rows(text)
+    assert re.fullmatch(r"[lp]r+", kinds)
+    width = [sum(int(n) for n in re.findall(r"\\multicolumn\{(\d+)\}", line)) for line in (" & ".join(rows[0]),)]
+    assert width == [len(kinds) - 1]
+    assert {len(row) for row in rows[1:]} == {len(kinds)}
+    rules = [tuple(map(int, pair)) for pair in re.findall(r"\\cmidrule\(lr\)\{(\d+)-(\d+)\}", text)]
+    assert rules[0][0] == 2
+    assert rules[-1][1] == len(kinds)
+    assert [b for _, b in rules[:-1]] == [a - 1 for a, _ in rules[1:]]
+    assert rf"\label{{tab:{name.replace('_', '-')}}}" in text
+    assert not re.search(r"\\(\\|midrule|toprule)\s*[\[*]", text), "TeX would take it as an argument"
+
+
+def test_hostile_names_stay_names_in_latex_and_markdown():
+    frame = pd.DataFrame({"na|me_$": HOSTILE, "value": [-1.5, 2.0, None, 4.0, 5.0, 123456.7]})
+    text = latex(frame, "x}y_", HOSTILE[0])
+    kinds, rows = latex_rows(text)
+    assert kinds == "pr"
+    assert {len(row) for row in rows} == {2}
+    assert r"\textbackslash{}input\{x\}" in text
+    assert "$-$1.5" in text
+    lines = markdown(frame, "**x** <b>").splitlines()
+    assert len({len(line) for line in lines[2:]}) == 1, "columns of one width"
+    assert lines[3].endswith("-: |")
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in lines[2:]} == {4}
+    shown = MarkdownIt("gfm-like", {"linkify": False}).render("\n".join(lines))
+    assert not re.search(r"<(img|a|em|code|b|i)\b", shown)
+    cells = [unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", shown)]
+    assert [" ".join(re.sub(r"\x00", " ", name).split()) for name in HOSTILE] == cells
+    assert plain_caption("\n".join(lines)) == "**x** <b>"
+
+
+def test_markdown_of_a_result_table_is_aligned(predictions, settings):
+    lines = markdown(readable(tables.main(predictions, settings)), "").splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert re.fullmatch(r"\| -+ \|( -+: \|)+", lines[1])

@@ -1,0 +1,187 @@
+"""The report in a browser, from disk: nothing is asked for, names stay text, it fits a phone, and it prints."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from reporting import add_samples, edit_run, make_results, write_notebook
+from synthetic import frame_of
+from test_explorer_browser import BROWSER
+
+from emonb.predictions import write_predictions
+from emonb.report import write_report
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+
+EVIL = "<img src=x onerror=alert(1)>"
+CLIPPED = """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('.wide') && !e.closest('.skip')
+  && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className)"""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = make_results(tmp_path_factory.mktemp("report") / "out")
+    write_report(out)
+    return out
+
+
+@pytest.fixture
+def opened(chromium):
+    """Opens a report; at the end: it asked for nothing but itself, wrote no error and opened no dialog."""
+    contexts, bad = [], []
+
+    def open_report(out, width=1280, **options):
+        context = chromium.new_context(viewport={"width": width, "height": 844}, **options)
+        contexts.append(context)
+        context.set_default_timeout(5000)
+        page, address = context.new_page(), (out / "index.html").as_uri()
+        page.on("request", lambda r: bad.append(r.url) if not r.url.startswith(("data:", address)) else None)
+        page.on("console", lambda message: bad.append(message.text))
+        page.on("pageerror", lambda error: bad.append(str(error)))
+        page.on("dialog", lambda dialog: (bad.append(dialog.message), dialog.dismiss()))
+        page.goto(address)
+        return page
+
+    yield open_report
+    for context in contexts:
+        context.close()
+    assert bad == []
+
+
+def test_alone_in_a_folder_it_shows_its_figures_and_its_explorer(made, tmp_path, opened):
+    shutil.copy(made / "index.html", tmp_path)
+    page = opened(tmp_path)
+    page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert page.evaluate("[...document.images].every(i => i.alt.length > 3)")
+    explorer = page.locator(".emonb-explorer")
+    count = explorer.locator("td button.hit").first
+    images = int(count.inner_text())
+    count.click()
+    assert explorer.locator(".card").count() == images > 0
+    sprite = explorer.locator(".thumb").last.evaluate("e => getComputedStyle(e).backgroundImage")
+    assert sprite.startswith('url("data:image/webp')
+
+
+def test_the_policy_stops_what_would_be_loaded(made, tmp_path, chromium):
+    evil = f"<img id=other src=other.png>{EVIL}<script>document.title = 'evil'</script></body>"
+    (tmp_path / "index.html").write_text((made / "index.html").read_text().replace("</body>", evil))
+    Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+    page = chromium.new_page()
+    dialogs = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.goto((tmp_path / "index.html").as_uri())
+    title, width = page.title(), page.locator("#other").evaluate("e => e.naturalWidth")
+    page.close()
+    assert title.startswith("EmoVLM-KD, reproduced")
+    assert (dialogs, width) == ([], 0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_a_phone_in_light_and_dark(made, opened, scheme):
+    page = opened(made, width=390, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate(CLIPPED) == []
+    box = page.locator("#table-main .wide")
+    before = box.locator("tbody th").first.bounding_box()["x"]
+    box.evaluate("e => { e.scrollLeft = 40 }")
+    assert box.evaluate("e => e.scrollLeft") == 40
+    assert box.locator("tbody th").first.bounding_box()["x"] == before
+    ink, paper = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    lighter = [sum(int(x) for x in color[4:-1].split(",")) for color in (ink, paper)]
+    assert (lighter[0] > lighter[1]) == (scheme == "dark")
+
+
+def test_numbers_stand_to_the_right_in_figures_of_one_width(made, opened):
+    page = opened(made)
+    found = page.locator("#table-main td.n").first.evaluate(
+        "e => [getComputedStyle(e).textAlign, getComputedStyle(e).fontVariantNumeric]"
+    )
+    assert found == ["right", "tabular-nums"]
+
+
+def test_paper_is_black_on_white_without_controls_and_with_everything_open(made, opened):
+    page = opened(made, color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    ink, paper = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    assert (ink, paper) == ("rgb(0, 0, 0)", "rgb(255, 255, 255)")
+    assert not page.locator(".toc").is_visible()
+    assert not page.locator(".emonb-explorer .controls").is_visible()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+    shown = page.locator("#files a").first.evaluate("e => getComputedStyle(e, '::after').content")
+    assert "site/" in shown
+    assert len(page.pdf(prefer_css_page_size=True)) > 20_000
+
+
+def test_hostile_names_and_texts_are_text(tmp_path, opened):
+    out = make_results(tmp_path / "out")
+    labels = ["<u>awe</u>", EVIL]
+    truth = [labels[i % 2] for i in range(8)]
+    frames = {}
+    for k, model in enumerate(("vit", "emovlmkd", EVIL)):
+        frame = frame_of([labels[(i + k) % 2] for i in range(8)], truth, labels, rng=np.random.default_rng(k))
+        frame["image_id"] = [f"{EVIL}{i}" for i in range(8)]
+        frame["raw_text"] = f"</script>{EVIL}"
+        frames[EVIL, model] = frame
+        write_predictions(out / "predictions" / f"{EVIL}__{model}.parquet", frame, labels)
+    add_samples(out, frames)
+    (out / "predictions" / f"{EVIL}__head.parquet").write_bytes(b"<b>")
+    for path in (out / "tables").glob("*.csv"):
+        frame = pd.read_csv(path).astype(object)
+        for column in {"name", "dataset", "paper_dataset", "decided_by", "rule", "why", "verdict"} & set(
+            frame.columns
+        ):
+            frame.loc[frame.index[0], column] = EVIL
+        frame.rename(columns={"topic": EVIL}).to_csv(path, index=False)
+        path.with_suffix(".md").write_text(f"**{EVIL}**\n")
+    shutil.copy(out / "tables" / "gates.csv", out / "tables" / f"{EVIL}.csv")
+    (out / "tables" / f"{EVIL}2.csv").write_text("")
+    for end in ("", "__x"):
+        Image.new("RGB", (9, 9)).save(out / "figures" / f"confusion_{EVIL}{end}.png")
+    write_notebook(out, EVIL, (EVIL, EVIL))
+
+    def spoil(run):
+        run.update(profile=EVIL, written=EVIL, seeds=[EVIL], versions={"torch": EVIL}, git={"commit": EVIL})
+        run["machine"].update(cpu=EVIL, gpu=EVIL)
+        run["settings"]["datasets"] = [EVIL, "mini-fi"]
+        run["notebooks"][EVIL] = {"status": EVIL}
+        run["notebooks"]["04_teacher"] = {"status": "failed", "error": EVIL}
+
+    edit_run(out, spoil)
+    write_report(out)
+    page = opened(out)
+    assert page.locator("img[src='x'], img[onerror]").count() == 0
+    text = page.locator("body").inner_text()
+    for place in (
+        f"notebook 04_teacher failed: {EVIL}",
+        f"{EVIL}: predictions of head are damaged",
+        f"{EVIL}, 2 cores",
+    ):
+        assert place in text, place
+    for part in ("h1, .eyebrow", "#result", "#claims", "#confusion", "#departures", "#more", "#files", ".problems"):
+        found = " ".join(page.locator(part).all_text_contents())
+        assert EVIL.lower() in found.lower(), part
+    explorer = page.locator(".emonb-explorer")
+    explorer.locator("td button:not(.none)").first.click()
+    assert EVIL in explorer.locator(".card").first.inner_text()
+    assert json.loads((out / "run.json").read_text())["profile"] == EVIL
