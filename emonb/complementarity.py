@@ -13,14 +13,12 @@ import pandas as pd
 
 from emonb.metrics import (
     bootstrap_means,
-    calibration_error,
     disagreement,
     interval,
     kappa,
     mcnemar_p,
     oracle,
     q_statistic,
-    reliability,
     two_by_two,
 )
 from emonb.paper_values import dataset_title, is_drawn
@@ -34,11 +32,9 @@ __all__ = [
     "QUARTET",
     "agreement_matrix",
     "answers",
-    "calibration_table",
     "circle_distance",
     "complementarity_table",
     "first_seed",
-    "gate_trust_table",
     "intersections",
     "joint",
     "lacking",
@@ -155,67 +151,17 @@ def intersections(tables: Mapping[str, pd.DataFrame], models: Sequence[str] = QU
         tables: {title: joint table}; a model that one of them lacks is left out of all.
 
     Returns:
-        Counts with a column per title; the index has a level per model (True = right).
+        Counts with a column per title; the index has a level per model (True = right). Empty without tables or
+        models.
     """
     models = [m for m in models if all(m in table.columns for table in tables.values())]
+    if not tables or not models:
+        return pd.DataFrame()
     hits = {title: table[models].eq(table["label"], axis=0) for title, table in tables.items()}
     counts = pd.DataFrame({title: hit.value_counts() for title, hit in hits.items()}).fillna(0).astype(int)
     counts.index = pd.MultiIndex.from_tuples([tuple(map(bool, key)) for key in counts.index], names=models)
     order = counts.div(counts.sum().clip(lower=1)).sum(axis=1)
     return counts.loc[order.sort_index(ascending=False).sort_values(ascending=False, kind="stable").index]
-
-
-def gate_trust_table(predictions: Predictions, datasets: Sequence[str]) -> pd.DataFrame:
-    """Whom the gate followed where VLM and head disagree, per true emotion; "all" first. Holds for any gate.
-
-    Columns: dataset (title), emotion, n (images of disagreement, first seed), then in percent of n:
-    `followed_vlm, followed_head, followed_neither` and `vlm_right, head_right, gate_right`.
-    """
-    rows = []
-    for dataset in datasets:
-        table = joint(predictions, dataset, ("vlm_tuned", "head", "emovlmkd"))
-        if not {"vlm_tuned", "head", "emovlmkd"} <= set(table.columns):
-            continue
-        table = table[table["vlm_tuned"] != table["head"]]
-        labels = prediction_labels(predictions[dataset, "emovlmkd"])
-        for emotion in ("all", *labels):
-            part = table if emotion == "all" else table[table["label"] == emotion]
-            if len(part):
-                vlm, head = (part["emovlmkd"] == part[m] for m in ("vlm_tuned", "head"))
-                right = [part[m] == part["label"] for m in ("vlm_tuned", "head", "emovlmkd")]
-                shares = [100 * hit.mean() for hit in (vlm, head, ~vlm & ~head, *right)]
-                rows.append((dataset_title(dataset), emotion, len(part), *shares))
-    names = ["followed_vlm", "followed_head", "followed_neither", "vlm_right", "head_right", "gate_right"]
-    frame = pd.DataFrame(rows, columns=["dataset", "emotion", "n", *names])
-    frame.attrs["caption"] = (
-        "Table gate_trust: test images on which tuned VLM and head name different emotions; whose answer EmoVLM-KD "
-        "gives, and who is right there, in percent of them; one seed."
-    )
-    return frame
-
-
-def calibration_table(
-    predictions: Predictions, datasets: Sequence[str], models: Sequence[str] = QUARTET
-) -> pd.DataFrame:
-    """How far confidence is from accuracy: first seed of each model on test images; lacking models are left out.
-
-    Columns: dataset (title), model, name, n, `ece, confidence, accuracy` in percent (`metrics.calibration_error`).
-    """
-    rows = []
-    for dataset in datasets:
-        for model in models:
-            if (dataset, model) in predictions:
-                frame = first_seed(predictions[dataset, model])
-                bins = reliability(frame)
-                means = [100 * np.average(bins[c], weights=bins["n"]) for c in ("confidence", "accuracy")]
-                names = (dataset_title(dataset), model, model_name(model))
-                rows.append((*names, len(frame), calibration_error(frame), *means))
-    frame = pd.DataFrame(rows, columns=["dataset", "model", "name", "n", "ece", "confidence", "accuracy"])
-    frame.attrs["caption"] = (
-        "Table calibration: expected calibration error over 15 bins of equal width (Guo et al. 2017), mean "
-        "confidence and accuracy, in percent, on test images; first seed of each model."
-    )
-    return frame
 
 
 def select_examples(table: pd.DataFrame, per_case: int = 4) -> pd.DataFrame:

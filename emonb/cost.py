@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,9 +34,18 @@ from emonb.vlm import VLM, answer_distribution, visual_tokens
 
 __all__ = ["cost_stage", "cost_table", "count", "milliseconds"]
 
-PICTURES, WARM_UP = 32, 4  # timed pictures, and untimed ones before them; ours
+PICTURES, WARM_UP = 16, 2  # timed pictures, and untimed ones before them; ours: some seconds a dataset on a laptop
 
 Answer = Callable[[str], Any]  # path of a picture -> anything
+
+
+class Model(NamedTuple):
+    """A model to measure; `within` is entered around each answer, outside the measured time."""
+
+    answer: Answer
+    parameters: int = 0  # all that are needed to answer
+    trainable: int = 0  # of these, trained here
+    within: Callable[[], AbstractContextManager] = nullcontext
 
 
 def count(modules: Sequence[nn.Module]) -> int:
@@ -46,24 +55,31 @@ def count(modules: Sequence[nn.Module]) -> int:
     return sum(math.prod(q.shape) if q is not None else p.numel() for p, q in zip(found.values(), packed, strict=True))
 
 
-def milliseconds(answer: Answer, paths: Sequence[str], device: torch.device, warm_up: int = WARM_UP) -> np.ndarray:
-    """Wall time of each answer, (N,) in milliseconds, after some untimed ones of the first pictures."""
+def milliseconds(
+    models: Mapping[str, Model], paths: Sequence[str], device: torch.device, warm_up: int = WARM_UP
+) -> dict[str, np.ndarray]:
+    """Wall time of each answer, {model: (N,) in milliseconds}, after some untimed ones of the first pictures.
+
+    The models take turns picture by picture: what else the machine does meanwhile slows all of them alike.
+    """
 
     def finish() -> None:
         if device.type == "cuda":  # kernels are only queued when a call returns
             torch.cuda.synchronize(device)
 
-    taken = []
+    taken: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
-        for path in paths[:warm_up]:
-            answer(path)
-        for path in paths:
-            finish()
-            start = time.perf_counter()
-            answer(path)
-            finish()
-            taken.append(1000 * (time.perf_counter() - start))
-    return np.array(taken)
+        for number, path in enumerate([*paths[:warm_up], *paths]):
+            for name, model in models.items():
+                with model.within():
+                    finish()
+                    start = time.perf_counter()
+                    model.answer(path)
+                    finish()
+                    seconds = time.perf_counter() - start
+                if number >= warm_up:
+                    taken[name].append(1000 * seconds)
+    return {name: np.array(values) for name, values in taken.items()}
 
 
 def cost_stage(settings: Settings, store: Store, dataset: str, base: VLM) -> Artifact:
@@ -83,8 +99,16 @@ def cost_stage(settings: Settings, store: Store, dataset: str, base: VLM) -> Art
 
     def build(folder: Path) -> None:
         paths = read_samples(needed["samples"], "test", ["path"])["path"].head(PICTURES).tolist()
-        rows = _vlm_rows(settings, base, needed, paths)
-        rows += [_network_row(name, artifact, paths) for name, artifact in networks.items()]
+        with adapted(base, needed["adapter"]) as tuned:
+            models = {**_vlm_models(settings, tuned, needed), **{n: _network(a) for n, a in networks.items()}}
+            taken = milliseconds(models, paths, base.device)
+        gpu = base.device.type == "cuda"
+        device = torch.cuda.get_device_name(base.device) if gpu else base.device.type
+        rows = []
+        for name, model in models.items():
+            low, median, high = np.percentile(taken[name], [25, 50, 75]).round(3).tolist()
+            times = {"ms_median": median, "ms_low": low, "ms_high": high, "n": len(paths), "device": device}
+            rows.append({"model": name, "parameters": model.parameters, "trainable": model.trainable, **times})
         write_json(folder / "cost.json", rows)
 
     params = {"pictures": PICTURES, "warm_up": WARM_UP, "seed": settings.seed, **settings.vlm.model_dump(mode="json")}
@@ -92,34 +116,31 @@ def cost_stage(settings: Settings, store: Store, dataset: str, base: VLM) -> Art
     return store.get("cost", dataset, build, params=params, inputs=inputs, code=["emonb.cost"])
 
 
-def _vlm_rows(settings: Settings, base: VLM, needed: Mapping[str, Artifact], paths: list[str]) -> list[dict]:
+def _vlm_models(settings: Settings, tuned: VLM, needed: Mapping[str, Artifact]) -> dict[str, Model]:
     """VLM before and after tuning, the head on the vision tower, and the assembled model."""
     labels = read_json(needed["head"].path / "heads.json")["labels"]
-
-    def ask(vlm: VLM) -> Answer:
-        return lambda path: answer_distribution(vlm, visual_tokens(vlm, [path]), labels)
-
-    def row(model: str, modules: Sequence[nn.Module], trained: int, answer: Answer) -> dict[str, Any]:
-        return _row(model, count(modules), trained, milliseconds(answer, paths, base.device), base.device)
-
-    rows = [row("vlm_zero_shot", [base.model], 0, ask(base))]
     student = distill.load_head(needed["head"], "head", settings.seed)
     gating = gate.load_gate(needed["gate"], "emovlmkd", settings.seed)
-    with adapted(base, needed["adapter"]) as tuned:
-        whole = EmoVLMKD(tuned, student, gating, {"labels": labels}).eval()
-        lora = sum(p.numel() for name, p in tuned.model.named_parameters() if "lora_" in name)
-        rows.append(row("vlm_tuned", [tuned.model], lora, ask(tuned)))
+    whole = EmoVLMKD(tuned, student, gating, {"labels": labels}).eval()
+    lora = sum(p.numel() for name, p in tuned.model.named_parameters() if "lora_" in name)
+    everything = count([tuned.model])
 
-        def head(path: str) -> torch.Tensor:
-            return student(visual_tokens(tuned, [path]).pooled().to(tuned.device))
+    def ask(path: str) -> torch.Tensor:
+        return answer_distribution(tuned, visual_tokens(tuned, [path]), labels)
 
-        rows.append(row("head", [tuned.core.visual, student], count([student]), head))
-        trained = lora + count([student, gating])
-        rows.append(row("emovlmkd", [tuned.model, student, gating], trained, lambda path: whole([path])))
-    return rows
+    def head(path: str) -> torch.Tensor:
+        return student(visual_tokens(tuned, [path]).pooled().to(tuned.device))
+
+    added = count([student, gating])
+    return {
+        "vlm_zero_shot": Model(ask, everything - lora, 0, tuned.model.disable_adapter),
+        "vlm_tuned": Model(ask, everything, lora),
+        "head": Model(head, count([tuned.core.visual, student]), count([student])),
+        "emovlmkd": Model(lambda path: whole([path]), everything + added, lora + added),
+    }
 
 
-def _network_row(name: str, artifact: Artifact, paths: list[str]) -> dict[str, Any]:
+def _network(artifact: Artifact) -> Model:
     net, settings, labels = load_network(artifact)
     device = get_device()
     net.to(device)
@@ -128,15 +149,7 @@ def _network_row(name: str, artifact: Artifact, paths: list[str]) -> dict[str, A
         one = Pictures(pd.DataFrame({"path": [path], "label": labels[:1]}), labels, settings, train=False)
         return net(one[0][0][None].to(device))
 
-    size = count([net])
-    return _row(name, size, size, milliseconds(answer, paths, device), device)
-
-
-def _row(model: str, parameters: int, trained: int, taken: np.ndarray, device: torch.device) -> dict[str, Any]:
-    low, median, high = np.percentile(taken, [25, 50, 75]).round(3).tolist()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    times = {"ms_median": median, "ms_low": low, "ms_high": high, "n": len(taken), "device": name}
-    return {"model": model, "parameters": parameters, "trainable": trained, **times}
+    return Model(answer, count([net]), count([net]))
 
 
 def cost_table(artifacts: Mapping[str, Artifact]) -> pd.DataFrame:

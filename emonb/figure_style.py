@@ -34,6 +34,7 @@ __all__ = [
     "as_image",
     "basis",
     "cell_notes",
+    "empty",
     "panels",
     "short_number",
     "styled",
@@ -119,6 +120,13 @@ def panels(n: int, height: float, columns: int = 3, **options: Any) -> tuple[Fig
     for spare in axes[n:]:
         spare.set_axis_off()
     return fig, axes[:n]
+
+
+def empty() -> Figure:
+    """What a figure is of which this run has nothing: a run with failed models keeps all others."""
+    fig = Figure(figsize=(COLUMN, 0.6))
+    fig.text(0.5, 0.5, "this run has no predictions for this figure", ha="center", va="center")
+    return fig
 
 
 def basis(n: object, seeds: object) -> str:

@@ -19,6 +19,7 @@ from emonb.figure_style import (
     NOTE,
     basis,
     cell_notes,
+    empty,
     panels,
     styled,
     turned,
@@ -41,6 +42,8 @@ def complementarity_venn(table: pd.DataFrame) -> Figure:
     Args:
         table: rows `emotion == "all"` of the complementarity table.
     """
+    if table.empty:
+        return empty()
     fig, axes = panels(len(table), 2.0)
     for ax, row in zip(axes, table.to_dict("records"), strict=True):
         both, vlm, vit, neither = (row[g.replace(" ", "_")] for g in GROUPS)
@@ -69,6 +72,8 @@ def complementarity_by_emotion(table: pd.DataFrame) -> Figure:
     Args:
         table: rows of single emotions of the complementarity table; one panel per dataset.
     """
+    if table.empty:
+        return empty()
     parts = [(title, part.iloc[::-1]) for title, part in table.groupby("dataset", sort=False)]
     heights = [len(part) + 1.6 for _, part in parts]
     fig = Figure(figsize=(COLUMN, 0.17 * sum(heights) + 0.7), layout="constrained")
@@ -102,6 +107,8 @@ def complementarity_upset(tables: Mapping[str, pd.DataFrame]) -> Figure:
         tables: {dataset's title: output of `complementarity.joint`}.
     """
     counts = intersections(tables)
+    if counts.empty:
+        return empty()
     models = list(counts.index.names)
     totals = counts.sum()
     height = 0.85 * len(tables) + 0.22 * len(models) + 0.3
@@ -151,6 +158,8 @@ def agreement(matrices: Mapping[str, pd.DataFrame], n: Mapping[str, int]) -> Fig
     import seaborn
 
     shown = {title: matrix for title, matrix in matrices.items() if len(matrix) > 1}
+    if not shown:
+        return empty()
     fig, axes = panels(len(shown), 2.25)
     for ax, (title, matrix) in zip(axes, shown.items(), strict=True):
         names = [model_name(m) for m in matrix.columns]
@@ -190,6 +199,8 @@ def qualitative_examples(examples: pd.DataFrame, pictures: Sequence[np.ndarray],
             line[0].set_ylabel(CASES[case], fontweight="bold")
         else:
             nothing = f"{CASES[case]}: no such image".replace("\n", " ")
+            for ax in line:
+                ax.patch.set_visible(False)  # the text runs on over the empty places
             line[0].text(0, 0.5, nothing, fontweight="bold", va="center", transform=line[0].transAxes, in_layout=False)
         for ax, i in zip(line, chosen, strict=False):
             ax.imshow(pictures[i])

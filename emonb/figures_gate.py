@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from emonb.figure_style import FULL, MODEL_COLORS, MODEL_MARKERS, basis, panels, styled, turned
+from emonb.figure_style import FULL, MODEL_COLORS, MODEL_MARKERS, basis, empty, panels, styled, turned
 
 __all__ = ["gate_trust", "gate_weights", "lift"]
 
@@ -42,7 +42,7 @@ def gate_weights(weights: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Fig
     for line, (title, (labels, matrix)) in zip(grid, weights.items(), strict=True):
         limit = float(np.abs(matrix).max())
         halves = {"VLM's answer": matrix[:, : len(labels)], "head's probability": matrix[:, len(labels) :]}
-        for ax, (source, half) in zip(line, halves.items(), strict=False):
+        for ax, half in zip(line, halves.values(), strict=False):
             seaborn.heatmap(
                 half, ax=ax, cmap="BrBG", vmin=-limit, vmax=limit, xticklabels=False, yticklabels=False,
                 linewidths=0.3, cbar=ax is line[1], cbar_kws={"aspect": 12, "pad": 0.02},
@@ -74,8 +74,10 @@ def gate_trust(table: pd.DataFrame) -> Figure:
     Args:
         table: output of `complementarity.gate_trust_table`; one panel per dataset.
     """
+    if table.empty:
+        return empty()
     parts = [(title, part.iloc[::-1]) for title, part in table.groupby("dataset", sort=False)]
-    fig, axes = panels(len(parts), 0.75 + 0.17 * max((len(part) for _, part in parts), default=1), sharex=True)
+    fig, axes = panels(len(parts), 0.75 + 0.17 * max(len(part) for _, part in parts), sharex=True)
     for ax, (title, part) in zip(axes, parts, strict=True):
         y, start = np.arange(len(part)), np.zeros(len(part))
         colors = (MODEL_COLORS["vlm_tuned"], "#E4E4E4", MODEL_COLORS["head"])
@@ -97,6 +99,5 @@ def gate_trust(table: pd.DataFrame) -> Figure:
         whole = part[part["emotion"] == "all"]["n"]
         ax.set_title(f"{title}\n{basis(whole.sum(), 1)}")
     fig.supxlabel("% of the test images on which VLM and head disagree (in brackets: how many)", fontsize=7)
-    if parts:
-        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return fig

@@ -8,6 +8,7 @@ from itertools import cycle
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from emonb.figure_style import (
     FULL,
@@ -17,6 +18,7 @@ from emonb.figure_style import (
     NOTE,
     OKABE_ITO,
     basis,
+    empty,
     panels,
     short_number,
     styled,
@@ -25,6 +27,9 @@ from emonb.metrics import calibration_error, reliability
 from emonb.predictions import model_name
 
 __all__ = ["accuracy_cost", "alpha_tradeoff", "calibration", "depth", "training_curves"]
+
+
+_COSTS = (["parameters"], ["ms_low", "ms_high"])
 
 
 @styled
@@ -37,11 +42,13 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
     Args:
         frames: {(dataset's title, model): prediction frame of one seed}.
     """
+    if not frames:
+        return empty()
     titles, models = (list(dict.fromkeys(key[k] for key in frames)) for k in (0, 1))
     fig = Figure(figsize=(FULL, 1.45 * len(titles) + 0.4), layout="constrained")
     options = {"squeeze": False, "sharex": True, "sharey": True}
-    grid = fig.subplots(max(1, len(titles)), max(1, len(models)), **options)
-    for line, title in zip(grid, titles, strict=False):
+    grid = fig.subplots(len(titles), len(models), **options)
+    for line, title in zip(grid, titles, strict=True):
         for ax, model in zip(line, models, strict=True):
             ax.plot([0, 1], [0, 1], color="#777777", linestyle=":", linewidth=0.8)
             ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
@@ -79,11 +86,13 @@ def accuracy_cost(table: pd.DataFrame) -> Figure:
         table: rows dataset (title), model, accuracy, low, high (percent), n, seeds, parameters,
             ms_median, ms_low, ms_high.
     """
+    if table.empty:
+        return empty()
     parts = list(table.groupby("dataset", sort=False))
     fig = Figure(figsize=(FULL, 4.1), layout="constrained")
-    grid = fig.subplots(2, max(1, len(parts)), squeeze=False, sharex="row", sharey="col")
+    grid = fig.subplots(2, len(parts), squeeze=False, sharex="row", sharey="col")
     models = [m for m in MODEL_COLORS if m in set(table["model"])]
-    for column, (title, part) in zip(grid.T, parts, strict=False):
+    for column, (title, part) in zip(grid.T, parts, strict=True):
         for row in part.to_dict("records"):
             model = row["model"]
             style = {"color": MODEL_COLORS[model], "marker": MODEL_MARKERS[model], "markeredgecolor": "black"}
@@ -94,11 +103,14 @@ def accuracy_cost(table: pd.DataFrame) -> Figure:
             column[1].errorbar(row["ms_median"], row["accuracy"], yerr=high, xerr=wide, linestyle="", **style)
         seeds = sorted({int(s) for s in part["seeds"]})
         column[0].set_title(f"{title}\nn = {part['n'].max()}, {'/'.join(map(str, seeds))} seeds")
-    for ax, name in zip(grid, ("parameters", "milliseconds per image"), strict=True):
+    for ax, name, columns in zip(grid, ("parameters", "milliseconds per image"), _COSTS, strict=True):
+        values = table[columns].to_numpy(float)
+        narrow = values.size and values.max() < 30 * values.min()
         for panel in ax:
             panel.set_xscale("log")
             panel.margins(x=0.12)
-            panel.xaxis.set_major_formatter(short_number)
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+            panel.xaxis.set_major_formatter(lambda value, _: short_number(value))
             panel.xaxis.set_minor_formatter("")
         ax[len(ax) // 2].set_xlabel(name)
         ax[0].set_ylabel("accuracy, %")
@@ -160,6 +172,8 @@ def training_curves(history: pd.DataFrame) -> Figure:
     Args:
         history: stage, dataset (its title), epoch, split, metric, value, seed (empty = one seed).
     """
+    if history.empty:
+        return empty()
     parts = list(history.groupby(["stage", "metric"], sort=False))
     colors = dict(zip(dict.fromkeys(history["dataset"]), cycle(OKABE_ITO), strict=False))
     fig, axes = panels(len(parts), 1.8)
