@@ -86,6 +86,10 @@ def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
             fig = function(*args, **kwargs)
             for text in fig.findobj(Text):  # an axis made its first ticks here; later ones are numbers
                 text.set_parse_math(False)
+            engine = fig.get_layout_engine()
+            if engine is not None:  # once here instead of four times while it is saved as PNG and SVG
+                engine.execute(fig)
+                fig.set_layout_engine("none")
         return fig
 
     return wrapper
