@@ -138,7 +138,8 @@ def complementarity_upset(tables: Mapping[str, pd.DataFrame]) -> Figure:
     dots.set(ylim=(len(models) - 0.5, -0.5), xlim=(-0.6, len(counts) - 0.4))
     dots.spines[:].set_visible(False)
     dots.tick_params(length=0, labelbottom=False)
-    dots.set_xlabel("which models are right (filled dot); numbers: images; blue bars: EmoVLM-KD is right")
+    note = "filled dot: the model is right; numbers: images"
+    dots.set_xlabel(note + ("; blue bars: EmoVLM-KD is right" if gated.any() else ""))
     return fig
 
 

@@ -44,7 +44,8 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
     """
     if not frames:
         return empty()
-    titles, models = (list(dict.fromkeys(key[k] for key in frames)) for k in (0, 1))
+    titles = list(dict.fromkeys(title for title, _ in frames))
+    models = [m for m in MODEL_COLORS if m in {model for _, model in frames}]
     fig = Figure(figsize=(FULL, 1.45 * len(titles) + 0.4), layout="constrained")
     options = {"squeeze": False, "sharex": True, "sharey": True}
     grid = fig.subplots(len(titles), len(models), **options)
