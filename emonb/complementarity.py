@@ -6,7 +6,7 @@ first seed is taken (a majority would be a model that nobody trained; the tables
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,18 +26,37 @@ from emonb.predictions import Predictions, model_name, prediction_labels, probab
 from emonb.settings import Settings
 
 __all__ = [
+    "CASES",
     "GROUPS",
+    "MODELS",
+    "QUARTET",
     "agreement_matrix",
     "answers",
     "circle_distance",
     "complementarity_table",
+    "first_seed",
+    "intersections",
     "joint",
+    "lacking",
     "select_examples",
     "with_groups",
 ]
 
 GROUPS = ("both right", "only VLM right", "only ViT right", "neither right")
 MODELS = ("vlm_zero_shot", "vlm_tuned", "vit", "resnet", "vgg", "head", "emovlmkd")
+QUARTET = ("vlm_tuned", "vit", "head", "emovlmkd")  # the system, its parts and the teacher
+CASES = {
+    "vlm": "only the VLM right,\nthe ViT wrong",
+    "vit": "only the ViT right,\nthe VLM wrong",
+    "gate": "only EmoVLM-KD\nright, both wrong",
+    "lost": "gate lost: one right,\nEmoVLM-KD wrong",
+}  # rows of the picture figure; in the first two EmoVLM-KD is right as well (paper, last figure)
+
+
+def lacking(predictions: Predictions, datasets: Sequence[str], models: Sequence[str] = MODELS) -> list[str]:
+    """What of these this run has no predictions of, as `<dataset>: <model>, <model>`: one text per dataset."""
+    found = {d: [m for m in models if (d, m) not in predictions] for d in datasets}
+    return [f"{dataset}: {', '.join(missing)}" for dataset, missing in found.items() if missing]
 
 
 def joint(predictions: Predictions, dataset: str, models: Sequence[str] = MODELS, split: str = "test") -> pd.DataFrame:
@@ -50,12 +69,16 @@ def joint(predictions: Predictions, dataset: str, models: Sequence[str] = MODELS
         frame = predictions.get((dataset, model))
         if frame is None:
             continue
-        frame = frame[(frame["split"] == split) & (frame["seed"] == frame["seed"].min())]
-        frame = frame.set_index("image_id")
+        frame = first_seed(frame, split).set_index("image_id")
         columns.setdefault("label", frame["label"])
         columns[model] = frame["prediction"]
     table = pd.concat(columns, axis=1, join="inner").sort_index() if columns else pd.DataFrame({"label": []})
     return table.rename_axis("image_id")
+
+
+def first_seed(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """One answer per image: the rows of a split that belong to the first seed."""
+    return frame[(frame["split"] == split) & (frame["seed"] == frame["seed"].min())]
 
 
 def with_groups(table: pd.DataFrame, vlm: str = "vlm_tuned", vit: str = "vit") -> pd.DataFrame:
@@ -92,7 +115,10 @@ def complementarity_table(predictions: Predictions, settings: Settings) -> pd.Da
             for emotion, part in parts.items()
             if len(part)
         ]
-    frame = pd.DataFrame(rows)
+    counts = [group.replace(" ", "_") for group in GROUPS]
+    shares = [f"{name}{end}" for name in ("only_vlm", "only_vit") for end in ("", "_low", "_high")]
+    rest = ["oracle", "q_statistic", "disagreement", "kappa", "mcnemar_p"]
+    frame = pd.DataFrame(rows, columns=["dataset", "emotion", "n", *counts, *shares, *rest])
     frame.attrs["caption"] = (
         "Table complementarity: tuned VLM and ViT on the same test images. "
         + ("Drawn datasets: not comparable with the paper's. " if any(map(is_drawn, settings.datasets)) else "")
@@ -118,20 +144,51 @@ def _pair(table: pd.DataFrame, settings: Settings) -> dict[str, float]:
     }
 
 
-def select_examples(table: pd.DataFrame, per_group: int = 4) -> pd.DataFrame:
-    """Images of which exactly one of tuned VLM, ViT and EmoVLM-KD is right; column `right` names it.
+def intersections(tables: Mapping[str, pd.DataFrame], models: Sequence[str] = QUARTET) -> pd.DataFrame:
+    """Images by which models are right: one row for each combination that occurs, the commonest first.
 
-    No picking by hand: within each group the images go by emotion in turn, then by image_id.
+    Args:
+        tables: {title: joint table}; a model that one of them lacks is left out of all.
+
+    Returns:
+        Counts with a column per title; the index has a level per model (True = right). Empty without tables or
+        models.
     """
-    trio = [m for m in ("vlm_tuned", "vit", "emovlmkd") if m in table.columns]
-    hits = table[trio].eq(table["label"], axis=0)
+    models = [m for m in models if all(m in table.columns for table in tables.values())]
+    if not tables or not models:
+        return pd.DataFrame()
+    hits = {title: table[models].eq(table["label"], axis=0) for title, table in tables.items()}
+    counts = pd.DataFrame({title: hit.value_counts() for title, hit in hits.items()}).fillna(0).astype(int)
+    counts.index = pd.MultiIndex.from_tuples([tuple(map(bool, key)) for key in counts.index], names=models)
+    order = counts.div(counts.sum().clip(lower=1)).sum(axis=1)
+    return counts.loc[order.sort_index(ascending=False).sort_values(ascending=False, kind="stable").index]
+
+
+def select_examples(table: pd.DataFrame, per_case: int = 4) -> pd.DataFrame:
+    """Images of a joint table for each of `CASES`; column `case` names it. Without VLM or ViT there are none.
+
+    `vlm`, `vit`: exactly that one of tuned VLM and ViT is right, and EmoVLM-KD with it; `gate`: EmoVLM-KD is
+    right where both are wrong; `lost`: EmoVLM-KD is wrong where exactly one of the two is right. Without
+    EmoVLM-KD only the first two, by VLM and ViT alone.
+
+    No picking by hand: within each case the images go by emotion in turn, then by image_id.
+    """
+    if not {"vlm_tuned", "vit"} <= set(table.columns):
+        return table.assign(case="").iloc[:0]
+    table = table.sort_index()
+    vlm, vit = (table[m] == table["label"] for m in ("vlm_tuned", "vit"))
+    cases = {"vlm": vlm & ~vit, "vit": vit & ~vlm}
+    if "emovlmkd" in table.columns:
+        right = table["emovlmkd"] == table["label"]
+        cases = {case: hit & right for case, hit in cases.items()}
+        cases |= {"gate": right & ~vlm & ~vit, "lost": ~right & (vlm ^ vit)}
     parts = []
-    for model in trio:
-        part = table[hits[model] & (hits.sum(axis=1) == 1)].sort_index()
+    for case, hit in cases.items():
+        part = table[hit]
         turn = part.groupby("label").cumcount()
         order = pd.DataFrame({"turn": turn, "label": part["label"]}).sort_values(["turn", "label"], kind="stable")
-        parts.append(part.loc[order.index[:per_group]].assign(right=model))
-    return pd.concat(parts) if parts else table.assign(right="").iloc[:0]
+        parts.append(part.loc[order.index[:per_case]].assign(case=case))
+    return pd.concat(parts)
 
 
 def answers(predictions: Predictions, dataset: str, image_id: str) -> pd.DataFrame:

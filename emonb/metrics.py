@@ -19,6 +19,7 @@ __all__ = [
     "accuracy",
     "accuracy_interval",
     "bootstrap_means",
+    "calibration_error",
     "correct_by_image",
     "disagreement",
     "either_right",
@@ -31,6 +32,7 @@ __all__ = [
     "paired_correctness",
     "paired_interval",
     "q_statistic",
+    "reliability",
     "temper",
     "two_by_two",
 ]
@@ -174,3 +176,33 @@ def either_right(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     other = other.loc[a["image_id"]].to_numpy()
     a["prediction"] = np.where(other == a["label"].to_numpy(), other, a["prediction"].to_numpy())
     return a
+
+
+def reliability(frame: pd.DataFrame, bins: int = 15) -> pd.DataFrame:
+    """Confidence against accuracy by bins of equal width over 0..1 (Guo et al. 2017, section 2; 15 bins as there).
+
+    Confidence is the probability of the most probable class; an unparsable answer is wrong at that confidence.
+
+    Returns:
+        A row per bin that has images: low, high, n, and `confidence, accuracy`, their means in 0..1.
+    """
+    sure, edges = probabilities(frame).max(axis=1), np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)  # (low, high], as there
+    rows = pd.DataFrame(
+        {"bin": place, "confidence": sure, "accuracy": frame["prediction"].eq(frame["label"]).to_numpy()}
+    )
+    table = rows.groupby("bin").agg(
+        n=("bin", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean")
+    )
+    ends = {"low": edges[table.index], "high": edges[table.index + 1]}
+    return table.assign(**ends)[["low", "high", "n", "confidence", "accuracy"]].reset_index(drop=True)
+
+
+def calibration_error(frame: pd.DataFrame, bins: int = 15) -> float:
+    """Expected calibration error in percent: mean |accuracy - confidence| of the bins, weighted by their images.
+
+    Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, equation 3. It depends on
+    the bins and is biased upwards for few images.
+    """
+    table = reliability(frame, bins)
+    return float(100 * np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["n"]))

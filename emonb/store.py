@@ -62,6 +62,7 @@ STAGES = {
     "head": "05_distillation",
     "gate": "06_gate",
     "model": "06_gate",
+    "cost": "06_gate",
 }
 _PROVENANCE = "provenance.json"
 

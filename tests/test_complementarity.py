@@ -68,13 +68,56 @@ def test_agreement_is_symmetric_with_ones(table):
 
 def test_examples_are_what_they_say_and_repeat(table):
     chosen = co.select_examples(table, 3)
-    trio = ["vlm_tuned", "vit", "emovlmkd"]
-    for row in chosen.to_dict("records"):
-        assert [m for m in trio if row[m] == row["label"]] == [row["right"]]
-    assert chosen.groupby("right").size().max() <= 3
-    assert all(part["label"].is_unique for _, part in chosen.groupby("right")), "emotions take turns"
+    rules = {
+        "vlm": (True, False, True), "vit": (False, True, True), "gate": (False, False, True),
+    }  # fmt: skip
+    right = chosen[["vlm_tuned", "vit", "emovlmkd"]].eq(chosen["label"], axis=0)
+    for case, row in zip(chosen["case"], right.itertuples(index=False, name=None), strict=True):
+        assert row == rules[case] if case in rules else (row[0] != row[1] and not row[2])
+    assert list(dict.fromkeys(chosen["case"])) == list(co.CASES)
+    assert chosen.groupby("case").size().max() <= 3
+    assert all(part["label"].is_unique for _, part in chosen.groupby("case")), "emotions take turns"
     shuffled = co.select_examples(table.sample(frac=1, random_state=0), 3)
     pd.testing.assert_frame_equal(chosen, shuffled)
+
+
+def test_examples_of_a_run_with_failed_models(table):
+    chosen = co.select_examples(table.drop(columns="emovlmkd"))
+    assert set(chosen["case"]) == {"vlm", "vit"}
+    none = co.select_examples(table.drop(columns="vit"))
+    assert none.empty
+    assert "case" in none.columns
+
+
+def test_lacking_names_each_dataset_once(predictions):
+    there = {key: f for key, f in predictions.items() if key not in {("mini-fi", "vit"), ("mini-fi", "head")}}
+    assert co.lacking(there, ["mini-fi", "mini-emotion6"]) == ["mini-fi: vit, head"]
+    assert co.lacking(predictions, ["elsewhere"], ["vit"]) == ["elsewhere: vit"]
+
+
+def test_a_table_without_pairs_keeps_its_columns(predictions):
+    settings = load_settings("smoke")
+    full = co.complementarity_table(predictions, settings)
+    none = co.complementarity_table({}, settings)
+    assert list(none.columns) == list(full.columns)
+    partial = {key: frame for key, frame in predictions.items() if key != ("mini-fi", "vit")}
+    there = co.complementarity_table(partial, settings)["dataset"].unique().tolist()
+    assert there == ["mini-emotion6 (drawn)", "mini-flickr (drawn)"]
+
+
+def test_intersections_are_counted_per_table(predictions, table):
+    other = co.joint(predictions, "mini-flickr")
+    counts = co.intersections({"a": table, "b": other.iloc[:100]})
+    hits = table[list(co.QUARTET)].eq(table["label"], axis=0)
+    assert counts.index.names == list(co.QUARTET)
+    assert counts.sum().tolist() == [160, 100]
+    for combination, n in counts["a"].items():
+        assert n == (hits == list(combination)).all(axis=1).sum()
+    share = (counts / counts.sum()).sum(axis=1)
+    assert share.is_monotonic_decreasing
+    fewer = co.intersections({"a": table.drop(columns="vit"), "b": other})
+    assert fewer.index.names == ["vlm_tuned", "head", "emovlmkd"]
+    assert co.intersections({}).empty
 
 
 def test_answers_of_one_image_come_from_every_model(predictions):
