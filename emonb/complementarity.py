@@ -37,7 +37,6 @@ __all__ = [
     "first_seed",
     "intersections",
     "joint",
-    "lacking",
     "select_examples",
     "with_groups",
 ]
@@ -51,12 +50,6 @@ CASES = {
     "gate": "only EmoVLM-KD\nright, both wrong",
     "lost": "gate lost: one right,\nEmoVLM-KD wrong",
 }  # rows of the picture figure; in the first two EmoVLM-KD is right as well (paper, last figure)
-
-
-def lacking(predictions: Predictions, datasets: Sequence[str], models: Sequence[str] = MODELS) -> list[str]:
-    """What of these this run has no predictions of, as `<dataset>: <model>, <model>`: one text per dataset."""
-    found = {d: [m for m in models if (d, m) not in predictions] for d in datasets}
-    return [f"{dataset}: {', '.join(missing)}" for dataset, missing in found.items() if missing]
 
 
 def joint(predictions: Predictions, dataset: str, models: Sequence[str] = MODELS, split: str = "test") -> pd.DataFrame:

@@ -137,7 +137,7 @@ def matrices(
 
 
 def _matrix(ax: Axes, frame: pd.DataFrame, title: str) -> None:
-    """One panel: row percent as colour, counts as text. `figures.confusion` is finer, and 0.9 s each."""
+    """One panel: row percent as colour, counts as text. `figures.confusion` is finer, and 35 of them too slow."""
     labels, answers = prediction_labels(frame), frame["prediction"].replace("", UNPARSABLE)
     columns = [*labels, *({UNPARSABLE} & set(answers))]
     counts = pd.crosstab(frame["label"], answers).reindex(index=labels, columns=columns, fill_value=0).to_numpy()

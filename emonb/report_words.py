@@ -86,7 +86,10 @@ FIGURES = {
     ),
     "agreement": Words("Agreement between models", "Cohen's kappa between the answers of each pair of models.", FIRST),
     "qualitative_examples": Words(
-        "Pictures where exactly one model is right", "Not picked by hand: emotions in turn, then file names.", FIRST
+        "Who knows what the other does not",
+        "Only the VLM or only the ViT is right and EmoVLM-KD follows; EmoVLM-KD alone is right; EmoVLM-KD loses an "
+        "image that one of the two knew. Not picked by hand: emotions in turn, then file names.",
+        FIRST,
     ),
     "training_curves": Words(
         "How the models learned", "Loss and accuracy by epoch, on training and validation images."
@@ -146,7 +149,7 @@ def figure_words(id: str) -> Words:
     for start, words in (
         (
             "qualitative_examples_",
-            Words("Pictures where exactly one model is right: {}", "Not picked by hand.", FIRST),
+            Words("Who knows what the other does not: {}", "The same four cases.", FIRST),
         ),
         (
             "confusion_difference_",

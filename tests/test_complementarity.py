@@ -89,12 +89,6 @@ def test_examples_of_a_run_with_failed_models(table):
     assert "case" in none.columns
 
 
-def test_lacking_names_each_dataset_once(predictions):
-    there = {key: f for key, f in predictions.items() if key not in {("mini-fi", "vit"), ("mini-fi", "head")}}
-    assert co.lacking(there, ["mini-fi", "mini-emotion6"]) == ["mini-fi: vit, head"]
-    assert co.lacking(predictions, ["elsewhere"], ["vit"]) == ["elsewhere: vit"]
-
-
 def test_a_table_without_pairs_keeps_its_columns(predictions):
     settings = load_settings("smoke")
     full = co.complementarity_table(predictions, settings)
