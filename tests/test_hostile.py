@@ -1,0 +1,84 @@
+"""A picture and a model's answer that are markup, through notebooks 07 and 08 and their pages: both show as text."""
+
+from __future__ import annotations
+
+import shutil
+
+import pandas as pd
+import papermill
+import pytest
+from conftest import ROOT
+from test_explorer_browser import BROWSER
+
+from emonb.predictions import prediction_labels, read_predictions, write_predictions
+from emonb.report import write_report
+from emonb.store import Store
+
+NAME = "<img src=x onerror=alert(1)>.png"
+ANSWER = "</script><script>alert(2)</script><b id=bold>sad</b> $x$ **no** `code`"
+DATASET = "mini-flickr"
+
+
+@pytest.fixture(scope="module")
+def hostile(smoke_run, tmp_path_factory):
+    """Results of one dataset; the first test picture, which the notebooks follow, has the name and the answer."""
+    out = tmp_path_factory.mktemp("hostile") / "out"
+    shutil.copytree(smoke_run.out, out)
+    samples = Store(out / "artifacts").find("samples", DATASET)
+    table = pd.read_parquet(samples.path / "samples.parquet")
+    row = table.index[table["split"] == "test"][0]
+    old = table.at[row, "image_id"]
+    path = samples.path / table.at[row, "path"]
+    path.rename(path.with_name(NAME))
+    table.loc[row, "path"] = str((path.parent / NAME).relative_to(samples.path))
+    table.loc[row, "image_id"] = f"test/{NAME}"
+    table.to_parquet(samples.path / "samples.parquet")
+    changed = 0
+    for file in (out / "predictions").glob(f"{DATASET}__*.parquet"):
+        frame = read_predictions(file)
+        mine = frame["image_id"] == old
+        frame.loc[mine, "image_id"] = f"test/{NAME}"
+        if file.stem.endswith(("vlm_tuned", "vlm_generated")):
+            frame.loc[mine, "raw_text"] = ANSWER
+        write_predictions(file, frame, prediction_labels(frame))
+        changed += int(mine.sum())
+    assert changed > 10
+    for name in ("07_tables", "08_complementarity"):
+        target = out / "notebooks" / f"{name}.ipynb"
+        target.unlink()
+        parameters = {"profile": "smoke", "datasets": DATASET, "out": str(out)}
+        papermill.execute_notebook(str(ROOT / "notebooks" / target.name), str(target), parameters, progress_bar=False)
+    write_report(out)
+    return out
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("page", ["site/08_complementarity.html", "site/07_tables.html", "index.html"])
+def test_names_and_answers_are_text_in_every_page(hostile, page):
+    from playwright.sync_api import sync_playwright
+
+    asked, dialogs = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        view = browser.new_page()
+        view.on("request", lambda r: asked.append(r.url))
+        view.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
+        view.goto((hostile / page).as_uri())
+        if page != "site/07_tables.html":
+            explorer = view.locator(".emonb-explorer")
+            for cell in explorer.locator("td button").all():  # two emotions: four cells, all pictures
+                cell.click()
+                if explorer.locator(".card code", has_text=NAME).count():
+                    break
+            card = explorer.locator(".card").filter(has_text=NAME)
+            assert card.count() == 1
+            card.locator("summary").first.click()
+            assert ANSWER in card.locator("details p").first.inner_text()
+        view.wait_for_timeout(300)  # an onerror would have fired
+        found = view.evaluate("[document.querySelectorAll('#bold, img[src=x]').length, document.title]")
+        text = view.locator("body").inner_text()
+        browser.close()
+    assert dialogs == []
+    assert found[0] == 0
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert page != "site/08_complementarity.html" or "<b id=bold>sad</b>" in text, "the table of answers shows it"
