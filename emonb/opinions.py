@@ -32,7 +32,16 @@ from emonb.store import Artifact, Store
 if TYPE_CHECKING:
     from emonb.model import EmoVLMKD
 
-__all__ = ["MODELS", "Opinion", "find_teacher", "load_teacher", "opinions", "opinions_figure", "read_picture"]
+__all__ = [
+    "MODELS",
+    "Opinion",
+    "Teacher",
+    "find_teacher",
+    "load_teacher",
+    "opinions",
+    "opinions_figure",
+    "read_picture",
+]
 
 MODELS = ("VLM", "ViT", "head", "EmoVLM-KD")  # in the order in which they are shown
 FORMATS = ("JPEG", "PNG", "WEBP")  # by content; others open rarely used decoders, or start other programs (EPS)

@@ -78,7 +78,7 @@ def predict(
         for opinion in said:
             say(as_text(opinion))
     if as_json:
-        say(json.dumps(found, indent=2))  # ASCII: also names that are not UTF-8 come through, as \udcXX
+        say(json.dumps(found, indent=1))  # ASCII: also names that are not UTF-8 come through, as \udcXX
     return damaged
 
 
