@@ -130,10 +130,10 @@ def saliency_figure(picture: Image.Image, saliency: Saliency) -> Figure:
         left, right = fig.subplots(1, 2)
         left.imshow(small)
         left.set_title("the picture")
-        right.imshow(small.convert("L"), cmap="gray", vmin=-60, vmax=315)  # pale, so that the colours read
+        right.imshow(small.convert("L"), cmap="gray", vmin=-255, vmax=255)  # pale, so that the colours read
         shown = right.imshow(
             saliency.tokens, cmap=COLORS, vmin=-limit, vmax=limit, extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-            alpha=0.65, interpolation="nearest",
+            alpha=0.7, interpolation="nearest",
         )  # fmt: skip
         right.set_title("what drove the head")
         for axes in (left, right):

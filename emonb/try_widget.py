@@ -38,8 +38,8 @@ SENTENCE = "Run this notebook to choose a picture of your own here."
 # JupyterLab shows "Error displaying widget: model not found" where a widget's kernel is gone, and knows no
 # fallback: so an output that holds no living widget is hidden, and the sentence shows only without one.
 _STYLE = (
-    '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.widget-view+json"]:not(:has(.emonb-try))'
-    ", .jp-OutputArea:has(.emonb-try) .emonb-try-note {display: none}"
+    ".jp-OutputArea:has(.emonb-try-note) .jp-OutputArea-output.lm-Panel:not(:has(.emonb-try)), "
+    ".jp-OutputArea:has(.emonb-try) .emonb-try-note {display: none}"
 )
 
 
@@ -112,7 +112,9 @@ class TryImage:
     def _uploaded(self, change: dict[str, Any]) -> None:
         if change["new"]:
             file = change["new"][0]
-            self._tell(lambda: self._show(read_picture(bytes(file["content"]), visible(file["name"])), file["name"], ""))
+            self._tell(
+                lambda: self._show(read_picture(bytes(file["content"]), visible(file["name"])), file["name"], "")
+            )
             self.sample.value = ""
 
     def _sampled(self, change: dict[str, Any]) -> None:

@@ -80,3 +80,14 @@ def open_notebook(page, address, name, *, kernel=True):
 def command(page, name):
     """Start a command of JupyterLab; what it does is waited for in the page, which has a time limit."""
     page.evaluate("name => { window.jupyterapp.commands.execute(name) }", name)
+
+
+def run_cell(page):
+    """Run the first cell by its keys; again if they were lost while JupyterLab was moving the focus."""
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
+    deadline = time.monotonic() + 60
+    while page.locator(".jp-InputPrompt").first.inner_text() == "[ ]:":
+        assert time.monotonic() < deadline, "the cell does not start"
+        page.locator(".jp-CodeCell .cm-content").first.click()
+        page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(500)

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 from exploring import SHOWN, world
-from lab import BROWSER, browser_page, command, jupyterlab, open_notebook
+from lab import BROWSER, browser_page, command, jupyterlab, open_notebook, run_cell
 
 from emonb import explorer
 from emonb.clean import sign
@@ -65,9 +65,7 @@ def test_live_with_a_kernel_and_twice(made):
     folder, table = made
     with jupyterlab(folder) as address, browser_page() as (page, outside):
         open_notebook(page, address, "live")
-        page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
-        page.locator(".jp-CodeCell .cm-content").click()
-        page.keyboard.press("Control+Enter")
+        run_cell(page)
         page.locator(".jp-OutputArea-output").first.wait_for()
         assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts() == []
         view = page.locator(HTML)

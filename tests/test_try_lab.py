@@ -1,12 +1,13 @@
 """The controls of notebook 09 in JupyterLab: a file goes in, the answer comes out; and once the kernel is gone."""
 
+import json
 import urllib.request
 
 import nbformat
 import pytest
 from assembled import assembled, picture, results
 from exploring import HOSTILE
-from lab import BROWSER, browser_page, command, jupyterlab, open_notebook
+from lab import BROWSER, browser_page, command, jupyterlab, open_notebook, run_cell
 
 from emonb.opinions import opinions
 from emonb.try_widget import SENTENCE
@@ -31,15 +32,15 @@ def test_a_file_goes_in_the_answer_comes_out(tmp_path):
     with jupyterlab(tmp_path / "files") as address, browser_page() as (page, outside):
         said = []
         page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-        page.set_default_timeout(40_000)  # the kernel loads torch
+        page.set_default_timeout(60_000)  # the kernel loads torch
         open_notebook(page, address, "try")
-        page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
-        page.locator(".jp-CodeCell .cm-content").click()
-        page.keyboard.press("Control+Enter")
+        run_cell(page)
+        page.locator(".jp-OutputArea-output").first.wait_for()
+        assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts() == []
         controls = page.locator(".emonb-try")
         controls.wait_for()
         assert not page.get_by_text(SENTENCE).is_visible()
-        controls.locator("input[type=file]").set_input_files(tmp_path / HOSTILE)
+        choose(page, controls, tmp_path / HOSTILE)
         controls.locator("img").nth(2).wait_for()
         text = controls.inner_text()
         assert f"{HOSTILE}: {expected.emotion} ({expected.confidence():.0%})" in text
@@ -48,7 +49,7 @@ def test_a_file_goes_in_the_answer_comes_out(tmp_path):
         assert controls.locator("img[src=x]").count() == 0
         assert all(controls.locator("img").evaluate_all("all => all.map(i => i.naturalWidth > 0)"))
         (tmp_path / "bad.png").write_text("no picture")
-        controls.locator("input[type=file]").set_input_files(tmp_path / "bad.png")
+        choose(page, controls, tmp_path / "bad.png")
         controls.get_by_text("bad.png: not a JPEG, PNG or WebP picture").wait_for()
 
         command(page, "docmanager:save")
@@ -62,10 +63,15 @@ def test_a_file_goes_in_the_answer_comes_out(tmp_path):
         assert outside == []
 
 
+def choose(page, controls, path):
+    """Choose a file as people do: by the button, whose file dialog the browser hands to us."""
+    with page.expect_file_chooser() as chooser:
+        controls.locator("button").click()
+    chooser.value.set_files(path)
+
+
 def gone(address):
     """Shut down every kernel of the server."""
-    import json
-
     with urllib.request.urlopen(f"{address}/api/sessions") as answer:
         sessions = json.load(answer)
     for session in sessions:
