@@ -83,11 +83,12 @@ def command(page, name):
 
 
 def run_cell(page):
-    """Run the first cell by its keys; again if they were lost while JupyterLab was moving the focus."""
+    """Run the first cell by its keys until it is done; again where JupyterLab, still connecting, dropped it."""
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
-    deadline = time.monotonic() + 60
-    while page.locator(".jp-InputPrompt").first.inner_text() == "[ ]:":
-        assert time.monotonic() < deadline, "the cell does not start"
-        page.locator(".jp-CodeCell .cm-content").first.click()
-        page.keyboard.press("Control+Enter")
-        page.wait_for_timeout(500)
+    prompt, deadline = page.locator(".jp-InputPrompt").first, time.monotonic() + 120
+    while not re.fullmatch(r"\[\d+\]:", prompt.inner_text()):
+        assert time.monotonic() < deadline, "the cell does not run"
+        if prompt.inner_text() == "[ ]:":
+            page.locator(".jp-CodeCell .cm-content").first.click()
+            page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(300)
