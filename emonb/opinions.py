@@ -26,7 +26,6 @@ from emonb.errors import EmonbError, UnreadablePicture
 from emonb.lean import GateLean, gate_lean
 from emonb.saliency import Saliency, as_data, explain_head
 from emonb.samples import as_seen, open_picture
-from emonb.settings import NetworkSettings
 from emonb.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -162,7 +161,6 @@ def load_teacher(artifact: Artifact, labels: Sequence[str]) -> Teacher:
 
     net, config, known = load_network(artifact)
     check_labels(known, labels, str(artifact.path))
-    config: NetworkSettings
 
     def ask(images: Sequence[Image.Image]) -> np.ndarray:
         files = [_file(image) for image in images]  # `Pictures` decodes files, as in training

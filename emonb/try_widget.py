@@ -83,7 +83,9 @@ class TryImage:
         names = list(ws.settings.datasets)
         wide = ipywidgets.Layout(width="max-content")
         self.upload = ipywidgets.FileUpload(
-            accept=".jpg,.jpeg,.png,.webp", description="Your picture", tooltip="a JPEG, PNG or WebP file"
+            accept=".jpg,.jpeg,.png,.webp",
+            description="Your picture",
+            tooltip="a JPEG, PNG or WebP file of at most 10 MB",
         )
         self.sample = ipywidgets.Dropdown(options=[("", "")], description="or a sample", layout=wide)
         self.dataset = ipywidgets.Dropdown(
