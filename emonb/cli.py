@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -210,18 +211,27 @@ def doctor(out: Annotated[str, typer.Option(help="results folder to check")] = "
 
 @app.command()
 def predict(
-    image: Annotated[list[Path], typer.Argument(help="one picture or several")],
-    model: Annotated[Path, typer.Option(help="a saved model, e.g. build/mini/models/mini-fi")],
+    image: Annotated[list[Path], typer.Argument(help="pictures, or folders of them; a name like -x.png after --")],
+    model: Annotated[Path | None, typer.Option(help="a saved model; default: the first of build/mini/models")] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="print one JSON list; each picture: image, emotion, confidence, models (answer, confidence, "
+            "distribution), gate, saliency, key_elements, reasons",
+        ),
+    ] = False,
+    reasons: Annotated[bool, typer.Option("--reasons", help="ask the VLM what it sees and why, too")] = False,
 ) -> None:
-    """The emotion of any picture, and what each part of the model says."""
-    for path in image:
-        if not path.is_file():
-            raise EmonbError(f"{path}: no such picture")
-    if not model.is_dir():
-        raise EmonbError(f"{model}: no such model folder; make it with: python -m emonb run")
-    from emonb.model import EmoVLMKD
+    """The emotion of any picture, and what each part of the model says.
 
-    typer.echo(EmoVLMKD.from_pretrained(model).predict(image).to_string(index=False))
+    Pictures that cannot be read are named on standard error, the others are answered, and the exit code is 1.
+    """
+    from emonb.predict_command import predict as answer
+
+    err = partial(typer.echo, err=True)
+    if answer(image, model, as_json=as_json, reasons=reasons, say=typer.echo, complain=err):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -49,11 +49,17 @@ class EmoVLMKD(nn.Module):
         self.head.to(tuned.device)
         self.gate.to(tuned.device)
 
-    def _tuned(self) -> VLM:
+    @property
+    def merge_size(self) -> int:
+        """Patches along a side of one merged visual token (2 in Qwen2-VL)."""
+        return self.seeing().core.config.vision_config.spatial_merge_size
+
+    def seeing(self) -> VLM:
+        """The tuned VLM in the form in which `emonb.vlm` takes it."""
         return VLM(self.vlm, self.processor, self.max_side)
 
     def parts(self, images: Sequence[Picture], prompt: str | None = None, *, generate: bool = False) -> dict:
-        """Everything that `forward` computes: `vlm` (B, C) one-hot answer, `vlm_p`, `head` and `logits`.
+        """Everything that `forward` computes: `vlm` (B, C) one-hot answer, `vlm_p`, `head`, `logits`, `visual` tokens.
 
         Args:
             images: paths or PIL images.
@@ -61,7 +67,7 @@ class EmoVLMKD(nn.Module):
             generate: let the VLM write freely and parse its text, instead of scoring the C answers. An
                 answer that cannot be parsed is all zeros, never a class; the texts are in `texts`.
         """
-        tuned = self._tuned()
+        tuned = self.seeing()
         visual = vlm.visual_tokens(tuned, images)
         texts = [""] * len(images)
         if generate:
@@ -75,11 +81,22 @@ class EmoVLMKD(nn.Module):
         # the pooled feature is rounded as it is on disk, so that a stored and a fresh answer agree
         student = self.head(visual.pooled().half().float().to(tuned.device))
         logits = self.gate(answer, student.softmax(-1))
-        return {"vlm": answer, "vlm_p": vlm_p, "head": student, "logits": logits, "texts": texts}
+        return {"vlm": answer, "vlm_p": vlm_p, "head": student, "logits": logits, "texts": texts, "visual": visual}
 
     def forward(self, images: Sequence[Picture], prompt: str | None = None, *, generate: bool = False) -> Tensor:
         """(B, C) logits; see `parts` for the arguments."""
         return self.parts(images, prompt, generate=generate)["logits"]
+
+    def say(self, images: Sequence[Picture], kind: str = "reasoning") -> list[str]:
+        """The tuned VLM's own words about each picture: greedy, so the same picture gives the same text.
+
+        Args:
+            images: paths or PIL images.
+            kind: `reasoning` (why, without naming the emotion) or `conversation` (key visual elements): the two
+                kinds of triplets with free answers (paper: instruction tuning), asked by their first wording.
+        """
+        instruction = load_prompts()[kind]["instructions"][0]
+        return vlm.generate(self.seeing(), images, instruction, self.config["vlm"]["max_new_tokens"])
 
     def parse(self, text: str) -> Tensor:
         """(C,) one-hot of the label that a free answer names; zeros where it names none."""
@@ -112,11 +129,7 @@ class EmoVLMKD(nn.Module):
             out = self.parts(batch, generate=generate)
             p, student = out["logits"].double().softmax(-1).cpu(), out["head"].double().softmax(-1).cpu()
             answer, unsure = out["vlm_p"].cpu(), out["vlm"].sum(-1).cpu() == 0
-            texts = [""] * len(batch)
-            if reasons:
-                instruction = load_prompts()["reasoning"]["instructions"][0]
-                length = self.config["vlm"]["max_new_tokens"]
-                texts = vlm.generate(self._tuned(), batch, instruction, length)
+            texts = self.say(batch) if reasons else [""] * len(batch)
             for k, image in enumerate(batch):
                 row = {"image": str(image) if not isinstance(image, Image.Image) else f"image {i + k}"}
                 row["emotion"] = self.labels[int(p[k].argmax())]

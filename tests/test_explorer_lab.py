@@ -1,28 +1,16 @@
 """The explorer in JupyterLab: live with a kernel, from the executed notebook without one, and not trusted."""
 
-import os
-import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
-
 import nbformat
 import pytest
 from exploring import SHOWN, world
+from lab import BROWSER, browser_page, command, jupyterlab, open_notebook, run_cell
 
 from emonb import explorer
 from emonb.clean import sign
 from emonb.complementarity import joint
 from emonb.predictions import prediction_labels, write_predictions
-from emonb.settings import project_root
 from emonb.store import Store, write_json
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 
 HTML = '.jp-OutputArea-output[data-mime-type="text/html"] .emonb-explorer'
@@ -30,72 +18,6 @@ CODE = """from emonb.explorer import explore
 from emonb.predictions import load_all
 
 explore(load_all("predictions"))"""
-
-
-@contextmanager
-def jupyterlab(folder, *options):
-    """A server with settings of its own for one folder; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
-        "--expose-app-in-browser", "--LabApp.extension_manager=readonly", f"--ServerApp.root_dir={folder}",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", *options,
-    ]  # fmt: skip
-    private = {f"JUPYTER_{kind}_DIR": str(folder.parent / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
-    private |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder.parent / "w"), "IPYTHONDIR": str(folder.parent / "ipython")}
-    environment = {**os.environ, **private, "PYTHONPATH": str(project_root())}
-    with (folder.parent / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/api/status", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                said = (folder.parent / "lab.log").read_text()[-2000:]
-                assert server.poll() is None, said
-                assert time.monotonic() < deadline, said
-                time.sleep(0.2)
-        yield address
-    finally:
-        server.kill()  # it has nothing to keep, and a polite end can wait for open connections
-        server.wait(30)
-
-
-@contextmanager
-def browser_page():
-    """A page, and the list of its requests that leave the machine and of its errors."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(15_000)
-        outside = []
-        inside = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:|about:")
-        page.on("request", lambda request: None if inside.match(request.url) else outside.append(request.url))
-        yield page, outside
-        chromium.close()
-
-
-def open_notebook(page, address, name, *, kernel=True):
-    """A notebook in a workspace of its own, with nothing in front of it."""
-    page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?reset")
-    page.locator("#jupyterlab-splash").wait_for(state="detached")
-    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    if not kernel:  # JupyterLab asks which one to start instead
-        page.locator(".jp-Dialog .jp-mod-reject").first.click()
-        page.locator(".jp-Dialog").wait_for(state="detached")
-
-
-def command(page, name):
-    """Start a command of JupyterLab; what it does is waited for in the page, which has a time limit."""
-    page.evaluate("name => { window.jupyterapp.commands.execute(name) }", name)
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +65,7 @@ def test_live_with_a_kernel_and_twice(made):
     folder, table = made
     with jupyterlab(folder) as address, browser_page() as (page, outside):
         open_notebook(page, address, "live")
-        page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
-        page.locator(".jp-CodeCell .cm-content").click()
-        page.keyboard.press("Control+Enter")
+        run_cell(page)
         page.locator(".jp-OutputArea-output").first.wait_for()
         assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts() == []
         view = page.locator(HTML)
