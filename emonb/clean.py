@@ -52,7 +52,7 @@ def copy_back(out: Path) -> list[Path]:
 
 
 def refresh_readme(out: Path, readme: Path) -> None:
-    """Write a run's headline figures between the README's markers: main table, claims, time and memory."""
+    """Write a run's headline figures between the README's markers, and its picture into `docs/pictures/`."""
     main, modules = (pd.read_csv(out / "tables" / f"{table}.csv") for table in ("main", "modules"))
     rivals = modules[modules["row"].isin(["head", "average_vlm_head"])]  # the honest ones belong in the headline
     main = pd.concat([main[main["ours"].notna()], rivals])
@@ -81,6 +81,9 @@ def refresh_readme(out: Path, readme: Path) -> None:
     text = readme.read_text(encoding="utf-8")
     if start not in text or end not in text:
         raise EmonbError(f"{readme}: the markers {start!r} and {end!r} are missing; put them back")
+    picture = readme.parent / "docs" / "pictures" / "complementarity.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(picture, (out / "figures" / "complementarity_venn.png").read_bytes())
     head, tail = text.split(start)[0], text.split(end)[1]
     atomic_write(readme, head + start + "\n" + "\n".join(lines) + "\n" + end + tail)
 

@@ -15,8 +15,7 @@ from emonb.store import code_hash
 __all__ = ["cell_weights", "code_cells", "fingerprints", "settings_hash", "sha256", "snapshot", "stages_of"]
 
 _OUTPUTS = ("tables", "figures", "predictions", "models", "integrity")
-_REHEARSAL = {f"rehearsal{end}" for end in ("", "_bench", "_small", "_steps", "_report", "_page")}
-_REHEARSAL |= {"projection", "random_vlm"}  # no notebook calls them
+_REHEARSAL = {p.stem for p in Path(__file__).parent.glob("rehearsal*.py")} | {"projection", "random_vlm"}
 _RUNNER = {
     "run",
     "run_checks",
