@@ -24,9 +24,10 @@ from emonb.settings import load_settings
 
 # What design promises under "Outputs of make reproduce".
 TABLES = ["main", "modules", "depth", "gates", "alpha", "instruction_tuning"]
-TABLES += ["parameters", "complementarity", "claims"]
+TABLES += ["parameters", "complementarity", "claims", "cost", "calibration", "gate_trust", "departures"]
 FIGURES = ["complementarity_venn", "complementarity_by_emotion", "agreement", "alpha_tradeoff", "depth"]
-FIGURES += ["qualitative_examples", "training_curves"]
+FIGURES += ["qualitative_examples", "training_curves", "complementarity_upset", "gate_weights", "gate_trust"]
+FIGURES += ["calibration", "accuracy_cost", *(f"confusion_difference_{d}" for d in load_settings("smoke").datasets)]
 MODELS = ["vlm_zero_shot", "vlm_tuned", "vlm_generated", "vit", "resnet", "vgg", "average_vlm_head"]
 MODELS += ["head", "head_alpha0", "head_alpha1", "head_depth2", "head_depth5"]
 MODELS += ["emovlmkd", "gate_bilinear", "gate_moe", "gate_dynamic", "gate_cross"]
