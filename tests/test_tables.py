@@ -293,7 +293,7 @@ def test_hostile_names_stay_names_in_latex_and_markdown():
     frame = pd.DataFrame({"na|me_$": HOSTILE, "value": [-1.5, 2.0, None, 4.0, 5.0, 123456.7]})
     text = latex(frame, "x}y_", HOSTILE[0])
     kinds, rows = latex_rows(text)
-    assert kinds == "pr"
+    assert kinds == "lr"
     assert {len(row) for row in rows} == {2}
     assert r"\textbackslash{}input\{x\}" in text
     assert "$-$1.5" in text
