@@ -83,7 +83,7 @@ def authors_gate(
             prompt = text.replace(pad, pad * (int(picture.grid.prod()) // merge))
             inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
             types = (inputs["input_ids"] == vlm.image_token_id).int()
-            with torch.inference_mode(), _kept_tower(vlm) as seen:
+            with torch.inference_mode(), _KeptTower(vlm) as seen:
                 written = vlm.model.generate(
                     **inputs, mm_token_type_ids=types, pixel_values=picture.pixel_values, image_grid_thw=picture.grid,
                     max_new_tokens=LONGEST, do_sample=True, temperature=TEMPERATURE,
@@ -102,7 +102,7 @@ def authors_gate(
     return {"answers": answers, "tokens_per_answer": tokens / answers, "unparsable_share": lost / answers}
 
 
-class _kept_tower:  # noqa: N801 - a context manager that reads like a function
+class _KeptTower:
     """Merged tokens of the vision tower's passes in the block: what the head reads, at no second pass."""
 
     def __init__(self, vlm: VLM) -> None:
@@ -128,7 +128,7 @@ def ours_one_pass(vlm: VLM, paths: list[str], names: list[str], size: int) -> tu
 
 def measured(settings: Settings, vlm: VLM, paths: list[str], names: list[str], labels: Tensor) -> dict[str, Any]:
     """Both schedules on the same images, one after the other."""
-    teacher = torch.randn(len(paths), len(names), generator=torch.Generator().manual_seed(0))  # costs no time in either
+    teacher = torch.randn(len(paths), len(names), generator=torch.Generator().manual_seed(0))  # no cost in either
     with clock() as distillation:
         head = authors_distillation(vlm, paths, teacher, labels, settings)
     with clock() as gating:
