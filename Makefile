@@ -1,4 +1,4 @@
-# make reproduce | test | lint | style | notebooks | clean; each sets up what it needs.
+# make reproduce | test | lint | style | notebooks | bench | clean; each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= mini
@@ -15,7 +15,7 @@ option = $(if $($(1)),--$(2) '$($(1))')
 options = --profile '$(PROFILE)' $(call option,DATASETS,datasets) $(call option,IMAGES,images) \
 	$(call option,OUT,out) $(call option,SEEDS,seeds) $(call option,FORCE,force) $(call option,NOTEBOOKS,notebooks)
 
-.PHONY: help reproduce test lint style notebooks doctor clean
+.PHONY: help reproduce test lint style notebooks bench doctor clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make test        unit tests, notebook tests, a small end-to-end run'
 	@echo 'make lint        ruff: code and notebooks; make style corrects what it can'
 	@echo 'make notebooks   run the mini profile and put the executed notebooks back into notebooks/'
+	@echo 'make bench       what is fast and by how much, into build/bench; nothing else should run'
 	@echo 'make doctor      check this environment; make clean removes results and caches'
 
 # The stamp is written last: an interrupted installation is begun anew, a changed pyproject.toml updates it.
@@ -52,6 +53,11 @@ style: $(installed)
 notebooks: $(installed)
 	$(python) -m emonb run --profile mini
 	$(python) -m emonb notebooks --out build/mini
+
+bench: $(installed)
+	@for part in schedules limit scoring trainer growth; do \
+		echo "bench/$$part.py" && $(python) bench/$$part.py --out build/bench || exit 1; done
+	@$(python) bench/page.py --out build/bench
 
 doctor: $(installed)
 	@$(python) -m emonb doctor

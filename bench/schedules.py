@@ -30,6 +30,7 @@ from emonb.distill import StudentHead, distillation_loss, train_head
 from emonb.emotions import parse_emotion
 from emonb.fit import set_seed
 from emonb.gate import make_gate, one_hot, train_gate
+from emonb.progress import progress
 from emonb.samples import read_samples, sample_labels
 from emonb.settings import Settings, project_root
 from emonb.triplets import categorical_instruction
@@ -53,7 +54,7 @@ def authors_distillation(
     set_seed(settings.seed)
     head = StudentHead(vlm.width, config.hidden, classes, config.dropout)
     optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    for _ in range(config.epochs):
+    for _ in progress(range(config.epochs), "authors' distillation", unit="epoch"):
         order = torch.randperm(len(paths))
         for rows in order.split(settings.vlm.batch_size):
             batch = picture_inputs(vlm.processor, [paths[i] for i in rows], vlm.max_side)
@@ -77,7 +78,7 @@ def authors_gate(
     tokenizer, tokens, lost = vlm.processor.tokenizer, 0, 0
     pad = vlm.processor.image_token
     merge = vlm.core.config.vision_config.spatial_merge_size**2
-    for _ in range(config.epochs):
+    for _ in progress(range(config.epochs), "authors' gate", unit="epoch"):
         for i in torch.randperm(len(paths)).tolist():
             picture = pictures[i]
             prompt = text.replace(pad, pad * (int(picture.grid.prod()) // merge))
