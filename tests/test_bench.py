@@ -1,0 +1,51 @@
+"""The measurements of `bench/`: they import, and their page shows what was measured and what was not."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+MACHINE = {"cpu": "<b>some CPU</b>", "cores": 2, "gpu": None}
+COMMON = {
+    "machine": MACHINE, "written": "2026-01-02", "measurement_seconds": 3.0, "load_average": 0.5, "git": {},
+}  # fmt: skip
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    return importlib.import_module
+
+
+def test_every_part_of_make_bench_is_there_and_has_its_place_on_the_page(bench):
+    parts = re.search(r"for part in ([a-z ]+);", (ROOT / "Makefile").read_text())[1].split()
+    assert set(parts) == set(bench("page").PARTS)
+    for part in parts:
+        assert callable(bench(part).main)
+
+
+def test_page_shows_what_was_measured_and_names_what_was_not(bench, tmp_path):
+    scoring = {
+        "images": 64, "seconds_scoring": 2.0, "seconds_generating": 8.0, "ratio": 4.0, "agreement_percent": 87.5,
+        "unparsable_percent": 3.0, "accuracy_percent": {"scoring": 50.0, "generating": 49.0},
+    }  # fmt: skip
+    (tmp_path / "scoring.json").write_text(json.dumps({**scoring, **COMMON}))
+    text = bench("page").write(tmp_path).read_text()
+    assert "Not measured: schedules, limit, growth, trainer." in text
+    assert "scoring is 4 times as fast" in text
+    assert "87.5 % of the images" in text
+    assert "<td>32</td>" in text, "images a second"
+    assert "&lt;b&gt;some CPU&lt;/b&gt;" in text
+
+
+def test_growth_of_a_linear_stage_has_exponent_one(bench):
+    growth = bench("growth")
+    sizes = {n: {s: {"seconds": n / 100, "peak_memory_mb": 900 + n / 2**20} for s in growth.STAGES} for n in (10, 40)}
+    for rates in growth.grown(sizes).values():
+        assert rates["time_exponent"] == pytest.approx(1)
+        assert rates["bytes_per_picture"] == pytest.approx(1)
+    assert growth.grown({10: sizes[10]}) == {}
