@@ -97,7 +97,8 @@ def schedules(found: dict[str, Any]) -> str:
         text += (
             "<p>Projected for Qwen2-VL-7B on FI from what an image costs in "
             f"<code>{escape(projected['report'])}</code> (a CPU): {' to '.join(after['cached'])} times "
-            f"with visual tokens kept, {' to '.join(after['recomputed'])} times without; there, ours pays for all ablations and seeds too.</p>"
+            f"with visual tokens kept, {' to '.join(after['recomputed'])} times without; "
+            "there, ours pays for all ablations and seeds too.</p>"
         )
     head = ["schedule", "seconds", "images a second", "peak MB"]
     return text + table(head, rows) + bars(stages, "seconds per stage under both schedules", "seconds")
