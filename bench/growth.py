@@ -12,7 +12,6 @@ line: `time_exponent` is the slope of log seconds over log pictures between the 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -24,7 +23,7 @@ from typing import Any
 
 import yaml
 from import_scale import made_up, release
-from measure import save
+from measure import arguments, save
 
 from emonb import answers, data, distill, gate, teacher, triplets  # noqa: F401 - imported once, before the forks
 from emonb.stages import run_stage
@@ -107,9 +106,8 @@ def grown(found: dict[int, dict]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--pictures", type=int, nargs="+", default=[1000, 4000, 16000])
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
     start, work = time.monotonic(), options.out / "growth"
     work.mkdir(parents=True, exist_ok=True)

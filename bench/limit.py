@@ -13,14 +13,12 @@ with the goals (at most 1.3 and at most 0.1).
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from measure import DATASET, save, small_run, tuned
+from measure import DATASET, arguments, save, small_run, tuned
 
 from emonb.answers import predictions_stage
 from emonb.distill import head_names, head_stage
@@ -83,8 +81,7 @@ def bare(settings: Settings, store: Store, vlm: VLM) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser = arguments(__doc__)
     options = parser.parse_args()
     start = time.monotonic()
     settings, store = small_run(options.out)

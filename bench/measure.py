@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import resources
@@ -66,15 +66,11 @@ def clock() -> Iterator[dict[str, float]]:
     found["peak_memory_mb"] = peak[0]
 
 
-def median_seconds(step: Callable[[], Any], repeats: int = 3) -> float:
-    """Median time of a step after one run that warms up."""
-    step()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the script's text and knows `--out`, the folder of the results."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    return parser
 
 
 def save(out: Path, name: str, found: Mapping[str, Any], seconds: float) -> Path:

@@ -16,14 +16,13 @@ FI the ratio that follows from the costs an image of a rehearsal (`docs/rehearsa
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import DATASET, clock, save, small_run, tuned
+from measure import DATASET, arguments, clock, save, small_run, tuned
 from torch import Tensor, nn
 
 from emonb.distill import StudentHead, distillation_loss, train_head
@@ -175,9 +174,8 @@ def projected(report: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=96, help="training images that both schedules see")
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
     start = time.monotonic()
     settings, store = small_run(options.out)

@@ -8,12 +8,10 @@ Writes `scoring.json`.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
-from measure import DATASET, clock, save, small_run, tuned
+from measure import DATASET, arguments, clock, save, small_run, tuned
 
 from emonb.emotions import parse_emotion
 from emonb.samples import read_samples, sample_labels
@@ -22,9 +20,8 @@ from emonb.vlm import answer_distribution, generate, visual_tokens
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
     start = time.monotonic()
     settings, store = small_run(options.out)

@@ -10,7 +10,6 @@ adapter's saving. Writes `trainer.json`.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import DATASET, clock, save, small_run
+from measure import DATASET, arguments, clock, save, small_run
 
 from emonb import tuning
 from emonb.features import VisualSource
@@ -99,9 +98,8 @@ def bare(settings: Settings, batches: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
     start = time.monotonic()
     settings, store = small_run(options.out)

@@ -192,9 +192,10 @@ def report(out: Annotated[str, typer.Option(help="results folder, whole or parti
     folder = Path(out)
     if not folder.is_dir():
         raise EmonbError(f"{out}: no such results folder; make one with: python -m emonb run")
-    for line in read_results(folder).problems:
+    results = read_results(folder)
+    for line in results.problems:
         typer.echo(line)
-    typer.echo(str(write_report(folder)))
+    typer.echo(str(write_report(folder, results)))
 
 
 @app.command()

@@ -30,6 +30,7 @@ __all__ = [
     "GROUPS",
     "MODELS",
     "QUARTET",
+    "UNPARSABLE",
     "agreement_matrix",
     "answers",
     "circle_distance",
@@ -43,6 +44,7 @@ __all__ = [
 
 GROUPS = ("both right", "only VLM right", "only ViT right", "neither right")
 MODELS = ("vlm_zero_shot", "vlm_tuned", "vit", "resnet", "vgg", "head", "emovlmkd")
+UNPARSABLE = "(unparsable)"  # what people read where a model gave no answer
 QUARTET = ("vlm_tuned", "vit", "head", "emovlmkd")  # the system, its parts and the teacher
 CASES = {
     "vlm": "only the VLM right,\nthe ViT wrong",
@@ -193,7 +195,7 @@ def answers(predictions: Predictions, dataset: str, image_id: str) -> pd.DataFra
             answer, truth = row["prediction"].iloc[0], row["label"].iloc[0]
             text = row["raw_text"].iloc[0]
             sure = 100 * probabilities(row).max() if answer else np.nan
-            shown = (answer or "(unparsable)", sure, answer == truth)
+            shown = (answer or UNPARSABLE, sure, answer == truth)
             rows.append((model, model_name(model), *shown, "" if pd.isna(text) else text))
     table = pd.DataFrame(rows, columns=["row", "model", "answer", "confidence", "right", "text"])
     order = {m: i for i, m in enumerate((*MODELS[:2], "vlm_generated", *MODELS[2:]))}

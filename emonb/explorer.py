@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from emonb.complementarity import MODELS, joint
+from emonb.complementarity import MODELS, UNPARSABLE, first_seed, joint
 from emonb.errors import EmonbError
 from emonb.paper_values import dataset_title
 from emonb.predictions import LoadedPredictions, Predictions, model_name, prediction_labels, probabilities
@@ -34,7 +34,6 @@ __all__ = ["Pictures", "choose_images", "explore", "explorer_html", "filters", "
 
 Pictures = Mapping[str, pd.DataFrame] | pd.DataFrame | Workspace | None
 
-UNPARSABLE = "(unparsable)"
 LONGEST = 2000  # characters of a model's text
 _SENTENCE = (
     "The picture above shows the confusion matrices. To click through their images, run this notebook, or trust it "
@@ -120,7 +119,7 @@ def matrices(
     """The same matrices as one figure: a row for each dataset, a column for each model."""
     from matplotlib.figure import Figure
 
-    rows = {name: _frames(predictions, name, models) for name in _datasets(predictions, dataset)}
+    rows = {name: _frames(predictions, name, models)[1] for name in _datasets(predictions, dataset)}
     sizes = [len(prediction_labels(next(iter(frames.values())))) for frames in rows.values()]
     columns = max(map(len, rows.values()))
     heights = [0.3 * max(4, size) + 1.2 for size in sizes]  # inches: cells, then title and names below
@@ -138,16 +137,16 @@ def matrices(
 
 def _matrix(ax: Axes, frame: pd.DataFrame, title: str) -> None:
     """One panel: row percent as colour, counts as text. `figures.confusion` is finer, and 35 of them too slow."""
-    labels, answers = prediction_labels(frame), frame["prediction"].replace("", UNPARSABLE)
-    columns = [*labels, *({UNPARSABLE} & set(answers))]
-    counts = pd.crosstab(frame["label"], answers).reindex(index=labels, columns=columns, fill_value=0).to_numpy()
-    share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    from emonb.figures_confusion import confusion_counts, row_percent
+
+    table = confusion_counts(frame)
+    counts, share = table.to_numpy(), row_percent(table).to_numpy() / 100
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, col in zip(*np.nonzero(counts), strict=True):
         ink = "white" if share[row, col] > 0.7 else "black"
         ax.text(col, row, str(counts[row, col]), ha="center", va="center", fontsize=7, color=ink)
-    ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7, parse_math=False)
-    ax.set_yticks(range(len(labels)), [""] * len(labels), fontsize=7)
+    ax.set_xticks(range(len(table.columns)), table.columns, rotation=90, fontsize=7, parse_math=False)
+    ax.set_yticks(range(len(table)), [""] * len(table), fontsize=7)
     ax.tick_params(length=0)
     ax.set_title(title, fontsize=8, parse_math=False)  # a name is no formula
 
@@ -194,24 +193,25 @@ def _datasets(predictions: Predictions, dataset: str | Sequence[str] | None) -> 
     return wanted
 
 
-def _frames(predictions: Predictions, dataset: str, models: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Per model the test rows of its first seed, in the order of the joint table."""
+def _frames(
+    predictions: Predictions, dataset: str, models: Sequence[str]
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """The joint table, and per model the test rows of its first seed in the table's order."""
     table, frames = joint(predictions, dataset, models), {}
     for model in table.columns.drop("label", errors="ignore"):
-        frame = predictions[dataset, model]
-        first = frame[(frame["split"] == "test") & (frame["seed"] == frame["seed"].min())]
-        frames[model] = first.set_index("image_id").loc[table.index].reset_index()
+        frames[model] = first_seed(predictions[dataset, model]).set_index("image_id").loc[table.index].reset_index()
     if table.empty or not frames:
         raise EmonbError(f"{dataset}: no test image that all of {', '.join(models)} have answered; check the models")
-    return frames
+    return table, frames
 
 
 def _paths(predictions: Predictions, dataset: str, samples: Pictures) -> pd.Series:
     """Paths of the test pictures by image_id."""
+    store = samples.store if isinstance(samples, Workspace) else None
     if samples is None and isinstance(predictions, LoadedPredictions):
-        samples = _tables_beside(predictions.folder, dataset)
-    elif isinstance(samples, Workspace):
-        samples = {dataset: read_samples(samples.store.find("samples", dataset), "test", ["image_id", "path"])}
+        store = _store_beside(predictions.folder)
+    if store:
+        samples = read_samples(store.find("samples", dataset), "test", ["image_id", "path"])
     table = samples if isinstance(samples, pd.DataFrame) else (samples or {}).get(dataset)
     if table is None:
         raise EmonbError(f"{dataset}: where are its pictures? Give explore(..., samples=ws), or a sample table")
@@ -221,22 +221,17 @@ def _paths(predictions: Predictions, dataset: str, samples: Pictures) -> pd.Seri
     return table.drop_duplicates("image_id").set_index("image_id")["path"]
 
 
-def _tables_beside(folder: Path, dataset: str) -> dict[str, pd.DataFrame]:
-    """The sample table of the run whose `predictions` folder this is."""
+def _store_beside(folder: Path) -> Store | None:
+    """The store of the run whose `predictions` folder this is."""
     root = folder.parent / "artifacts"
-    if not root.is_dir():
-        return {}
-    return {dataset: read_samples(Store(root).find("samples", dataset), "test", ["image_id", "path"])}
+    return Store(root) if root.is_dir() else None
 
 
 def _dataset(
     predictions: Predictions, dataset: str, paths: pd.Series, models: Sequence[str], limit: int
 ) -> dict[str, Any]:
     """Everything that the script shows of one dataset, as lists of plain numbers and texts."""
-    frames = _frames(predictions, dataset, models)
-    table = pd.DataFrame({"label": next(iter(frames.values()))["label"]})
-    table = table.assign(**{model: frame["prediction"] for model, frame in frames.items()})
-    table.index = next(iter(frames.values()))["image_id"]
+    table, frames = _frames(predictions, dataset, models)
     labels = prediction_labels(next(iter(frames.values())))
     lost = any((frame["prediction"] == "").any() for frame in frames.values())
     columns = [*labels, UNPARSABLE] if lost else labels

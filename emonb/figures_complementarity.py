@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from emonb.complementarity import CASES, GROUPS, circle_distance, intersections
+from emonb.complementarity import CASES, GROUPS, UNPARSABLE, circle_distance, intersections
 from emonb.figure_style import (
     COLUMN,
     FULL,
@@ -208,7 +208,7 @@ def qualitative_examples(examples: pd.DataFrame, pictures: Sequence[np.ndarray],
             truth = examples["label"].iloc[i]
             ax.set_title(f"true: {truth}", fontweight="bold")
             said = [(m, examples[m].iloc[i]) for m in trio]
-            marks = [f"{'✓' if a == truth else '✗'} {model_name(m)}: {a or '(unparsable)'}" for m, a in said]
+            marks = [f"{'✓' if a == truth else '✗'} {model_name(m)}: {a or UNPARSABLE}" for m, a in said]
             ax.set_xlabel("\n".join(marks), fontsize=NOTE + 0.5, loc="left", linespacing=1.1)
     fig.suptitle(f"{title}: chosen by rule from {basis(n, 1)}")
     return fig

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from emonb.complementarity import UNPARSABLE
 from emonb.figure_style import COLUMN, basis, cell_notes, styled, turned
 from emonb.predictions import prediction_labels
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["confusion", "confusion_counts", "confusion_difference", "row_percent"]
-
-UNPARSABLE = "(unparsable)"
 
 
 def confusion_counts(frame: pd.DataFrame) -> pd.DataFrame:

@@ -26,6 +26,7 @@ __all__ = [
     "make_folder",
     "plain",
     "read_json",
+    "visible",
     "write_json",
 ]
 
@@ -116,3 +117,11 @@ def code_hash(*modules: str) -> str:
                     node.body = node.body[1:]
         digest.update(f"{module}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def visible(text: object) -> str:
+    """A name or a model's text that cannot steer a terminal or a page: what does not print becomes an escape.
+
+    Control and format characters, such as those that turn the direction of writing, and bytes that are no UTF-8.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))

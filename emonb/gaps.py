@@ -28,9 +28,8 @@ def gaps(predictions: Predictions, settings: Settings) -> list[str]:
     An empty list says that every prediction of the run is there. See `load_all(..., partial=True)`.
     """
     there = [key for key in predictions if test_rows(predictions, *key) is not None]
-    problems = predictions.problems if isinstance(predictions, LoadedPredictions) else []
-    damaged = {(d, m) for d in settings.datasets for m in expected_models(settings) if _names(problems, d, m)}
-    return [*problems, *list_gaps([*there, *damaged], settings.datasets, expected_models(settings))]
+    damaged = predictions.problems if isinstance(predictions, LoadedPredictions) else {}
+    return [*damaged.values(), *list_gaps([*there, *damaged], settings.datasets, expected_models(settings))]
 
 
 def list_gaps(there: Iterable[tuple[str, str]], datasets: Iterable[str], models: Iterable[str]) -> list[str]:
@@ -42,7 +41,3 @@ def list_gaps(there: Iterable[tuple[str, str]], datasets: Iterable[str], models:
             what = "any model" if len(missing) == len(models) else ", ".join(missing)
             lines.append(f"{dataset}: no predictions of {what}")
     return lines
-
-
-def _names(problems: Iterable[str], dataset: str, model: str) -> bool:
-    return any(line.startswith(f"{dataset}: predictions of {model} are damaged") for line in problems)

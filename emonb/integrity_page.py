@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from emonb.files import visible
 from emonb.integrity import KINDS, open_safely
 from emonb.samples import table_folder
 from emonb.settings import SPLITS
@@ -152,5 +153,4 @@ def _thumbnail(pictures: Path, image_id: str) -> Image.Image | None:
 
 def _shown(text: str, after_slash: str = "") -> str:
     """A file's name as HTML: escaped, control characters visible, its writing direction kept to itself."""
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return f"<bdi>{escape(visible).replace('/', '/' + after_slash)}</bdi>"
+    return f"<bdi>{escape(visible(text)).replace('/', '/' + after_slash)}</bdi>"

@@ -12,6 +12,7 @@ from emonb.metrics import accuracy_interval, calibration_error, reliability
 from emonb.paper_values import dataset_title
 from emonb.predictions import Predictions, model_name, prediction_labels
 from emonb.settings import Settings
+from emonb.tables import test_rows
 
 __all__ = ["accuracy_cost_table", "calibration_table", "gate_trust_table"]
 
@@ -78,9 +79,8 @@ def accuracy_cost_table(cost: pd.DataFrame, predictions: Predictions, settings: 
     titles = {dataset_title(d): d for d in settings.datasets}
     options, rows = (settings.report.bootstrap, settings.report.confidence), []
     for row in cost.to_dict("records"):
-        frame = predictions.get((titles.get(row["dataset"], ""), row["model"]))
+        frame = test_rows(predictions, titles.get(row["dataset"], ""), row["model"])
         if frame is not None:
-            frame = frame[frame["split"] == "test"]
             measured = dict(zip(("accuracy", "low", "high"), accuracy_interval(frame, *options), strict=True))
             counts = {"n": frame["image_id"].nunique(), "seeds": frame["seed"].nunique()}
             rows.append({**row, **measured, **counts})

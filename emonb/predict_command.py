@@ -6,19 +6,19 @@ import json
 import os
 import sys
 import textwrap
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emonb.errors import EmonbError, UnreadablePicture
+from emonb.files import visible
 from emonb.progress import progress
 from emonb.settings import load_settings, project_root
 
 if TYPE_CHECKING:
     from emonb.opinions import Opinion
 
-__all__ = ["as_text", "default_model", "find_pictures", "predict", "visible"]
+__all__ = ["as_text", "default_model", "find_pictures", "predict"]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 BATCH = 8  # decoded pictures in memory at a time
@@ -122,12 +122,6 @@ def default_model() -> Path:
             return Path(os.path.relpath(folder / name))
     where = os.path.relpath(folder, project_root())
     raise EmonbError(f"no model in {where}: make one with python -m emonb run, or name a folder with --model")
-
-
-def visible(text: str | Path) -> str:
-    """A name or a model's text that cannot steer a terminal: control, format and undecodable characters as escapes."""
-    safe = (c if c.isprintable() and unicodedata.category(c) != "Cf" else ascii(c)[1:-1] for c in str(text))
-    return "".join(safe)
 
 
 def as_text(opinion: Opinion) -> str:

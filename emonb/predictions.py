@@ -60,13 +60,13 @@ MODEL_NAMES = {
 class LoadedPredictions(dict[tuple[str, str], pd.DataFrame]):
     """{(dataset, model): frame} that knows the folder it was read from: a run's pictures are found from there.
 
-    `problems` holds one sentence for each file that was left out because it is damaged.
+    `problems` has a sentence for each file that was left out because it is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
-        self.problems: list[str] = []
+        self.problems: dict[tuple[str, str], str] = {}
 
 
 _METADATA_KEY = b"emonb.labels"
@@ -259,10 +259,10 @@ def load_all(
         except (EmonbError, ValueError, TypeError) as error:
             if not partial:
                 raise
-            found.problems.append(f"{dataset}: predictions of {model} are damaged: {_reason(error, path)}")
+            found.problems[dataset, model] = f"{dataset}: predictions of {model} are damaged: {_reason(error, path)}"
     if not found:
         what = ", ".join(datasets or ["any dataset"])
-        damaged = f" ({'; '.join(found.problems)})" if found.problems else ""
+        damaged = f" ({'; '.join(found.problems.values())})" if found.problems else ""
         raise EmonbError(f"{folder}: no predictions of {what}; run notebooks 03 to 06{damaged}")
     return found
 

@@ -24,7 +24,7 @@ from emonb.paper_values import is_drawn
 from emonb.report_figures import figure_html
 from emonb.report_head import hero, notebooks_html
 from emonb.report_read import Results, one_line, read_results
-from emonb.report_site import write_site
+from emonb.report_site import TABLE_FILES, file_links, write_site
 from emonb.report_tables import claims_html, headline_chart, plain_table, result_table
 from emonb.report_words import SECTIONS, TABLES, Section, Words
 from emonb.store import atomic_write
@@ -41,10 +41,14 @@ _ALONE = ("main", "claims", "departures")  # their section is called as they are
 _LONG = 24  # rows from which a table is folded
 
 
-def write_report(out: Path) -> Path:
+def write_report(out: Path, results: Results | None = None) -> Path:
     """Write `site/*.html` and `index.html` of a results folder; what is missing or damaged is said in the page.
 
     Equal results give equal bytes.
+
+    Args:
+        out: the results folder.
+        results: what `read_results` has found in it; default: read here.
 
     Returns:
         The path of `index.html`.
@@ -52,7 +56,7 @@ def write_report(out: Path) -> Path:
     Raises:
         OSError: the folder cannot be written to. Nothing inside it is an error.
     """
-    results = read_results(out)
+    results = results or read_results(out)
     notes = _notes(results)
     results.problems += write_site(out, " ".join(notes))
     page = _Page(results)
@@ -144,19 +148,15 @@ class _Page:
             body = claims_html(frame)
         else:
             body = plain_table(frame.drop(columns="model") if {"model", "name"} <= set(frame.columns) else frame)
-        links = [
-            f"<a href='tables/{quote(id)}.{ending}'>{ending}</a>"
-            for ending in ("csv", "md", "tex")
-            if (self.results.out / "tables" / f"{id}.{ending}").is_file()
-        ]
+        links = file_links(self.results.out, "tables", id, TABLE_FILES)
         caption = " ".join(filter(None, [words.text, self.results.caption(id)]))
         inside = f"<p class=caption>{escape(caption)}</p>{chart}{body}"
         told = "" if id in _ALONE else escape(words.title)
-        head = f"<span>{told}</span><span class=files>{' '.join(links)}</span>"
+        head = f"<span>{told}</span><span class=files>{links}</span>"
         if len(frame) > _LONG and body.count("<tr") > _LONG:
             return (
                 f"<details id='table-{quote(id)}'><summary>{escape(words.title)} ({len(frame)} rows)</summary>"
-                f"<p class=files>{' '.join(links)}</p>{inside}</details>"
+                f"<p class=files>{links}</p>{inside}</details>"
             )
         return f"<div class=block id='table-{quote(id)}'><h3>{head}</h3>{inside}</div>"
 

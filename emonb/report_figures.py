@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from emonb.report_site import file_links
 from emonb.report_words import figure_words
 
 __all__ = ["as_data", "figure_html"]
@@ -44,16 +45,12 @@ def figure_html(path: Path, how_many: str) -> str:
     """A figure with its caption and links to the files; raises OSError where the file is no picture."""
     words = figure_words(path.stem)
     address, width, height = as_data(path)
-    links = [
-        f"<a href='figures/{quote(path.stem)}.{ending}'>{ending}</a>"
-        for ending in ("svg", "png")
-        if path.with_suffix(f".{ending}").is_file()
-    ]
+    links = file_links(path.parent.parent, "figures", path.stem, ("svg", "png"))
     alt = f"{words.title}. {words.text}".strip()
     said = " ".join(filter(None, [words.text, how_many if words.seeds else "", words.seeds]))
     return (
         f"<figure class=picture id='figure-{quote(path.stem)}'><div class=sheet>"
         f"<img src='{address}' width={width} height={height} alt='{escape(alt, quote=True)}'></div>"
-        f"<figcaption><b>{escape(words.title)}.</b> {escape(said)} <span class=files>{' '.join(links)}</span>"
+        f"<figcaption><b>{escape(words.title)}.</b> {escape(said)} <span class=files>{links}</span>"
         "</figcaption></figure>"
     )

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from emonb.paper_values import is_drawn
 from emonb.report_read import Results
-from emonb.report_tables import verdict_counts
+from emonb.report_site import TABLE_FILES, file_links
+from emonb.report_tables import boxed, verdict_counts
 
 __all__ = ["hero", "notebooks_html"]
 
@@ -80,7 +81,7 @@ def notebooks_html(results: Results) -> str:
     head = "<th scope=col>notebook</th><th scope=col>status</th><th scope=col class=n>time</th>"
     head += "<th scope=col class=n>peak memory</th><th scope=col>source</th>"
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    table = f"<div class=wide tabindex=0><table>{body}</table></div>" if rows else "<p>No notebook was executed.</p>"
+    table = boxed(body) if rows else "<p>No notebook was executed.</p>"
     return (
         f"<div class=block><h3>Notebooks as they ran</h3>{table}</div>"
         f"<div class=block><h3>Files</h3>{_files(results.out, results.tables)}</div>"
@@ -91,12 +92,7 @@ def _files(out: Path, tables: Mapping[str, Any]) -> str:
     """Every table in three forms, the integrity pages, and the run's record."""
     rows = []
     for id in sorted(tables):
-        links = [
-            f"<a href='tables/{quote(id)}.{ending}'>{ending}</a>"
-            for ending in ("csv", "md", "tex")
-            if (out / "tables" / f"{id}.{ending}").is_file()
-        ]
-        rows.append(f"<tr><th scope=row>{escape(id)}</th><td>{' '.join(links)}</td></tr>")
+        rows.append(f"<tr><th scope=row>{escape(id)}</th><td>{file_links(out, 'tables', id, TABLE_FILES)}</td></tr>")
     pages = [
         f"<a href='integrity/{quote(path.stem)}.html'>{escape(path.stem)}</a>"
         for path in sorted((out / "integrity").glob("*.html"))
@@ -107,7 +103,7 @@ def _files(out: Path, tables: Mapping[str, Any]) -> str:
         rows.append("<tr><th scope=row>settings, versions, times</th><td><a href='run.json'>run.json</a></td></tr>")
     if not rows:
         return "<p>None.</p>"
-    return f"<div class=wide tabindex=0><table><tbody>{''.join(rows)}</tbody></table></div>"
+    return boxed(f"<tbody>{''.join(rows)}</tbody>")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -159,7 +159,7 @@ def _read_predictions(results: Results) -> None:
         results.problems += gaps(found, results.settings)
     else:  # the best guess: what one dataset has, all should have
         models = dict.fromkeys(model for _, model in found)
-        results.problems += [*found.problems, *list_gaps(found, results.datasets, models)]
+        results.problems += [*found.problems.values(), *list_gaps(found, results.datasets, models)]
 
 
 def _own(results: Results, folder: str, ending: str) -> list[Path]:

@@ -1,16 +1,25 @@
-"""Executed notebooks as pages in `site/`, which ask for nothing from the network."""
+"""What lies beside the report: links to files, and executed notebooks as pages that ask for nothing."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from emonb.store import atomic_write, make_folder
 
-__all__ = ["write_site"]
+__all__ = ["TABLE_FILES", "file_links", "write_site"]
 
+TABLE_FILES = ("csv", "md", "tex")
 _BANNER = "margin:0;padding:.6rem 1rem;background:#fff3cd;color:#222;border-bottom:1px solid #d9c26a;font:14px Arial"
+
+
+def file_links(out: Path, folder: str, id: str, endings: Sequence[str]) -> str:
+    """Links to those of a result's files that are there."""
+    there = [ending for ending in endings if (out / folder / f"{id}.{ending}").is_file()]
+    return " ".join(f"<a href='{folder}/{quote(id)}.{ending}'>{ending}</a>" for ending in there)
 
 
 def write_site(out: Path, notes: str) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from emonb.table_text import format_value, is_number
+from emonb.table_text import numeric_columns, text_rows
 
-__all__ = ["VERDICTS", "claims_html", "headline_chart", "plain_table", "result_table", "verdict_counts"]
+__all__ = ["VERDICTS", "boxed", "claims_html", "headline_chart", "plain_table", "result_table", "verdict_counts"]
 
 VERDICTS = {"holds": ("holds", "\u2713"), "does not hold": ("fails", "\u2715"), "undecided": ("open", "?")}
 _OWN = "emovlmkd"
@@ -20,9 +20,9 @@ _DOTS = (("vlm_tuned", "VLM, tuned"), ("vit", "ViT"), ("head", "distilled head")
 
 def plain_table(frame: pd.DataFrame) -> str:
     """Any frame: numbers to the right, texts to the left, the first column stays when the box scrolls."""
-    rows = [[format_value(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    rows = text_rows(frame)
     columns = [str(column) for column in frame.columns]
-    right = [any(r[i] for r in rows) and all(is_number(r[i]) for r in rows if r[i]) for i in range(len(columns))]
+    right = numeric_columns(rows, len(columns))
     head = "".join(
         f"<th scope=col{' class=n' if r else ''}>{escape(c.replace('_', ' '))}</th>"
         for c, r in zip(columns, right, strict=True)
@@ -34,7 +34,7 @@ def plain_table(frame: pd.DataFrame) -> str:
             for i, text in enumerate(row)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return _boxed(f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>", many=len(columns) > 12)
+    return boxed(f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>", many=len(columns) > 12)
 
 
 def result_table(frame: pd.DataFrame) -> str:
@@ -69,7 +69,7 @@ def result_table(frame: pd.DataFrame) -> str:
             _result_cell(records[d], c, best.get(d), first=i == 0) for d, shown in groups for i, c in enumerate(shown)
         )
         lines.append(f"<tr{' class=own' if own else ''}><th scope=row>{escape(name)}</th>{line}</tr>")
-    return _boxed(f"{head}<tbody>{''.join(lines)}</tbody>")
+    return boxed(f"{head}<tbody>{''.join(lines)}</tbody>")
 
 
 def _paper_head(dataset: str) -> str:
@@ -170,7 +170,7 @@ _MARKS = [
 ]  # a shape for each model, so that colour is not the only difference
 
 
-def _boxed(rows: str, *, many: bool = False) -> str:
+def boxed(rows: str, *, many: bool = False) -> str:
     """A table in its own scrolling box; one of many columns is printed smaller."""
     return f"<div class='wide{' many' if many else ''}' tabindex=0><table>{rows}</table></div>"
 

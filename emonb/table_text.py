@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["flat", "format_value", "is_number", "latex", "markdown", "plain_caption", "readable"]
+__all__ = [
+    "flat",
+    "format_value",
+    "is_number",
+    "latex",
+    "markdown",
+    "numeric_columns",
+    "plain_caption",
+    "readable",
+    "text_rows",
+]
 
 _NUMBER = re.compile(r"[-+\u2212]?[\d,]*\.?\d+(e[-+]?\d+)?( ?%)?([\s\u00a0]*\[[^\[\]]*\])?")  # 58.3 [54.5, 62.1]
 _LONG = 36  # characters from which a column of LaTeX is a paragraph
@@ -66,8 +76,8 @@ def flat(frame: pd.DataFrame) -> pd.DataFrame:
 def markdown(frame: pd.DataFrame, caption: str) -> str:
     """A GitHub table in columns of equal width: numbers to the right, texts to the left; the caption in bold above."""
     head = [" ".join(filter(None, c)) if isinstance(c, tuple) else str(c) for c in frame.columns]
-    rows = _rows(frame)
-    right = _numeric(rows, len(head))
+    rows = text_rows(frame)
+    right = numeric_columns(rows, len(head))
     cells = [[_quoted(cell) for cell in row] for row in (head, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
@@ -91,8 +101,8 @@ def latex(frame: pd.DataFrame, id: str, caption: str) -> str:
     Long texts are paragraphs; a table wider than a page is scaled to it (graphicx).
     """
     columns = [column if isinstance(column, tuple) else (str(column),) for column in frame.columns]
-    rows = _rows(frame)
-    right = _numeric(rows, len(columns))
+    rows = text_rows(frame)
+    right = numeric_columns(rows, len(columns))
     heads = [column[-1] or column[0] for column in columns]
     widest = [max(len(h), *(len(row[i]) for row in rows)) if rows else len(h) for i, h in enumerate(heads)]
     kinds = ["r" if r else f"p{{{_paragraph(w)}em}}" if w > _LONG else "l" for r, w in zip(right, widest, strict=True)]
@@ -126,11 +136,12 @@ def _judged(row: dict[str, Any]) -> str:
     return str(row["verdict"]) + (f": {value}" if value else "") + (f" [{low}, {high}]" if low else "")
 
 
-def _rows(frame: pd.DataFrame) -> list[list[str]]:
+def text_rows(frame: pd.DataFrame) -> list[list[str]]:
+    """The cells as people read them."""
     return [[format_value(value) for value in row] for row in frame.itertuples(index=False, name=None)]
 
 
-def _numeric(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
+def numeric_columns(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
     """Which columns hold numbers only; an empty column is none, nor are names like [1024]."""
     parts = [[row[i] for row in rows if row[i]] for i in range(columns)]
     return [bool(cells) and all(map(is_number, cells)) for cells in parts]

@@ -19,11 +19,11 @@ from PIL import Image
 
 from emonb.errors import EmonbError
 from emonb.figures import as_image
+from emonb.files import visible
 from emonb.lean import lean_figure
 from emonb.model import EmoVLMKD
 from emonb.opinions import Opinion, Teacher, find_teacher, opinions, opinions_figure, read_picture
 from emonb.paper_values import dataset_title
-from emonb.predict_command import visible
 from emonb.saliency import saliency_figure
 from emonb.samples import open_picture, read_samples
 

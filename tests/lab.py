@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,9 +10,9 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
-from emonb.settings import project_root
+from conftest import BROWSER
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from emonb.settings import project_root
 
 
 @contextmanager

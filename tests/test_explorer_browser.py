@@ -1,11 +1,11 @@
 """The explorer in a browser, as a page from disk: clicks against pandas, keyboard, names that bite, light and dark."""
 
 import re
-import shutil
 
 import nbformat
 import pandas as pd
 import pytest
+from conftest import BROWSER
 from exploring import HOSTILE, SHOWN, TEXT, hostile_world, world
 from synthetic import frame_of
 from test_explorer import by_pandas
@@ -14,7 +14,6 @@ from emonb import explorer
 from emonb.complementarity import joint
 from emonb.predictions import model_name, prediction_labels
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 
 CONTRAST = """root => {
@@ -33,16 +32,6 @@ CONTRAST = """root => {
     return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), node.className, node.textContent];
   }).sort((a, b) => a[0] - b[0])[0];
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

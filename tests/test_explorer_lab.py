@@ -2,8 +2,9 @@
 
 import nbformat
 import pytest
+from conftest import BROWSER
 from exploring import SHOWN, world
-from lab import BROWSER, browser_page, command, jupyterlab, open_notebook, run_cell
+from lab import browser_page, command, jupyterlab, open_notebook, run_cell
 
 from emonb import explorer
 from emonb.clean import sign

@@ -7,8 +7,7 @@ import shutil
 import pandas as pd
 import papermill
 import pytest
-from conftest import ROOT
-from test_explorer_browser import BROWSER
+from conftest import BROWSER, ROOT
 
 from emonb.predictions import prediction_labels, read_predictions, write_predictions
 from emonb.report import write_report
@@ -57,31 +56,27 @@ def hostile(smoke_run, tmp_path_factory):
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("page", ["site/08_complementarity.html", "index.html"])
-def test_names_and_answers_are_text_in_every_page(hostile, page):
-    from playwright.sync_api import sync_playwright
-
+def test_names_and_answers_are_text_in_every_page(hostile, chromium, page):
     asked, dialogs = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        view = browser.new_page()
-        view.on("request", lambda r: asked.append(r.url))
-        view.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
-        view.goto((hostile / page).as_uri())
-        explorer = view.locator(".emonb-explorer")
-        if explorer.get_by_label("Dataset").count():
-            explorer.get_by_label("Dataset").select_option(label=f"{DATASET} (drawn)")
-        for cell in explorer.locator("td button").all():  # two emotions: four cells, all pictures
-            cell.click()
-            if explorer.locator(".card code", has_text=NAME).count():
-                break
-        card = explorer.locator(".card").filter(has_text=NAME)
-        assert card.count() == 1
-        card.locator("summary").first.click()
-        assert ANSWER in card.locator("details p").first.inner_text()
-        view.wait_for_timeout(300)  # an onerror would have fired
-        found = view.evaluate("[document.querySelectorAll('#bold, img[src=x]').length, document.title]")
-        text = view.locator("body").inner_text()
-        browser.close()
+    view = chromium.new_page()
+    view.on("request", lambda r: asked.append(r.url))
+    view.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
+    view.goto((hostile / page).as_uri())
+    explorer = view.locator(".emonb-explorer")
+    if explorer.get_by_label("Dataset").count():
+        explorer.get_by_label("Dataset").select_option(label=f"{DATASET} (drawn)")
+    for cell in explorer.locator("td button").all():  # two emotions: four cells, all pictures
+        cell.click()
+        if explorer.locator(".card code", has_text=NAME).count():
+            break
+    card = explorer.locator(".card").filter(has_text=NAME)
+    assert card.count() == 1
+    card.locator("summary").first.click()
+    assert ANSWER in card.locator("details p").first.inner_text()
+    view.wait_for_timeout(300)  # an onerror would have fired
+    found = view.evaluate("[document.querySelectorAll('#bold, img[src=x]').length, document.title]")
+    text = view.locator("body").inner_text()
+    view.close()
     assert dialogs == []
     assert found[0] == 0
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
-from conftest import ROOT, emonb
+from conftest import BROWSER, ROOT, emonb
 
 from emonb.predictions import read_predictions
 from emonb.run import NOTEBOOKS
@@ -147,25 +147,19 @@ def test_pages_ask_for_nothing_from_the_network(smoke_run):
         assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?https?:", text), page.name
 
 
-def test_report_in_a_browser(smoke_run):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 390, "height": 844})
-        asked, errors = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto((smoke_run.out / "index.html").as_uri())
-        page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
-        page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.locator("table").count() >= len(TABLES)
-        links = page.evaluate("[...document.links].map(a => a.getAttribute('href'))")
-        chromium.close()
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+def test_report_in_a_browser(smoke_run, chromium):
+    page = chromium.new_page(viewport={"width": 390, "height": 844})
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((smoke_run.out / "index.html").as_uri())
+    page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("table").count() >= len(TABLES)
+    links = page.evaluate("[...document.links].map(a => a.getAttribute('href'))")
+    page.close()
     assert [link for link in links if not link.startswith("#") and not (smoke_run.out / link).exists()] == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert errors == []

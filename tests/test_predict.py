@@ -13,8 +13,9 @@ from conftest import ROOT
 
 from emonb import predict_command
 from emonb.errors import EmonbError
+from emonb.files import visible
 from emonb.opinions import opinions
-from emonb.predict_command import as_text, default_model, find_pictures, predict, visible
+from emonb.predict_command import as_text, default_model, find_pictures, predict
 
 RAW = os.fsdecode(b"\xff\xfe.png")  # not UTF-8
 RED = "\x1b[31mred\r\n.png"  # colours a terminal, and begins a new line

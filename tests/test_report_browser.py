@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import BROWSER
 from PIL import Image
 from reporting import add_samples, edit_run, make_results, write_notebook
 from synthetic import frame_of
-from test_explorer_browser import BROWSER
 
 from emonb.predictions import write_predictions
 from emonb.report import write_report
@@ -19,16 +19,6 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this mac
 EVIL = "<img src=x onerror=alert(1)>"
 CLIPPED = """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('.wide') && !e.closest('.skip')
   && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className)"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def test_damaged_file_is_an_error_unless_partial_is_asked_for(folder):
     found = load_all(folder, partial=True)
     assert ("mini-fi", "vit") not in found
     assert ("mini-fi", "head") in found
-    (problem,) = found.problems
+    (problem,) = found.problems.values()
     assert problem.startswith("mini-fi: predictions of vit are damaged: ")
     assert "\n" not in problem
     assert str(folder) not in problem

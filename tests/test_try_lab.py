@@ -6,8 +6,9 @@ import urllib.request
 import nbformat
 import pytest
 from assembled import assembled, picture, results
+from conftest import BROWSER
 from exploring import HOSTILE
-from lab import BROWSER, browser_page, command, jupyterlab, open_notebook, run_cell
+from lab import browser_page, command, jupyterlab, open_notebook, run_cell
 
 from emonb.opinions import opinions
 from emonb.try_widget import SENTENCE
