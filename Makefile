@@ -55,7 +55,7 @@ notebooks: $(installed)
 	$(python) -m emonb notebooks --out build/mini
 
 bench: $(installed)
-	@for part in schedules limit scoring trainer growth; do \
+	@for part in where schedules limit scoring trainer steps growth; do \
 		echo "bench/$$part.py" && $(python) bench/$$part.py --out build/bench || exit 1; done
 	@$(python) bench/page.py --out build/bench
 

@@ -47,7 +47,7 @@ def stages(settings: Settings, store: Store) -> tuple[dict[str, float], float]:
     samples = store.find("samples", DATASET)
     start = time.perf_counter()
     for split in SPLITS:
-        predict_network(net, Pictures(read_samples(samples, split, ["path", "label"]), labels, config, train=False))
+        predict_network(net, Pictures(read_samples(samples, split, ["path", "label"]), labels, config))
     logits = time.perf_counter() - start
     return {name: artifact.provenance["seconds"] for name, artifact in made.items()}, logits
 
@@ -64,7 +64,7 @@ def bare(settings: Settings, store: Store, vlm: VLM) -> dict[str, float]:
         raise SystemExit("a label of several tokens: the bare forward here is of one; use another dataset")
     prompts = [make_batch(vlm, [prefix] * len(p), visual_tokens(vlm, p), pad_left=True) for p in pixels]
     net, config, _ = load_network(store.find("teacher", f"{DATASET}--vit"))
-    shown = Pictures(frame, labels, config, train=False)
+    shown = Pictures(frame, labels, config)
     ready = [t.to(**LAYOUT) for t in torch.stack([shown[i][0] for i in range(len(shown))]).split(128)]
     found = {}
     with torch.inference_mode():

@@ -17,10 +17,10 @@ import yaml
 
 from emonb.data import samples_stage
 from emonb.features import features_stage
-from emonb.files import git_state, library_versions, write_json
-from emonb.machine import machine
+from emonb.files import git_state, library_versions, make_folder, write_json
+from emonb.machine import machine, peak_memory
 from emonb.settings import Settings, load_settings
-from emonb.store import Store, peak_memory
+from emonb.store import Store
 from emonb.triplets import triplets_stage
 from emonb.tuning import adapted, adapter_stage
 from emonb.vlm import VLM, load_vlm
@@ -75,7 +75,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 def save(out: Path, name: str, found: Mapping[str, Any], seconds: float) -> Path:
     """Write `<name>.json`: what was found, and on what it was measured."""
-    path = out / f"{name}.json"
+    path = make_folder(out) / f"{name}.json"
     written = {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),

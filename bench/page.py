@@ -161,14 +161,43 @@ def scoring(found: dict[str, Any]) -> str:
 def trainer(found: dict[str, Any]) -> str:
     rows = [
         ["trainer", found["seconds_trainer"], found["peak_memory_mb"]["trainer"]],
+        ["of that, starting and saving", found["seconds_start_and_save"], ""],
         ["of that, collating batches", found["seconds_collating"], ""],
         ["bare loop on the same batches", found["seconds_bare_loop"], found["peak_memory_mb"]["bare loop"]],
     ]
     text = (
         f"<p>{found['steps']} steps of LoRA: the trainer takes {number(found['ratio'])} times as long as the bare "
-        f"loop; collation apart, {number(found['overhead_percent_without_collating'])} % more.</p>"
+        f"loop; collation and what it does once apart, {number(found['overhead_percent_of_a_step'])} % more.</p>"
     )
     return text + table(["", "seconds", "peak MB"], rows)
+
+
+def steps(found: dict[str, Any]) -> str:
+    variants = list(dict.fromkeys(v for ms in found["milliseconds"].values() for v in ms))
+    rows = [
+        [name, *(ms.get(v, "") for v in variants), found["side_by_side_gain"][name]]
+        for name, ms in found["milliseconds"].items()
+    ]
+    head = ["network", *(f"{v}, ms" for v in variants), "gain side by side"]
+    threads = found["all_threads"]
+    text = (
+        f"<p>One training step. The gain side by side: what {threads} processes with a thread each do in the time in "
+        f"which {threads} threads do one network (time on all threads x {threads} / time on one); less where the last "
+        "dataset finds no partner.</p>"
+    )
+    return text + table(head, rows)
+
+
+def where(found: dict[str, Any]) -> str:
+    kinds, total = list(found["total"]), found["total"]
+    rows = [[name, *parts.values(), sum(parts.values())] for name, parts in found["notebooks"].items()]
+    rows.append(["all", *total.values(), sum(total.values())])
+    largest = sorted(total, key=total.get, reverse=True)[:3]
+    text = (
+        f"<p>{number(sum(total.values()) / 60)} minutes in all; most of it: {', '.join(largest)}. "
+        f"{'Datasets side by side, one thread each.' if found['side_by_side'] else 'One dataset after another.'}</p>"
+    )
+    return text + table(["notebook", *kinds, "seconds"], rows) + bars(found["notebooks"], "seconds by kind", "seconds")
 
 
 PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -177,6 +206,8 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "growth": ("Growth", growth),
     "scoring": ("Scoring against generating", scoring),
     "trainer": ("The trainer against a bare loop", trainer),
+    "steps": ("Threads, precision, layout", steps),
+    "where": ("Where the time of make reproduce goes", where),
 }
 
 

@@ -146,7 +146,7 @@ def _network(artifact: Artifact) -> Model:
     net.to(device)
 
     def answer(path: str) -> torch.Tensor:
-        one = Pictures(pd.DataFrame({"path": [path], "label": labels[:1]}), labels, settings, train=False)
+        one = Pictures(pd.DataFrame({"path": [path], "label": labels[:1]}), labels, settings)
         return net(one[0][0][None].to(device))
 
     return Model(answer, count([net]), count([net]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,10 @@ def explorer_html(
     names = _datasets(predictions, dataset)
     if limit < 1:
         raise EmonbError(f"limit: {limit} pictures; give at least 1")
-    sets = [_dataset(predictions, d, _paths(predictions, d, samples), models, limit) for d in names]
+    with ThreadPoolExecutor() as pool:  # pictures are decoded and packed outside Python's lock
+        sets = list(
+            pool.map(lambda d: _dataset(predictions, d, _paths(predictions, d, samples), models, limit), names)
+        )
     resources = files("emonb") / "resources"
     script, style = ((resources / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     data = {"css": style, "side": SIDE, "across": ACROSS, "tiles": TILES, "sets": sets}

@@ -21,6 +21,7 @@ from emonb.complementarity import GROUPS
 if TYPE_CHECKING:
     from IPython.display import Image
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
 
 __all__ = [
     "COLUMN",
@@ -38,6 +39,7 @@ __all__ = [
     "panels",
     "short_number",
     "styled",
+    "tight_box",
     "turned",
 ]
 
@@ -86,13 +88,25 @@ def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
             fig = function(*args, **kwargs)
             for text in fig.findobj(Text):  # an axis made its first ticks here; later ones are numbers
                 text.set_parse_math(False)
-            engine = fig.get_layout_engine()
-            if engine is not None:  # once here instead of four times while it is saved as PNG and SVG
-                engine.execute(fig)
-                fig.set_layout_engine("none")
+            _lay_out(fig)
         return fig
 
     return wrapper
+
+
+def _lay_out(fig: Figure) -> None:
+    """Find the places of the axes once: an engine would do it again for each drawing, twice for each format."""
+    engine = fig.get_layout_engine()
+    if engine is not None:
+        engine.execute(fig)
+        fig.set_layout_engine(None)  # "none" would leave one that asks for a drawing before each file
+
+
+def tight_box(fig: Figure) -> Bbox:
+    """The part of a figure that is not empty, in inches: `bbox_inches="tight"` would draw it again for each format."""
+    _lay_out(fig)
+    fig.draw_without_rendering()
+    return fig.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"])
 
 
 def as_image(fig: Figure, alt: str, *, dpi: float | None = None, photo: bool = False) -> Image:
@@ -106,7 +120,7 @@ def as_image(fig: Figure, alt: str, *, dpi: float | None = None, photo: bool = F
     from IPython.display import Image
 
     buffer, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi or fig.get_dpi(), bbox_inches="tight")
+    fig.savefig(buffer, format="png", dpi=dpi or fig.get_dpi(), bbox_inches=tight_box(fig))
     picture = PIL.Image.open(buffer).convert("RGB")
     if photo:
         picture.save(small, "JPEG", quality=85)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from emonb.listing import listing_digest
 from emonb.settings import Settings
 from emonb.store import code_hash
 
-__all__ = ["cell_weights", "code_cells", "fingerprints", "settings_hash", "sha256", "snapshot", "stages_of"]
+__all__ = [
+    "cell_weights",
+    "code_cells",
+    "fingerprints",
+    "seconds_of",
+    "settings_hash",
+    "sha256",
+    "snapshot",
+    "stages_of",
+]
 
 _OUTPUTS = ("tables", "figures", "predictions", "models", "integrity")
 _REHEARSAL = {p.stem for p in Path(__file__).parent.glob("rehearsal*.py")} | {"projection", "random_vlm"}
@@ -71,11 +81,26 @@ def stages_of(events: Path, offset: int, notebook: str) -> list[dict[str, Any]]:
         for line in file:
             event = json.loads(line)
             if event["notebook"] == notebook:
-                fields = ("stage", "name", "key", "hit", "seconds", "peak_memory_mb")
+                fields = ("stage", "name", "key", "hit", "seconds", "created", "peak_memory_mb")
                 stages.setdefault(
                     (event["stage"], event["name"], event["key"]), {field: event[field] for field in fields}
                 )
     return list(stages.values())
+
+
+def seconds_of(stages: Iterable[Mapping[str, Any]]) -> float:
+    """Wall time in which results were made: seconds in which several were made at once count once."""
+    spans, total, until = [], 0.0, float("-inf")
+    for stage in stages:
+        if "created" not in stage:  # noted by an earlier version, which made one after another
+            total += stage["seconds"]
+            continue
+        end = datetime.fromisoformat(stage["created"]).timestamp()
+        spans.append((end - stage["seconds"], end))
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def snapshot(out: Path) -> dict[str, tuple[int, int]]:
@@ -87,7 +112,9 @@ def snapshot(out: Path) -> dict[str, tuple[int, int]]:
 def cell_weights(source: Path) -> list[float]:
     """Guessed shares of a notebook's time per code cell before any run: the cells that call a stage take it."""
     cells = [c for c in json.loads(source.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-    return [30.0 if "_stage(" in "".join(c["source"]) else 1.0 for c in cells]
+    return [
+        30.0 if "_stage(" in "".join(c["source"]) or "side_by_side(" in "".join(c["source"]) else 1.0 for c in cells
+    ]
 
 
 def code_cells(source: Path) -> int:

@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
+from emonb.parallel import cores
 from emonb.progress import progress
 from emonb.samples import as_seen, brightness_colorfulness
 from emonb.settings import SPLITS
@@ -203,7 +204,7 @@ def inspected(frame: pd.DataFrame, root: Path, what: str) -> tuple[pd.DataFrame,
 
 
 def _inspections(paths: Iterator[Path]) -> Iterator[Inspection]:
-    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(max(2, min(8, cores()))) as pool:
         while block := list(islice(paths, _BLOCK)):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's remarks on odd files would fill the screen: see KINDS

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from typing import Any
 from emonb.errors import EmonbError
 from emonb.files import make_folder
 
-__all__ = ["doctor", "machine"]
+__all__ = ["doctor", "keep_freed_memory", "machine", "peak_memory"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 @functools.cache
@@ -127,3 +131,31 @@ def _gpu() -> str | None:
         names = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
         return ", ".join(names.split("\n")).strip(", ") or None
     return None
+
+
+def keep_freed_memory() -> None:
+    """Let this process reuse the memory of one training step in the next.
+
+    glibc hands large freed blocks back to the system, which must clear them before it lends them again: that was a
+    quarter of a LoRA step on two threads. Does nothing where there is no glibc.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 2**30)
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # glibc's largest
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """Peak resident memory within the block, in MB, in the yielded list."""
+    peak = [0.0]
+    with suppress(OSError):  # elsewhere than Linux: the peak of the whole process so far
+        Path("/proc/self/clear_refs").write_text("5")
+    try:
+        yield peak
+    finally:
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with suppress(OSError):
+            status = Path("/proc/self/status").read_text(encoding="ascii")
+            kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        peak[0] = round(kilobytes / 1024, 1)

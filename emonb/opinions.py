@@ -165,7 +165,7 @@ def load_teacher(artifact: Artifact, labels: Sequence[str]) -> Teacher:
     def ask(images: Sequence[Image.Image]) -> np.ndarray:
         files = [_file(image) for image in images]  # `Pictures` decodes files, as in training
         frame = pd.DataFrame({"path": files, "label": [known[0]] * len(files)})  # the label is not looked at
-        logits = predict_network(net, Pictures(frame, known, config, train=False))
+        logits = predict_network(net, Pictures(frame, known, config))
         return torch.from_numpy(logits).double().softmax(-1).numpy()
 
     return torch.inference_mode()(ask)

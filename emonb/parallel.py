@@ -16,16 +16,41 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-__all__ = ["agree", "alone", "group", "is_main", "process_count", "process_index", "sharded", "total", "wait"]
+__all__ = [
+    "agree",
+    "alone",
+    "cores",
+    "group",
+    "is_main",
+    "launched",
+    "process_count",
+    "process_index",
+    "sharded",
+    "total",
+    "wait",
+]
 
 T = TypeVar("T")
 _ALONE: list[bool] = []
 _PATIENCE = timedelta(days=7)  # one process may work for hours on what the others wait for; a dead one ends them all
 
 
+def launched() -> bool:
+    """Whether a launcher has started this process, and perhaps others like it."""
+    return "LOCAL_RANK" in os.environ
+
+
 def process_count() -> int:
     """Number of processes that make one result together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ and not _ALONE else 1
+    return int(os.environ.get("WORLD_SIZE", "1")) if launched() and not _ALONE else 1
+
+
+def cores() -> int:
+    """Cores for threads and loader workers of this process: its share, if others like it run on this machine."""
+    from loky import cpu_count
+
+    beside = int(os.environ.get("EMONB_SIDE_BY_SIDE", "1"))  # `side_by_side` says it to the processes that it starts
+    return max(1, cpu_count() // (process_count() * beside))
 
 
 @contextmanager

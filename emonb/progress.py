@@ -6,14 +6,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from emonb.parallel import is_main
 
-__all__ = ["progress", "read_progress"]
+__all__ = ["follow", "progress", "read_progress"]
 
 T = TypeVar("T")
 _EVERY = 0.5  # seconds between two notes to the runner
@@ -62,6 +63,36 @@ def progress(
                 print(f"{what} {n}/{total or '?'}: {note()}", file=sys.stderr, flush=True)
 
 
+def follow(futures: Sequence[Future], what: str, notes: Sequence[Path]) -> None:
+    """Show how far the jobs of other processes are, until all are done or one has failed.
+
+    Args:
+        futures: the jobs.
+        what: what they do.
+        notes: for each job the file that its process has as $EMONB_PROGRESS_FILE.
+    """
+    headless = os.environ.get("EMONB_HEADLESS") == "1"
+    own = os.environ.get("EMONB_PROGRESS_FILE")
+    from tqdm.auto import tqdm
+
+    silent = headless or ("ipykernel" not in sys.modules and not sys.stderr.isatty())
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=len(futures), desc=what, bar_format=shape, leave=False, disable=silent) as bar:
+        left = set(futures)
+        while left and not any(f.done() and f.exception() for f in futures):
+            left = wait(futures, timeout=_EVERY, return_when=FIRST_EXCEPTION).not_done
+            running = [note for future, note in zip(futures, notes, strict=True) if not future.done()]
+            said = "; ".join(filter(None, map(read_progress, running)))
+            bar.set_postfix_str(said, refresh=False)
+            bar.update(len(futures) - len(left) + sum(map(_share, running)) - bar.n)
+            if headless and own:
+                state = {"what": what, "n": len(futures) - len(left), "total": len(futures), "note": said}
+                _note(Path(own), json.dumps(state))
+    if headless and own:
+        with suppress(OSError):
+            Path(own).unlink(missing_ok=True)
+
+
 def read_progress(path: Path) -> str:
     """The runner's side: the inner loop as text, e.g. `features mini-fi 12/40`, or ""."""
     try:
@@ -70,6 +101,15 @@ def read_progress(path: Path) -> str:
         return f"{said}, {state['note']}" if state.get("note") else said
     except (OSError, ValueError, KeyError, TypeError):  # none yet
         return ""
+
+
+def _share(path: Path) -> float:
+    """How much of its inner loop a job has done, from 0 to 1."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return state["n"] / state["total"]
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return 0.0
 
 
 def _noted(iterable: Iterable[T], what: str, total: int | None, note: Callable[[], str] | None) -> Iterator[T]:

@@ -24,7 +24,7 @@ from emonb.emotions import TAXONOMIES
 from emonb.errors import EmonbError
 from emonb.files import git_state, library_versions, make_folder
 from emonb.fit import get_device
-from emonb.machine import machine
+from emonb.machine import machine, peak_memory
 from emonb.parameters import count_vlm
 from emonb.progress import progress
 from emonb.projection import dataset_size
@@ -34,7 +34,6 @@ from emonb.rehearsal_report import assemble, headlines, write_report
 from emonb.rehearsal_small import SMALL_STEPS, network_step
 from emonb.rehearsal_steps import VLM_STEPS
 from emonb.settings import Settings, load_settings
-from emonb.store import peak_memory
 
 __all__ = ["rehearse"]
 

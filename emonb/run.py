@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from emonb.errors import EmonbError
-from emonb.freshness import cell_weights, code_cells, fingerprints, settings_hash, sha256, snapshot, stages_of
+from emonb.freshness import (
+    cell_weights,
+    code_cells,
+    fingerprints,
+    seconds_of,
+    settings_hash,
+    sha256,
+    snapshot,
+    stages_of,
+)
 from emonb.machine import machine
 from emonb.run_checks import check_datasets, exclusive, is_chosen
 from emonb.settings import Settings, load_settings, project_root
@@ -248,7 +257,7 @@ class _Run:
         """Seconds that a notebook should take: as measured, stages that were in the store included."""
         record = self.records[name]
         if "seconds" in record:
-            return record["seconds"] + sum(s["seconds"] for s in record.get("stages", []) if s["hit"])
+            return record["seconds"] + seconds_of(s for s in record.get("stages", []) if s["hit"])
         return NOTEBOOKS.get(name, 10.0) * _PACE.get(self.settings.profile, 1.0)
 
     def _totals(self) -> dict[str, float]:
@@ -256,12 +265,12 @@ class _Run:
         built, own, peaks = {}, 0.0, [0.0]
         for record in self.records.values():
             stages = record.get("stages", [])
-            built |= {(s["stage"], s["name"], s["key"]): s["seconds"] for s in stages}
-            own += record.get("seconds", 0.0) - sum(s["seconds"] for s in stages if not s["hit"])
+            built |= {(s["stage"], s["name"], s["key"]): s for s in stages}
+            own += record.get("seconds", 0.0) - seconds_of(s for s in stages if not s["hit"])
             peaks += [record.get("peak_memory_mb", 0.0), *(s["peak_memory_mb"] for s in stages)]
         return {
             "seconds_wall_this_run": round(time.monotonic() - self.start, 1),
-            "seconds_compute": round(own + sum(built.values()), 1),
+            "seconds_compute": round(own + seconds_of(built.values()), 1),
             "peak_memory_mb": max(peaks),
         }
 

@@ -195,6 +195,7 @@ class Settings(_Section):
     images: str | None = None  # folder of datasets; None = the drawn world
     out: str
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    side_by_side: bool = False  # on a CPU: several datasets at once, a thread each; ours
     world: WorldSettings = WorldSettings()
     triplets: TripletSettings = TripletSettings()
     vlm: VLMSettings = VLMSettings()
@@ -246,11 +247,8 @@ def project_root() -> Path:
 
 def profile_names() -> list[str]:
     """Names of the profiles shipped with the package."""
-    return sorted(
-        p.name.removesuffix(".yaml")
-        for p in resources.files("emonb").joinpath("profiles").iterdir()
-        if p.name.endswith(".yaml")
-    )
+    files = resources.files("emonb").joinpath("profiles").iterdir()
+    return sorted(p.name.removesuffix(".yaml") for p in files if p.name.endswith(".yaml"))
 
 
 def load_settings(profile: str = "mini", **overrides: Any) -> Settings:

@@ -5,14 +5,20 @@ The results lie in the store under the same keys as the notebooks' own: a run fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from emonb.errors import EmonbError
 from emonb.parallel import alone, is_main, sharded, wait
 from emonb.settings import Settings
+from emonb.side_by_side import side_by_side
 from emonb.store import Artifact
 from emonb.workspace import Workspace
+
+if TYPE_CHECKING:
+    from emonb.vlm import VLM
 
 __all__ = ["NEEDS", "run_stage"]
 
@@ -53,48 +59,43 @@ def run_stage(name: str, ws: Workspace, say: Callable[[str], Any] = print) -> No
         for before in NEEDS[name]:
             for dataset in ws.settings.datasets:
                 ws.store.find(before, dataset)
-    base: list[Any] = []  # the VLM, loaded when it is first needed
-
-    def vlm() -> Any:
-        if not base:
-            from emonb.vlm import load_vlm
-
-            base.append(load_vlm(ws.settings.vlm))
-        return base[0]
-
-    for dataset in ws.settings.datasets:
-        made: dict[str, Artifact] = {}
-        for stage in wanted:
-            for artifact in _make(stage, ws.settings, ws.store, dataset, vlm, made):
-                made[stage] = artifact
-                if is_main():
-                    how = artifact.provenance
-                    cost = f"{how['seconds']:.0f} s, processes: {how['processes']}"
-                    say(f"{stage} of {artifact.name}: {cost}, {artifact.path}")
+    vlm = functools.cache(lambda: _load_vlm(ws.settings))
+    for stage in wanted:
+        for artifact in _make(stage, ws, vlm):
+            if is_main():
+                how = artifact.provenance
+                cost = f"{how['seconds']:.0f} s, processes: {how['processes']}"
+                say(f"{stage} of {artifact.name}: {cost}, {artifact.path}")
 
 
-def _make(
-    stage: str, settings: Settings, store: Any, dataset: str, vlm: Callable[[], Any], made: dict[str, Artifact]
-) -> list[Artifact]:
-    """The results of one stage of one dataset: one, or one for each conventional network."""
+def _load_vlm(settings: Settings) -> VLM:
+    from emonb.vlm import load_vlm
+
+    return load_vlm(settings.vlm)
+
+
+def _make(stage: str, ws: Workspace, vlm: Callable[[], VLM]) -> Iterable[Artifact]:
+    """The results of one stage: one of each dataset, or one for each conventional network."""
     from emonb import answers, data, distill, features, gate, teacher, triplets, tuning
 
+    settings, store = ws.settings, ws.store
     plain = {
         "samples": data.samples_stage,
         "triplets": triplets.triplets_stage,
         "head": distill.head_stage,
         "gate": gate.gate_stage,
     }
-    if stage in plain:  # seconds of work: one process does it for all
+    if stage in plain:  # seconds of work: one of the launched processes does it for all
         if is_main():
             with alone():
-                plain[stage](settings, store, dataset)
+                side_by_side(plain[stage], ws)
         wait()
-        return [store.find(stage, dataset)]
+        return [store.find(stage, dataset) for dataset in settings.datasets]
     if stage == "teacher":
-        return [teacher.teacher_stage(settings, store, dataset, network) for network in settings.teacher.networks]
-    seeing = {"features": features.features_stage, "adapter": tuning.adapter_stage}
-    if stage in seeing:
-        return [seeing[stage](settings, store, dataset, vlm())]
-    adapter = made["adapter"] if stage == "vlm_predictions" else None
-    return [answers.predictions_stage(settings, store, dataset, vlm(), adapter)]
+        return side_by_side(teacher.teacher_stage, ws, product(settings.datasets, settings.teacher.networks)).values()
+    if stage in ("features", "adapter"):
+        make = features.features_stage if stage == "features" else tuning.adapter_stage
+        return (make(settings, store, dataset, vlm()) for dataset in settings.datasets)
+    adapters = [store.find("adapter", d) if stage == "vlm_predictions" else None for d in settings.datasets]
+    given = zip(settings.datasets, adapters, strict=True)
+    return (answers.predictions_stage(settings, store, dataset, vlm(), adapter) for dataset, adapter in given)

@@ -8,15 +8,15 @@ the next run goes on. Under a launcher all processes call `get` together; the ma
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import hashlib
 import json
 import os
-import resource
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,11 +33,13 @@ from emonb.files import (
     read_json,
     write_json,
 )
+from emonb.machine import peak_memory
 from emonb.parallel import agree, is_main, process_count, wait
 
 __all__ = [
     "STAGES",
     "Artifact",
+    "NotThere",
     "Store",
     "atomic_write",
     "code_hash",
@@ -45,7 +47,6 @@ __all__ = [
     "git_state",
     "library_versions",
     "make_folder",
-    "peak_memory",
     "read_json",
     "write_json",
 ]
@@ -87,6 +88,10 @@ class Artifact:
         return self.provenance["digest"]
 
 
+class NotThere(Exception):
+    """A store that only looks was asked for a result that would have to be made."""
+
+
 class Store:
     """The results below one folder; `force` names stages to rebuild once by this object."""
 
@@ -95,6 +100,17 @@ class Store:
         self.root = make_folder(Path(root))
         self._force = frozenset(force)
         self._forced: set[tuple[str, str]] = set()
+        self._looks = False
+
+    def looking(self) -> Store:
+        """The same store for looking only: `get` raises `NotThere` instead of making a result."""
+        store = copy.copy(self)
+        store._looks = True
+        return store
+
+    def was_made(self, artifact: Artifact) -> None:
+        """Another process has made this result for this object: `force` does not ask for it again."""
+        self._forced.add((artifact.name, artifact.key))
 
     def get(
         self,
@@ -130,6 +146,10 @@ class Store:
         key = hashlib.sha256(_canonical({**recipe, "inputs": digests}).encode()).hexdigest()[:16]
         folder = make_folder(self.root / stage)
         artifact = Artifact(stage, name, key, folder / key)
+        if self._looks:
+            if (stage in self._force and (name, key) not in self._forced) or not _is_complete(artifact.path):
+                raise NotThere(f"{stage} of {name}")
+            return artifact
         with _locked(folder / f".{key}.lock") if is_main() else nullcontext():
             forced = stage in self._force and (name, key) not in self._forced
             hit = agree(not forced and _is_complete(artifact.path))
@@ -165,6 +185,7 @@ class Store:
             "key": artifact.key,
             "hit": hit,
             "seconds": made["seconds"],
+            "created": made["created"],
             "peak_memory_mb": made["peak_memory_mb"],
         }
         with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
@@ -259,7 +280,7 @@ def _canonical(obj: Any) -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _fsync(path: Path) -> None:
@@ -276,19 +297,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """Peak resident memory within the block, in MB, in the yielded list."""
-    peak = [0.0]
-    with suppress(OSError):  # elsewhere than Linux: the peak of the whole process so far
-        Path("/proc/self/clear_refs").write_text("5")
-    try:
-        yield peak
-    finally:
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with suppress(OSError):
-            status = Path("/proc/self/status").read_text(encoding="ascii")
-            kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-        peak[0] = round(kilobytes / 1024, 1)

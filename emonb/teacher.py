@@ -71,10 +71,9 @@ def teacher_stage(settings: Settings, store: Store, dataset: str, network: str) 
         set_seed(settings.seed)
         frames = {s: read_samples(samples, s, ["image_id", "path", "label"]) for s in SPLITS}
         net = build_network(config, len(labels)).to(get_device(), **LAYOUT)
-        augmented = Pictures(frames["train"], labels, config, train=True, seed=settings.seed)
-        plain = {s: Pictures(frames[s], labels, config, train=False) for s in SPLITS}
+        plain = {s: Pictures(frames[s], labels, config) for s in SPLITS}
         options = {"seed": settings.seed, "what": f"{network} on {dataset}", "parts": parts}
-        history = train_network(net, augmented, plain["val"], config, **options)
+        history = train_network(net, plain["train"].augmented(settings.seed), plain["val"], config, **options)
 
         def see(shard: Shard, file: Path) -> None:
             logits = predict_network(net, plain[shard.split], rows=range(shard.start, shard.stop))

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from emonb.parallel import group, is_main, process_count, process_index, total, wait
+from emonb.parallel import cores, group, is_main, process_count, process_index, total, wait
 from emonb.progress import progress
 from emonb.samples import open_picture
 from emonb.settings import NetworkSettings
@@ -38,16 +38,13 @@ class Pictures(Dataset):
     """(image, label index) pairs; images (3, S, S) float, normalised as the pretrained weights expect.
 
     Without pretrained weights, and for timm's ViT, that is mean 0.5 and deviation 0.5.
-    Training pictures get a random resized crop and flip (authors' code), others are resized whole. The crop
-    belongs to `seed`, `epoch` (set it before each) and the picture's position.
+    They are resized whole; the twin that `augmented` makes is for training.
     """
 
-    def __init__(
-        self, frame: pd.DataFrame, labels: Sequence[str], settings: NetworkSettings, *, train: bool, seed: int = 0
-    ):
+    def __init__(self, frame: pd.DataFrame, labels: Sequence[str], settings: NetworkSettings):
         self.paths = frame["path"].array
         self.targets = np.array([labels.index(x) for x in frame["label"]], dtype=np.int64)
-        self.train, self.seed, self.epoch = train, seed, 0
+        self.crops, self.seed, self.epoch = False, 0, 0
         side = settings.image_size
         self.side = side
         resize, flip = v2.RandomResizedCrop(side, settings.crop_scale, antialias=True), v2.RandomHorizontalFlip()
@@ -57,6 +54,15 @@ class Pictures(Dataset):
         self.mean, self.deviation = (255 * torch.tensor(c)[:, None, None] for c in colours)
         self.cache: dict[int, Tensor] | None = {} if len(frame) * 3 * side**2 <= CACHE_BYTES else None
 
+    def augmented(self, seed: int) -> Pictures:
+        """The same pictures with a random resized crop and flip (authors' code); decoded ones are kept for both.
+
+        The crop belongs to `seed`, `epoch` (set it before each) and the picture's position.
+        """
+        twin = copy.copy(self)
+        twin.crops, twin.seed = True, seed
+        return twin
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -64,7 +70,7 @@ class Pictures(Dataset):
         picture = self._decode(i) if self.cache is None else self.cache.get(i)
         if picture is None:
             picture = self.cache[i] = self._decode(i)
-        if self.train:
+        if self.crops:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(_mixed(self.seed, self.epoch, i))
                 picture = self.transform(picture)
@@ -84,7 +90,7 @@ def _mixed(*numbers: int) -> int:
 
 
 def _workers(pictures: Pictures) -> int:
-    return 0 if pictures.cache is not None else max(1, min(8, (os.cpu_count() or 1) // process_count()))
+    return 0 if pictures.cache is not None else min(8, cores())
 
 
 def train_network(

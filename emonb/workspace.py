@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emonb.errors import EmonbError
+from emonb.machine import keep_freed_memory
 from emonb.settings import Settings, load_settings
 from emonb.store import STAGES, Store, atomic_write, make_folder
 from emonb.table_text import flat, format_value, latex, markdown, readable
@@ -41,10 +42,13 @@ class Workspace:
         """Save `figures/<id>.png` and `.svg`; the same figure gives the same bytes."""
         import matplotlib
 
+        from emonb.figure_style import tight_box
+
         with matplotlib.rc_context({"svg.hashsalt": "emonb"}):
+            box = tight_box(fig)
             for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 buffer = io.BytesIO()
-                fig.savefig(buffer, format=ending, dpi=150, bbox_inches="tight", metadata=metadata)
+                fig.savefig(buffer, format=ending, dpi=150, bbox_inches=box, metadata=metadata)
                 self._save(f"figures/{id}.{ending}", buffer.getvalue())
 
     def save_page(self, html: str, id: str) -> None:
@@ -115,6 +119,7 @@ def open_workspace(
     Raises:
         EmonbError: invalid settings, an unknown stage in `force`, or no write permission.
     """
+    keep_freed_memory()
     settings = load_settings(profile, datasets=datasets, images=images, out=out, seeds=seeds)
     store = Store(settings.out_path / "artifacts", force=parse_force(force))
     return Workspace(settings, store, settings.out_path)

@@ -35,7 +35,7 @@ def test_the_same_as_the_models_own_answers(world):
     frame = model.predict(paths)
     net, config, labels = load_network(ws.store.find("teacher", "mini-fi--vit"))
     with torch.inference_mode():
-        vit = torch.from_numpy(predict_network(net, Pictures(test, labels, config, train=False))).softmax(-1)
+        vit = torch.from_numpy(predict_network(net, Pictures(test, labels, config))).softmax(-1)
     for i, (opinion, row) in enumerate(zip(found, frame.to_dict("records"), strict=True)):
         assert opinion.emotion == row["emotion"]
         assert [opinion.answers["VLM"], opinion.answers["head"]] == [row["vlm"], row["head"]]

@@ -33,7 +33,7 @@ def frame(tmp_path_factory):
 
 def test_label_indices_follow_the_given_order(frame):
     order = ["sadness", "joy", "anger"]
-    pictures = Pictures(frame, order, SMALL, train=False)
+    pictures = Pictures(frame, order, SMALL)
     assert [order[t] for t in pictures.targets] == frame["label"].tolist()
 
 
@@ -42,8 +42,8 @@ def test_two_trainings_with_one_seed_are_equal_and_another_seed_differs(frame):
     for seed in (0, 0, 1):
         set_seed(seed)
         net = build_network(SMALL, 3)
-        train, val = (Pictures(frame, labels, SMALL, train=t) for t in (True, False))
-        rows = train_network(net, train, val, SMALL, seed=seed, what="test")
+        val = Pictures(frame, labels, SMALL)
+        rows = train_network(net, val.augmented(0), val, SMALL, seed=seed, what="test")
         logits.append(predict_network(net, val))
     assert np.array_equal(logits[0], logits[1])
     assert not np.allclose(logits[0], logits[2])
@@ -52,9 +52,9 @@ def test_two_trainings_with_one_seed_are_equal_and_another_seed_differs(frame):
 
 
 def test_streamed_pictures_equal_cached_ones(frame, monkeypatch):
-    cached = Pictures(frame, list(COLORS), SMALL, train=False)
+    cached = Pictures(frame, list(COLORS), SMALL)
     monkeypatch.setattr("emonb.teacher_training.CACHE_BYTES", 0)
-    streamed = Pictures(frame, list(COLORS), SMALL, train=False)
+    streamed = Pictures(frame, list(COLORS), SMALL)
     assert streamed.cache is None
     assert torch.equal(cached[5][0], streamed[5][0])
 
@@ -73,7 +73,7 @@ def test_unknown_network_is_named():
 
 def test_a_crop_belongs_to_seed_epoch_and_picture(frame):
     """Not to the order in which pictures are asked for, nor to other random numbers drawn meanwhile."""
-    one, two, other = (Pictures(frame, list(COLORS), SMALL, train=True, seed=s) for s in (5, 5, 6))
+    one, two, other = (Pictures(frame, list(COLORS), SMALL).augmented(s) for s in (5, 5, 6))
     first = one[3][0]
     torch.rand(7)
     two[0], two[1]
@@ -90,7 +90,7 @@ def test_a_killed_training_goes_on_from_its_last_epoch(frame, tmp_path, monkeypa
     def trained(parts, stop_after=None):
         set_seed(0)
         net = build_network(SMALL, 3)
-        train, val = (Pictures(frame, list(COLORS), SMALL, train=t) for t in (True, False))
+        val = Pictures(frame, list(COLORS), SMALL)
         started = []
 
         def batches(*arguments):
@@ -101,7 +101,7 @@ def test_a_killed_training_goes_on_from_its_last_epoch(frame, tmp_path, monkeypa
 
         monkeypatch.setattr(teacher_training, "_batches", batches)
         try:
-            rows = train_network(net, train, val, SMALL, seed=0, what="test", parts=parts)
+            rows = train_network(net, val.augmented(0), val, SMALL, seed=0, what="test", parts=parts)
         except KeyboardInterrupt:
             return started
         return started, rows, net.state_dict()
@@ -116,8 +116,8 @@ def test_a_killed_training_goes_on_from_its_last_epoch(frame, tmp_path, monkeypa
 
 
 def test_pretrained_weights_bring_their_own_colours(frame):
-    plain = Pictures(frame, list(COLORS), SMALL, train=False)[0][0]
+    plain = Pictures(frame, list(COLORS), SMALL)[0][0]
     settings = SMALL.model_copy(update={"name": "resnet50", "pretrained": True})
-    theirs = Pictures(frame, list(COLORS), settings, train=False)[0][0]
+    theirs = Pictures(frame, list(COLORS), settings)[0][0]
     mean, std = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     assert torch.allclose(theirs * std + mean, plain * 0.5 + 0.5, atol=1e-6)
