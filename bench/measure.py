@@ -18,7 +18,7 @@ import yaml
 from emonb.data import samples_stage
 from emonb.features import features_stage
 from emonb.files import git_state, library_versions, make_folder, write_json
-from emonb.machine import machine, peak_memory
+from emonb.machine import keep_freed_memory, machine, peak_memory
 from emonb.settings import Settings, load_settings
 from emonb.store import Store
 from emonb.triplets import triplets_stage
@@ -33,6 +33,7 @@ def small_run(out: Path) -> tuple[Settings, Store]:
 
     Made once below `out` and found there by the next measurement.
     """
+    keep_freed_memory()  # as every run
     base = yaml.safe_load((resources.files("emonb") / "profiles" / "mini.yaml").read_text(encoding="utf-8"))
     base |= {"datasets": [DATASET], "vlm": {**base["vlm"], "epochs": 1, "reasons": 0}}
     folder = out / "run"

@@ -92,10 +92,9 @@ def explorer_html(
     names = _datasets(predictions, dataset)
     if limit < 1:
         raise EmonbError(f"limit: {limit} pictures; give at least 1")
+    paths = [_paths(predictions, name, samples) for name in names]
     with ThreadPoolExecutor() as pool:  # pictures are decoded and packed outside Python's lock
-        sets = list(
-            pool.map(lambda d: _dataset(predictions, d, _paths(predictions, d, samples), models, limit), names)
-        )
+        sets = list(pool.map(lambda name, found: _dataset(predictions, name, found, models, limit), names, paths))
     resources = files("emonb") / "resources"
     script, style = ((resources / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     data = {"css": style, "side": SIDE, "across": ACROSS, "tiles": TILES, "sets": sets}

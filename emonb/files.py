@@ -39,7 +39,7 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another thread has looked, too
     except OSError as error:
         reason = error.strerror or str(error)
         raise EmonbError(f"{path}: cannot write ({reason}); choose another folder with OUT (--out)") from None
