@@ -2,10 +2,10 @@
 
     python bench/steps.py
 
-One step (forward, loss, backward, optimizer) of each conventional network and of LoRA on the stand-in, on prepared
-tensors: with one thread, with all of them, and with all of them under bfloat16 autocast; for the convolutions also
-without channels-last. Medians; the variants take turns, so that a slow moment meets all of them. torch.compile is
-left out: on a CPU it needs a C++ compiler, which the laptops of our readers may not have.
+One step (forward, loss, backward, optimizer) of each conventional network, of a head and of LoRA on the stand-in, on
+prepared tensors: with one thread, with all of them, and with all of them under bfloat16 autocast; for the convolutions
+also without channels-last. Medians; the variants take turns, so that a slow moment meets all of them. torch.compile
+is left out: on a CPU it needs a C++ compiler, which the laptops of our readers may not have.
 
 Writes `steps.json`: milliseconds by network and variant, and the gain side by side: how much more processes with a
 thread each do than all threads together on one network (threads times the time on all over the time on one).
@@ -23,12 +23,13 @@ import torch
 from measure import arguments, save, small_run
 from trainer import INPUTS, by_trainer, fresh
 
+from emonb.distill import StudentHead, distillation_loss
 from emonb.settings import Settings
 from emonb.store import Store
 from emonb.teacher import LAYOUT, build_network
 from emonb.tuning import IGNORE, response_loss
 
-CLASSES = 8
+CLASSES, WIDTH = 8, 128
 Step = Callable[[], Any]
 
 
@@ -49,6 +50,24 @@ def network_step(settings: Settings, name: str, *, channels_last: bool = True, b
         with half() if bf16 else nullcontext():
             logits = net(images)
         torch.nn.functional.cross_entropy(logits.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def head_step(settings: Settings, *, bf16: bool = False) -> Step:
+    """A step of the deepest head on random features as wide as the stand-in's."""
+    config = settings.distill
+    head = StudentHead(WIDTH, config.depths[-1], CLASSES, config.dropout).train()
+    optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, fused=True)
+    features, teacher = torch.randn(config.batch_size, WIDTH), torch.randn(config.batch_size, CLASSES)
+    labels = torch.randint(CLASSES, (config.batch_size,))
+
+    def step() -> None:
+        with half() if bf16 else nullcontext():
+            logits = head(features)
+        distillation_loss(logits.float(), teacher, labels, alpha=config.alpha, tau=config.tau).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -99,6 +118,15 @@ def measured(settings: Settings, store: Store, rounds: int) -> dict[str, dict[st
         if not name.startswith("vit"):
             variants["not channels-last"] = (every, network_step(settings, name, channels_last=False))
         found[name] = medians(variants, rounds)
+    plain = head_step(settings)
+    found["head"] = medians(
+        {
+            "one thread": (1, plain),
+            "all threads": (every, plain),
+            "bfloat16": (every, head_step(settings, bf16=True)),
+        },
+        20 * rounds,  # a step is a few milliseconds
+    )
     _, _, batches = by_trainer(settings, store, 1)
     plain = lora_step(settings, batches[0])
     found["LoRA"] = medians(
