@@ -1,9 +1,9 @@
 """Several results at once: on a CPU each is made in a process of its own, with one thread.
 
-The laptop profile's networks are too small to keep all threads busy: on two, a ViT step is 1.6 times, a head's 1.2
+The laptop profile's networks are too small to keep all threads busy: on two, a ViT step is 1.6 times, a head's 1.3
 times as fast as on one (`bench/steps.py`), while two trainings on a thread each are done in the time of one. And what
-one thread computes is the same on any number of cores. LoRA, whose step gains 1.7 on two threads, is not done so: it
-would end later, because the last of five datasets finds no partner.
+one thread computes is the same on any number of cores. LoRA is not done so: of five trainings on two cores the last
+finds no partner, and nothing was won.
 """
 
 from __future__ import annotations
