@@ -192,11 +192,9 @@ def where(found: dict[str, Any]) -> str:
     kinds, total = list(found["total"]), found["total"]
     rows = [[name, *parts.values(), sum(parts.values())] for name, parts in found["notebooks"].items()]
     rows.append(["all", *total.values(), sum(total.values())])
+    order = "Drawing, teachers, heads, gates: side by side." if found["side_by_side"] else "One after another."
     largest = sorted(total, key=total.get, reverse=True)[:3]
-    text = (
-        f"<p>{number(sum(total.values()) / 60)} minutes in all; most of it: {', '.join(largest)}. "
-        f"{'Datasets side by side, one thread each.' if found['side_by_side'] else 'One dataset after another.'}</p>"
-    )
+    text = f"<p>{number(sum(total.values()) / 60)} minutes in all; most of it: {', '.join(largest)}. {order}</p>"
     return text + table(["notebook", *kinds, "seconds"], rows) + bars(found["notebooks"], "seconds by kind", "seconds")
 
 

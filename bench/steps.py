@@ -16,11 +16,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from measure import arguments, save, small_run
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from trainer import INPUTS, by_trainer, fresh
 
 from emonb.distill import StudentHead, distillation_loss
@@ -33,63 +35,56 @@ CLASSES, WIDTH = 8, 128
 Step = Callable[[], Any]
 
 
-def half() -> Any:
-    return torch.autocast("cpu", torch.bfloat16)
+def training_step(
+    net: nn.Module, optimizer: Optimizer, forward: Callable[[], Any], loss: Callable[[Any], Tensor], bf16: bool
+) -> Step:
+    """Forward (under autocast if asked for), loss in full precision, backward, optimizer."""
+    net.train()
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = forward()
+        loss(outputs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def network_step(settings: Settings, name: str, *, channels_last: bool = True, bf16: bool = False) -> Step:
     """A step of one conventional network on a random batch of its size."""
     config = settings.teacher.networks[name]
     layout = LAYOUT if channels_last else {}
-    net = build_network(config, CLASSES).to(**layout).train()
+    net = build_network(config, CLASSES).to(**layout)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, fused=True)
     images = torch.randn(config.batch_size, 3, config.image_size, config.image_size).to(**layout)
     targets = torch.randint(CLASSES, (config.batch_size,))
-
-    def step() -> None:
-        with half() if bf16 else nullcontext():
-            logits = net(images)
-        torch.nn.functional.cross_entropy(logits.float(), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return training_step(
+        net, optimizer, lambda: net(images), lambda x: nn.functional.cross_entropy(x.float(), targets), bf16
+    )
 
 
 def head_step(settings: Settings, *, bf16: bool = False) -> Step:
     """A step of the deepest head on random features as wide as the stand-in's."""
     config = settings.distill
-    head = StudentHead(WIDTH, config.depths[-1], CLASSES, config.dropout).train()
+    head = StudentHead(WIDTH, config.depths[-1], CLASSES, config.dropout)
     optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, fused=True)
     features, teacher = torch.randn(config.batch_size, WIDTH), torch.randn(config.batch_size, CLASSES)
     labels = torch.randint(CLASSES, (config.batch_size,))
 
-    def step() -> None:
-        with half() if bf16 else nullcontext():
-            logits = head(features)
-        distillation_loss(logits.float(), teacher, labels, alpha=config.alpha, tau=config.tau).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def loss(logits: Tensor) -> Tensor:
+        return distillation_loss(logits.float(), teacher, labels, alpha=config.alpha, tau=config.tau)
 
-    return step
+    return training_step(head, optimizer, lambda: head(features), loss, bf16)
 
 
 def lora_step(settings: Settings, batch: dict[str, Any], *, bf16: bool = False) -> Step:
     """A step of instruction tuning on one batch of triplets."""
-    vlm = fresh(settings)
-    optimizer = torch.optim.AdamW([p for p in vlm.model.parameters() if p.requires_grad], lr=settings.vlm.lr)
-    vlm.model.train()
+    model = fresh(settings).model
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=settings.vlm.lr)
     labels, inputs = batch["labels"], {name: value for name, value in batch.items() if name in INPUTS}
     count = (labels[:, 1:] != IGNORE).sum()
-
-    def step() -> None:
-        with half() if bf16 else nullcontext():
-            outputs = vlm.model(**inputs)
-        response_loss(outputs, labels, count).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return training_step(model, optimizer, lambda: model(**inputs), lambda x: response_loss(x, labels, count), bf16)
 
 
 def medians(variants: dict[str, tuple[int, Step]], rounds: int) -> dict[str, float]:
@@ -106,37 +101,18 @@ def medians(variants: dict[str, tuple[int, Step]], rounds: int) -> dict[str, flo
 
 
 def measured(settings: Settings, store: Store, rounds: int) -> dict[str, dict[str, float]]:
-    every = torch.get_num_threads()
-    found = {}
-    for name in settings.teacher.networks:
-        plain = network_step(settings, name)
-        variants = {
-            "one thread": (1, plain),
-            "all threads": (every, plain),
-            "bfloat16": (every, network_step(settings, name, bf16=True)),
-        }
-        if not name.startswith("vit"):
-            variants["not channels-last"] = (every, network_step(settings, name, channels_last=False))
-        found[name] = medians(variants, rounds)
-    plain = head_step(settings)
-    found["head"] = medians(
-        {
-            "one thread": (1, plain),
-            "all threads": (every, plain),
-            "bfloat16": (every, head_step(settings, bf16=True)),
-        },
-        20 * rounds,  # a step is a few milliseconds
-    )
+    """Milliseconds by network and variant."""
+    every, networks = torch.get_num_threads(), settings.teacher.networks
     _, _, batches = by_trainer(settings, store, 1)
-    plain = lora_step(settings, batches[0])
-    found["LoRA"] = medians(
-        {
-            "one thread": (1, plain),
-            "all threads": (every, plain),
-            "bfloat16": (every, lora_step(settings, batches[0], bf16=True)),
-        },
-        rounds,
-    )
+    makers: dict[str, Callable[..., Step]] = {name: partial(network_step, settings, name) for name in networks}
+    makers |= {"head": partial(head_step, settings), "LoRA": partial(lora_step, settings, batches[0])}
+    found = {}
+    for name, make in makers.items():
+        plain = make()
+        variants = {"one thread": (1, plain), "all threads": (every, plain), "bfloat16": (every, make(bf16=True))}
+        if name in networks and name != "vit":
+            variants["not channels-last"] = (every, make(channels_last=False))
+        found[name] = medians(variants, rounds * (20 if name == "head" else 1))  # a head's step is a few ms
     torch.set_num_threads(every)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -112,9 +113,7 @@ def snapshot(out: Path) -> dict[str, tuple[int, int]]:
 def cell_weights(source: Path) -> list[float]:
     """Guessed shares of a notebook's time per code cell before any run: the cells that call a stage take it."""
     cells = [c for c in json.loads(source.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-    return [
-        30.0 if "_stage(" in "".join(c["source"]) or "side_by_side(" in "".join(c["source"]) else 1.0 for c in cells
-    ]
+    return [30.0 if re.search(r"(_stage|side_by_side)\(", "".join(c["source"])) else 1.0 for c in cells]
 
 
 def code_cells(source: Path) -> int:

@@ -136,8 +136,8 @@ def _gpu() -> str | None:
 def keep_freed_memory() -> None:
     """Let this process reuse the memory of one training step in the next.
 
-    glibc hands large freed blocks back to the system, which must clear them before it lends them again: that was a
-    quarter of a LoRA step on two threads. Does nothing where there is no glibc.
+    glibc hands large freed blocks back to the system, which must clear them before it lends them again: up to a
+    quarter of a LoRA step on two threads, where all of them go back. Does nothing where there is no glibc.
     """
     with suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

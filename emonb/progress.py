@@ -6,11 +6,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from emonb.parallel import is_main
 
@@ -50,7 +50,7 @@ def progress(
         return
     from tqdm.auto import tqdm
 
-    silent = "ipykernel" not in sys.modules and not sys.stderr.isatty()
+    silent = _no_screen()
     last = time.monotonic()
     with tqdm(iterable, desc=what, total=total, unit=unit, leave=False, disable=silent) as bar:
         for n, item in enumerate(bar, 1):
@@ -75,41 +75,50 @@ def follow(futures: Sequence[Future], what: str, notes: Sequence[Path]) -> None:
     own = os.environ.get("EMONB_PROGRESS_FILE")
     from tqdm.auto import tqdm
 
-    silent = headless or ("ipykernel" not in sys.modules and not sys.stderr.isatty())
     shape = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    with tqdm(total=len(futures), desc=what, bar_format=shape, leave=False, disable=silent) as bar:
+    with tqdm(total=len(futures), desc=what, bar_format=shape, leave=False, disable=headless or _no_screen()) as bar:
         left = set(futures)
         while left and not any(f.done() and f.exception() for f in futures):
             left = wait(futures, timeout=_EVERY, return_when=FIRST_EXCEPTION).not_done
-            running = [note for future, note in zip(futures, notes, strict=True) if not future.done()]
-            said = "; ".join(filter(None, map(read_progress, running)))
+            running = [_read(note) for future, note in zip(futures, notes, strict=True) if not future.done()]
+            said = "; ".join(filter(None, map(_said, running)))
             bar.set_postfix_str(said, refresh=False)
             bar.update(len(futures) - len(left) + sum(map(_share, running)) - bar.n)
             if headless and own:
                 state = {"what": what, "n": len(futures) - len(left), "total": len(futures), "note": said}
                 _note(Path(own), json.dumps(state))
     if headless and own:
-        with suppress(OSError):
-            Path(own).unlink(missing_ok=True)
+        _forget(Path(own))
 
 
 def read_progress(path: Path) -> str:
     """The runner's side: the inner loop as text, e.g. `features mini-fi 12/40`, or ""."""
+    return _said(_read(path))
+
+
+def _no_screen() -> bool:
+    return "ipykernel" not in sys.modules and not sys.stderr.isatty()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a loop noted last; empty if there is nothing yet."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        said = f"{state['what']} {state['n']}" + (f"/{state['total']}" if state["total"] else "")
-        return f"{said}, {state['note']}" if state.get("note") else said
-    except (OSError, ValueError, KeyError, TypeError):  # none yet
+        return {**{key: state[key] for key in ("what", "n", "total")}, "note": state.get("note", "")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _said(state: Mapping[str, Any]) -> str:
+    if not state:
         return ""
+    said = f"{state['what']} {state['n']}" + (f"/{state['total']}" if state["total"] else "")
+    return f"{said}, {state['note']}" if state["note"] else said
 
 
-def _share(path: Path) -> float:
+def _share(state: Mapping[str, Any]) -> float:
     """How much of its inner loop a job has done, from 0 to 1."""
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        return state["n"] / state["total"]
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        return 0.0
+    return state["n"] / state["total"] if state and state["total"] else 0.0
 
 
 def _noted(iterable: Iterable[T], what: str, total: int | None, note: Callable[[], str] | None) -> Iterator[T]:
@@ -121,8 +130,12 @@ def _noted(iterable: Iterable[T], what: str, total: int | None, note: Callable[[
             _note(Path(path), json.dumps({"what": what, "n": n, "total": total, "note": note() if note else ""}))
         yield item
     if path:
-        with suppress(OSError):
-            Path(path).unlink(missing_ok=True)
+        _forget(Path(path))
+
+
+def _forget(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _note(path: Path, text: str) -> None:

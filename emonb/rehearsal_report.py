@@ -8,7 +8,6 @@ that a run of the profile would use here. A value that was not measured is null.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from emonb.distill import head_names
 from emonb.files import atomic_write, write_json
 from emonb.gate import gate_names
 from emonb.paper_values import dataset_title
+from emonb.parallel import cores
 from emonb.prices import estimate_table, load_prices
 from emonb.projection import Schedule, Size, after_tuning, authors, disk_bytes, extrapolate, ours
 from emonb.random_vlm import weight_bytes
@@ -53,7 +53,7 @@ def assemble(
         heads=len(head_names(settings.distill)),
         gates=len(gate_names(settings.gate)),
         shortest=notes.get("shortest_answer", NAN),
-        workers=min(8, os.cpu_count() or 1),  # as the loader of the conventional networks has it
+        workers=min(8, cores()),  # as the loader of the conventional networks has it
     )
     names = list(dict.fromkeys(row["precision"] for row in raw if row["precision"])) or [facts["precision"]]
     precisions = {}

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from emonb.errors import EmonbError
 from emonb.parallel import alone, is_main, sharded, wait
-from emonb.settings import Settings
 from emonb.side_by_side import side_by_side
 from emonb.store import Artifact
 from emonb.workspace import Workspace
@@ -59,19 +58,19 @@ def run_stage(name: str, ws: Workspace, say: Callable[[str], Any] = print) -> No
         for before in NEEDS[name]:
             for dataset in ws.settings.datasets:
                 ws.store.find(before, dataset)
-    vlm = functools.cache(lambda: _load_vlm(ws.settings))
+
+    @functools.cache
+    def vlm() -> VLM:
+        from emonb.vlm import load_vlm
+
+        return load_vlm(ws.settings.vlm)
+
     for stage in wanted:
         for artifact in _make(stage, ws, vlm):
             if is_main():
                 how = artifact.provenance
                 cost = f"{how['seconds']:.0f} s, processes: {how['processes']}"
                 say(f"{stage} of {artifact.name}: {cost}, {artifact.path}")
-
-
-def _load_vlm(settings: Settings) -> VLM:
-    from emonb.vlm import load_vlm
-
-    return load_vlm(settings.vlm)
 
 
 def _make(stage: str, ws: Workspace, vlm: Callable[[], VLM]) -> Iterable[Artifact]:

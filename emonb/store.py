@@ -146,12 +146,12 @@ class Store:
         key = hashlib.sha256(_canonical({**recipe, "inputs": digests}).encode()).hexdigest()[:16]
         folder = make_folder(self.root / stage)
         artifact = Artifact(stage, name, key, folder / key)
+        forced = stage in self._force and (name, key) not in self._forced
         if self._looks:
-            if (stage in self._force and (name, key) not in self._forced) or not _is_complete(artifact.path):
+            if forced or not _is_complete(artifact.path):
                 raise NotThere(f"{stage} of {name}")
             return artifact
         with _locked(folder / f".{key}.lock") if is_main() else nullcontext():
-            forced = stage in self._force and (name, key) not in self._forced
             hit = agree(not forced and _is_complete(artifact.path))
             if not hit:
                 self._forced.add((name, key))

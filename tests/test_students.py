@@ -82,7 +82,9 @@ def test_prompts_speak_of_code_that_is_there_and_leave_results_alone(name):
             changed = cell.replace(old, new)
             assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(cell)), f"`{new}` changes nothing"
             below = cell[cell.index(old) :]
-            assert not re.search(r"\bws\.save_|_stage\(", below), f"changing `{old}` changes results: {prompt}"
+            assert not re.search(r"\bws\.save_|(_stage|side_by_side)\(", below), (
+                f"changing `{old}` changes results: {prompt}"
+            )
 
 
 def test_page_about_the_notebooks_lists_all_with_minutes_and_prerequisites():
