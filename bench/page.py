@@ -129,9 +129,11 @@ def growth(found: dict[str, Any]) -> str:
         rows.append([stage, *cells, f"{rates['time_exponent']:.2f}", f"{rates['bytes_per_picture']:.0f}"])
     fig = Figure(figsize=(7, 2.8), layout="constrained")
     for ax, key, name in zip(fig.subplots(1, 2), ("seconds", "peak_memory_mb"), ("seconds", "peak MB"), strict=True):
-        for color, stage in zip(OKABE_ITO * 2, found["growth"], strict=False):
+        looks = [(color, line) for line in ("-", "--") for color in OKABE_ITO]  # more stages than colours
+        for (color, line), stage in zip(looks, found["growth"], strict=False):
             values = [found["sizes"][str(n)][stage][key] for n in sizes]
-            ax.plot(sizes, values, marker="o", markersize=3, color=color, label=stage if key == "seconds" else None)
+            label = stage if key == "seconds" else None
+            ax.plot(sizes, values, marker="o", markersize=3, color=color, linestyle=line, label=label)
         ax.set_xscale("log")
         ax.set_yscale("log" if key == "seconds" else "linear")
         ax.set_ylim(bottom=None if key == "seconds" else 0)
