@@ -1,36 +1,23 @@
-"""Files written whole or not at all, and what identifies this machine's software."""
+"""Ground floor: files written whole or not at all, entries of the resource files, locks between processes."""
 
 from __future__ import annotations
 
-import ast
+import errno
 import functools
-import hashlib
-import importlib.util
 import json
 import os
-import platform
-import subprocess
-from contextlib import suppress
-from importlib import metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+from filelock import FileLock, SoftFileLock, Timeout
+
 from emonb.errors import EmonbError
-from emonb.settings import project_root
 
-__all__ = [
-    "atomic_write",
-    "code_hash",
-    "git_state",
-    "library_versions",
-    "make_folder",
-    "plain",
-    "read_json",
-    "visible",
-    "write_json",
-]
-
-_LIBRARIES = ("torch", "torchvision", "transformers", "timm", "peft", "numpy", "pandas", "scikit-learn")
+_NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # some network file systems
 
 
 def make_folder(path: Path) -> Path:
@@ -70,28 +57,6 @@ def read_json(path: Path) -> Any:
         raise EmonbError(f"{path}: cannot be read as JSON ({error}); delete it and run again") from None
 
 
-@functools.cache
-def library_versions() -> dict[str, str]:
-    """Versions of Python and the libraries that a result depends on."""
-    versions = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[library] = metadata.version(library)
-    return versions
-
-
-@functools.cache
-def git_state() -> dict[str, Any]:
-    """Commit of the project and whether tracked files differ from it; {} outside a checkout."""
-    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
-    try:
-        run = functools.partial(subprocess.run, cwd=project_root(), capture_output=True, text=True, check=True)
-        commit, status = (run(command).stdout.strip() for command in commands)
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"commit": commit, "dirty": bool(status)}
-
-
 def plain(obj: Any) -> Any:
     """For `json.dumps(default=...)`: settings sections and sets; TypeError for anything else."""
     if hasattr(obj, "model_dump"):
@@ -101,22 +66,50 @@ def plain(obj: Any) -> Any:
     raise TypeError(f"{type(obj).__name__} cannot be part of a key: use numbers, text, lists or dicts")
 
 
+def resource_path(*parts: str) -> Path:
+    """A file or folder below `emonb/resources/`."""
+    return Path(str(resources.files("emonb").joinpath("resources", *parts)))
+
+
+def resource(file: str, *entry: str) -> Any:
+    """An entry of a YAML file in `emonb/resources/`, e.g. `resource("prompts.yaml", "categorical", "instruction")`.
+
+    Written with literal names it is part of the key of every result whose code comes by (see `emonb.store`).
+    """
+    found = _tree(file)
+    for name in entry:
+        found = found[name]
+    return found
+
+
 @functools.cache
-def code_hash(*modules: str) -> str:
-    """Hash of modules' code; comments, layout and docstrings do not count."""
-    digest = hashlib.sha256()
-    for module in sorted(modules):
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            raise ValueError(f"no source for module {module!r}")
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                first = node.body[0] if node.body else None
-                if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                    node.body = node.body[1:]
-        digest.update(f"{module}\n{ast.dump(tree)}\n".encode())
-    return digest.hexdigest()[:16]
+def _tree(file: str) -> Any:
+    return yaml.safe_load(resource_path(file).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def locked(path: Path, busy: str = "") -> Iterator[None]:
+    """Hold a lock between processes; it is free again when its holder dies.
+
+    Args:
+        path: the lock's file.
+        busy: message of the `EmonbError` raised while another process holds the lock; "": wait for it.
+    """
+    lock: FileLock | SoftFileLock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=0 if busy else -1)
+        except OSError as error:
+            if isinstance(error, Timeout) or error.errno not in _NO_FLOCK:
+                raise
+            lock = SoftFileLock(path.with_name(f"{path.name}.soft"))
+            lock.acquire(timeout=0 if busy else -1)
+    except Timeout:
+        raise EmonbError(busy) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def visible(text: object) -> str:

@@ -1,24 +1,18 @@
-"""Progress of long loops: a bar for a person, a small file for the runner's one overall bar."""
+"""Ground floor: progress of long loops. A bar for a person, a file for the runner's one overall bar."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
-from emonb.parallel import is_main
-
-__all__ = ["follow", "progress", "read_progress"]
+from emonb.machine import is_main
 
 T = TypeVar("T")
-_EVERY = 0.5  # seconds between two notes to the runner
-_EVERY_LINE = 10.0  # seconds between two lines in a log
 
 
 def progress(
@@ -28,118 +22,82 @@ def progress(
     unit: str = "it",
     note: Callable[[], str] | None = None,
 ) -> Iterator[T]:
-    """Iterate and show how far it is.
+    """Iterate and show how far it is, by tqdm.
 
-    In a notebook or terminal this is a tqdm bar. Under the runner (EMONB_HEADLESS=1) nothing is
-    printed, so that executed notebooks stay free of bars; the state goes to $EMONB_PROGRESS_FILE.
+    In a notebook or terminal this is a bar; in a log with a `note` a line every ten seconds. Under the runner
+    (EMONB_HEADLESS=1) executed notebooks stay free of bars: tqdm writes into $EMONB_PROGRESS_FILE.
 
     Args:
         iterable: what is gone through.
         what: what is running.
         total: number of items, if known.
         unit: name of an item.
-        note: what else to show, such as money spent; with it a log that is no terminal gets a line every 10 s.
-    """
-    if total is None and hasattr(iterable, "__len__"):
-        total = len(iterable)
-    if not is_main():  # of several processes one shows how far it is
-        yield from iterable
-        return
-    if os.environ.get("EMONB_HEADLESS") == "1":
-        yield from _noted(iterable, what, total, note)
-        return
-    from tqdm.auto import tqdm
-
-    silent = _no_screen()
-    last = time.monotonic()
-    with tqdm(iterable, desc=what, total=total, unit=unit, leave=False, disable=silent) as bar:
-        for n, item in enumerate(bar, 1):
-            yield item
-            if note is None:
-                continue
-            bar.set_postfix_str(note(), refresh=False)
-            if silent and time.monotonic() - last >= _EVERY_LINE:
-                last = time.monotonic()
-                print(f"{what} {n}/{total or '?'}: {note()}", file=sys.stderr, flush=True)
-
-
-def follow(futures: Sequence[Future], what: str, notes: Sequence[Path]) -> None:
-    """Show how far the jobs of other processes are, until all are done or one has failed.
-
-    Args:
-        futures: the jobs.
-        what: what they do.
-        notes: for each job the file that its process has as $EMONB_PROGRESS_FILE.
+        note: what else to show, such as money spent.
     """
     headless = os.environ.get("EMONB_HEADLESS") == "1"
-    own = os.environ.get("EMONB_PROGRESS_FILE")
+    path = os.environ.get("EMONB_PROGRESS_FILE") if headless else None
+    if not is_main() or (headless and not path):  # of several processes one shows how far it is
+        yield from iterable
+        return
+    from tqdm import tqdm as plain
     from tqdm.auto import tqdm
 
-    shape = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    with tqdm(total=len(futures), desc=what, bar_format=shape, leave=False, disable=headless or _no_screen()) as bar:
-        left = set(futures)
-        while left and not any(f.done() and f.exception() for f in futures):
-            left = wait(futures, timeout=_EVERY, return_when=FIRST_EXCEPTION).not_done
-            running = [_read(note) for future, note in zip(futures, notes, strict=True) if not future.done()]
-            said = "; ".join(filter(None, map(_said, running)))
-            bar.set_postfix_str(said, refresh=False)
-            bar.update(len(futures) - len(left) + sum(map(_share, running)) - bar.n)
-            if headless and own:
-                state = {"what": what, "n": len(futures) - len(left), "total": len(futures), "note": said}
-                _note(Path(own), json.dumps(state))
-    if headless and own:
-        _forget(Path(own))
+    options: dict[str, Any] = {"desc": what, "total": total, "unit": unit}
+    try:
+        if path:
+            form = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+            bar = plain(iterable, file=_Last(path), bar_format=form, mininterval=0.5, ncols=200, **options)
+        elif "ipykernel" in sys.modules or sys.stderr.isatty():
+            bar = tqdm(iterable, leave=False, **options)
+        else:
+            bar = plain(
+                iterable, file=_Lines(sys.stderr), disable=note is None, mininterval=10, leave=False, **options
+            )
+        for item in bar:
+            yield item
+            if note is not None:
+                bar.set_postfix_str(note(), refresh=False)
+    finally:
+        if path:
+            with suppress(OSError):
+                Path(path).unlink(missing_ok=True)
 
 
 def read_progress(path: Path) -> str:
-    """The runner's side: the inner loop as text, e.g. `features mini-fi 12/40`, or ""."""
-    return _said(_read(path))
-
-
-def _no_screen() -> bool:
-    return "ipykernel" not in sys.modules and not sys.stderr.isatty()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a loop noted last; empty if there is nothing yet."""
+    """The runner's side: the inner loop as text, e.g. `features mini-fi 12/40, 00:03 left`, or ""."""
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        return {**{key: state[key] for key in ("what", "n", "total")}, "note": state.get("note", "")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _said(state: Mapping[str, Any]) -> str:
-    if not state:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
         return ""
-    said = f"{state['what']} {state['n']}" + (f"/{state['total']}" if state["total"] else "")
-    return f"{said}, {state['note']}" if state["note"] else said
 
 
-def _share(state: Mapping[str, Any]) -> float:
-    """How much of its inner loop a job has done, from 0 to 1."""
-    return state["n"] / state["total"] if state and state["total"] else 0.0
+class _Last:
+    """A file that holds the last line only; a lost one is no reason to lose a training."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            with suppress(OSError):
+                temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+                temporary.write_text(text.strip("\r\n "), encoding="utf-8")
+                temporary.replace(self.path)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
-def _noted(iterable: Iterable[T], what: str, total: int | None, note: Callable[[], str] | None) -> Iterator[T]:
-    path = os.environ.get("EMONB_PROGRESS_FILE")
-    last = 0.0
-    for n, item in enumerate(iterable):
-        if path and time.monotonic() - last >= _EVERY:
-            last = time.monotonic()
-            _note(Path(path), json.dumps({"what": what, "n": n, "total": total, "note": note() if note else ""}))
-        yield item
-    if path:
-        _forget(Path(path))
+class _Lines:
+    """A log: a state of the bar a line, none more often than every ten seconds."""
 
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.last = stream, time.monotonic()
 
-def _forget(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
+    def write(self, text: str) -> None:
+        if text.strip() and time.monotonic() - self.last >= 10:
+            self.last = time.monotonic()
+            print(text.strip("\r\n "), file=self.stream, flush=True)
 
-
-def _note(path: Path, text: str) -> None:
-    with suppress(OSError):  # a lost note is no reason to lose a training
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+    def flush(self) -> None:
+        """Lines are flushed as they are written."""
