@@ -35,7 +35,7 @@ from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_n
 from emonb.training import outputs
 from emonb.triplets import triplet_lines
 from emonb.tuning import adapted, add_lora, save_adapter, tune
-from emonb.vlm import VLM, VisualTokens, answer_distribution, generate, patches, visual_tokens
+from emonb.vlm import VLM, VisualTokens, answer_distribution, generate, load_vlm, patches, visual_tokens
 
 if TYPE_CHECKING:
     from emonb.run import Run
@@ -54,6 +54,13 @@ def _base(settings: VLMSettings) -> dict[str, Any]:
     return {**settings.loading, **cached, "provenance": made}
 
 
+def base_vlm(run: Run) -> VLM:
+    """The base VLM, loaded once for a run."""
+    if "vlm" not in run.loaded:
+        run.loaded["vlm"] = load_vlm(**run.settings.vlm.loading)
+    return run.loaded["vlm"]
+
+
 @stage("03_instruction_tuning")
 def features(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
     """Each picture once through the frozen vision tower.
@@ -67,7 +74,7 @@ def features(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
         frames = {s: read_samples(samples.path, s, ["image_id", "path"]) for s in SPLITS}
 
         def see(split: str, rows: range, file: Path) -> None:
-            seen = list(_see(run.vlm, frames[split]["path"].iloc[rows].tolist(), config.batch_size))
+            seen = list(_see(base_vlm(run), frames[split]["path"].iloc[rows].tolist(), config.batch_size))
             found = {"pooled": torch.cat([v.pooled().half().cpu() for v in seen])}
             found["grid"] = torch.cat([v.grid for v in seen])
             if config.cache_visual_tokens:
@@ -95,7 +102,7 @@ def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Art
     """Zero-shot answers: `predictions.parquet` of val and test, p = softmax over the candidates' log-probabilities."""
 
     def build(folder: Path, parts: Path) -> None:
-        frame = _answers(run, run.vlm, dataset, samples, features, SPLITS[1:], parts, {})
+        frame = _answers(run, base_vlm(run), dataset, samples, features, SPLITS[1:], parts, {})
         if is_main():
             write_predictions(folder / "predictions.parquet", frame)
 
@@ -109,7 +116,8 @@ def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, fe
 
     def build(folder: Path, parts: Path) -> None:
         torch.manual_seed(seed)  # before the adapter is drawn
-        tuned = add_lora(run.vlm, **config.lora)
+        base = base_vlm(run)
+        tuned = add_lora(base, **config.lora)
         lines = triplet_lines(triplets.path / "triplets.jsonl")
         rows = [row for row, *_ in lines if row["kind"] in config.triplet_kinds]
         see = Source(tuned, features.path, samples.path, "train")
@@ -120,7 +128,7 @@ def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, fe
                 save_adapter(tuned, folder)
                 write_json(folder / "history.json", history)
         finally:
-            run.vlm.model = tuned.model.unload()  # the base again, without the adapter
+            base.model = tuned.model.unload()  # the base again, without the adapter
 
     kinds = {"triplet_kinds": config.triplet_kinds, "seed": seed}
     return Recipe(build, {**_base(config), **config.lora, **config.tuning, **kinds})
@@ -138,7 +146,7 @@ def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Arti
         test = read_samples(samples.path, "test", ["image_id", "path", "label"])
         some = np.unique(np.linspace(0, len(test) - 1, min(config.reasons, len(test))).astype(int))
         asked = test.iloc[some if config.reasons else []]
-        with adapted(run.vlm, adapter.path) as tuned:
+        with adapted(base_vlm(run), adapter.path) as tuned:
             why = resource("prompts.yaml", "reasoning", "instructions")[0]
             said = _texts(tuned, asked, why, config, parts / "reasons.json")
             answers = _texts(tuned, asked, question(labels), config, parts / "free_answers.json")
@@ -450,7 +458,7 @@ def model(run: Run, dataset: str, *, adapter: Artifact, head: Artifact, gate: Ar
     config |= {"vlm": settings.vlm.model_dump(mode="json"), "seed": settings.seed}
 
     def build(folder: Path, parts: Path) -> None:
-        with adapted(run.vlm, adapter.path) as tuned:
+        with adapted(base_vlm(run), adapter.path) as tuned:
             assemble(tuned, head.path, gate.path, config).save_pretrained(folder)
 
     return Recipe(build, config)

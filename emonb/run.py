@@ -43,14 +43,13 @@ class Run:
         self.settings, self.out = settings, settings.out_path
         self.datasets, self.seeds = settings.datasets, settings.seeds
         self.store = Store(self.out / "artifacts", force=force, keep=keep)
+        self.loaded: dict[str, Any] = {}  # what stages keep in memory for each other
         self.written: list[str] = []
 
-    @functools.cached_property
+    @property
     def vlm(self) -> VLM:
         """The base VLM, loaded once."""
-        from emonb.vlm import load_vlm
-
-        return load_vlm(**self.settings.vlm.loading)
+        return pipeline.base_vlm(self)
 
     # ---- results of the stages
 
