@@ -180,7 +180,9 @@ def write_predictions(path: str | Path, frame: pd.DataFrame) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def read_predictions(path: str | Path, labels: Sequence[str] | None = None, *, split: str | None = None) -> pd.DataFrame:
+def read_predictions(
+    path: str | Path, labels: Sequence[str] | None = None, *, split: str | None = None
+) -> pd.DataFrame:
     """Read and check a prediction file, whole or one split of it; `frame.attrs["labels"]` holds its class order.
 
     Raises:
