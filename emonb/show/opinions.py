@@ -99,15 +99,8 @@ def gate_lean(gating: nn.Module, answer: Tensor, head: Tensor, labels: Sequence[
     else:
         by_vlm = margin - lead(gating(torch.zeros_like(answer), head)[0])
         by_head = margin - lead(gating(answer, torch.full_like(head, 1 / classes))[0])
-    return GateLean(
-        method="halves" if linear else "ablation",
-        emotion=labels[winner],
-        rival=labels[rival],
-        margin=margin,
-        vlm=by_vlm,
-        head=by_head,
-        rest=margin - by_vlm - by_head,
-    )
+    method, rest = "halves" if linear else "ablation", margin - by_vlm - by_head
+    return GateLean(method, labels[winner], labels[rival], margin, by_vlm, by_head, rest)
 
 
 @styled
