@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -50,14 +50,17 @@ class Taxonomy:
     name: str
     labels: tuple[str, ...]
 
-    def index(self, label: str) -> int:
-        """Position of a label; raises `EmonbError` naming the label if it is not one of ours."""
-        if label not in self.labels:
-            raise EmonbError(f"label {label!r} is not in taxonomy {self.name!r}; use one of: {', '.join(self.labels)}")
-        return self.labels.index(label)
 
-
-_MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")  # et al. 2005
+_MIKELS = (
+    "amusement",
+    "anger",
+    "awe",
+    "contentment",
+    "disgust",
+    "excitement",
+    "fear",
+    "sadness",
+)  # Mikels et al., 2005
 TAXONOMIES = {
     "mikels8": Taxonomy("mikels8", _MIKELS),
     "ekman6": Taxonomy("ekman6", ("anger", "disgust", "fear", "joy", "sadness", "surprise")),
@@ -235,17 +238,11 @@ _MANY_COPIES = 5  # ours: this many exact copies in a web-crawled set are no acc
 _ONE_LARGE = threading.Lock()  # large pictures are decoded one at a time: each may take a gigabyte
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What was found out about one picture.
+class Inspection(NamedTuple):
+    """What was found out about one picture."""
 
-    Attributes:
-        kinds: what is wrong or unusual, by the names that `emonb.releases` explains.
-        sha256: of the file; "" for a picture that cannot be used.
-    """
-
-    kinds: tuple[str, ...] = ()
-    sha256: str = ""
+    kinds: tuple[str, ...] = ()  # what is wrong or unusual, by the names that `emonb.releases.integrity` explains
+    sha256: str = ""  # of the file; "": the picture cannot be used
     brightness: float = 0.0
     colorfulness: float = 0.0
 
@@ -412,8 +409,9 @@ def build_samples(
     Raises:
         EmonbError: a label outside the taxonomy, no usable picture, or a class missing from a split.
     """
-    for label in frame["label"].unique():
-        Taxonomy(where, tuple(labels)).index(label)
+    odd = sorted(set(frame["label"]) - set(labels))
+    if odd:
+        raise EmonbError(f"{where}: label {odd[0]!r} is not one of: {', '.join(labels)}; rename its folder")
     measured, problems = inspected(frame, root, f"pictures of {Path(where).name}")
     samples = measured[measured["sha256"] != ""].reset_index(drop=True)
     if drop_placeholders:
@@ -433,35 +431,30 @@ def _split(samples: pd.DataFrame, where: str) -> pd.DataFrame:
     test would leave 40 pictures), else 80/10/10. With train and test only: 10 % of train becomes val. Exact
     copies follow the first one (ours), so that a split made here leaks nothing.
     """
-    if "split" in samples and ((samples["split"] == "val").any() or not (samples["split"] == "train").any()):
+    own, groups = samples.get("split"), samples.get("group")
+    if own is not None and ((own == "val").any() or not (own == "train").any()):
         return samples
-    if "group" in samples:
-        parts = _folds(samples, samples["group"], where)
-        return samples.assign(split=np.select([parts < 6, parts < 7], ["train", "val"], "test"))
-    if "split" not in samples:
-        parts = _folds(samples, None, where)
-        samples = samples.assign(split=np.select([parts < 8, parts < 9], ["train", "val"], "test"))
-        return samples.assign(split=samples["split"].groupby(samples["sha256"]).transform("first"))
-    split = samples["split"].to_numpy(dtype=object)
-    train = np.flatnonzero(split == "train")
-    split[train[_folds(samples.iloc[train], None, where) == 9]] = "val"
-    split[train] = pd.Series(split[train]).groupby(samples["sha256"].to_numpy()[train]).transform("first")
-    return samples.assign(split=split)
+    free = samples if own is None else samples[own == "train"]
+    shares = (6, 1, 3) if groups is not None else (8, 1, 1) if own is None else (9, 1, 0)
+    split = pd.Series(np.repeat(SPLITS, shares)[_folds(free, groups, where)], index=free.index, dtype="str")
+    if groups is None:
+        split = split.groupby(free["sha256"]).transform("first")
+    return samples.assign(split=split if own is None else own.where(own != "train", split))
 
 
-def _folds(samples: pd.DataFrame, groups: pd.Series | None, where: str, n: int = 10) -> np.ndarray:
-    """Fold number [N] of each row, stratified by label (and kept together by group), seed 42 as the authors'."""
+def _folds(samples: pd.DataFrame, groups: pd.Series | None, where: str) -> np.ndarray:
+    """Fold 0-9 of each row [N], stratified by label (and kept together by group)."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     smallest = samples["label"].value_counts()
-    if groups is None and smallest.min() < n:
+    if groups is None and smallest.min() < 10:
         raise EmonbError(
             f"{where}: class {smallest.idxmin()!r} has {smallest.min()} pictures, too few to split off val; "
-            f"give at least {n} or make the split folders train/, val/ and test/ yourself"
+            "give at least 10 or make the split folders train/, val/ and test/ yourself"
         )
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     fold = np.empty(len(samples), dtype=int)
-    splitter = kind(n_splits=n, shuffle=True, random_state=SPLIT_SEED)
+    splitter = kind(n_splits=10, shuffle=True, random_state=SPLIT_SEED)
     for i, (_, rows) in enumerate(splitter.split(samples, samples["label"], groups)):
         fold[rows] = i
     return fold

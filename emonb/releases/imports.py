@@ -25,7 +25,7 @@ from emonb.data import build_samples, infer_taxonomy, taxonomy_for_dataset, writ
 from emonb.errors import EmonbError
 from emonb.files import make_folder, read_json, resource, write_json
 from emonb.releases import READERS, Release, read_release, recognise, release_facts
-from emonb.releases.integrity import KINDS, LEFT_OUT
+from emonb.releases.integrity import KINDS, UNKNOWN, problem_table, size_table
 from emonb.releases.readers import plain_text
 from emonb.settings import SPLITS
 
@@ -84,17 +84,18 @@ def read_import(imported: Path, folder: Path) -> dict[str, Any]:
     Raises:
         EmonbError: a file is missing or damaged, the pictures changed since, or the table lacks a split.
     """
-    source, record = _source_of(imported), read_json(imported / IMPORT_FILE)
+    record = _record(imported)
+    source = record["source"]
     words = ["data", "import", record.get("format"), source, "--out", imported.parent, "--name", imported.name]
     again = f"import again: python -m emonb {shlex.join(map(str, words))}"
     try:
-        counts = read_json(imported / "integrity.json")["counts"]
-        absent = [split for split in SPLITS if not any(counts[split].values())]
         pd.read_parquet(imported / "samples.parquet")
         listed, meta = record["listing"], {key: record[key] for key in ("labels", "format", "root", "pictures")}
+        counts = read_json(imported / "integrity.json")["counts"]
+        absent = [split for split in SPLITS if not any(counts[split].values())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EmonbError(f"{imported}: the import is damaged ({error}); {again}") from None
-    if listed != listing_digest(source):
+    if listed != listing_digest(Path(source)):
         raise EmonbError(f"{imported}: files in {source} changed since the import; {again}")
     if absent:
         raise EmonbError(
@@ -106,23 +107,25 @@ def read_import(imported: Path, folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _source_of(imported: Path) -> Path:
-    """The folder that a dataset was imported from."""
+def _record(imported: Path) -> dict[str, Any]:
+    """The content of `import.json`; its source is there."""
     file = imported / IMPORT_FILE
     record = read_json(file)
     if not isinstance(record, dict) or not isinstance(record.get("source"), str):
         raise EmonbError(f"{file}: field 'source' missing; delete the folder {imported} and import again")
-    source = Path(record["source"])
-    if not source.is_dir():
-        raise EmonbError(f"{file}: the source {source} is gone; put it back, or import again from where it is now")
-    return source
+    if not Path(record["source"]).is_dir():
+        gone = f"the source {record['source']} is gone"
+        raise EmonbError(f"{file}: {gone}; put it back, or import again from where it is now")
+    return record
 
 
 def listing_digest(folder: Path) -> str:
     """Sixteen digits that change when a file is added, removed, renamed or written, in an import's source too."""
-    digest = hashlib.sha256()
-    for root in [folder, _source_of(folder)] if (folder / IMPORT_FILE).is_file() else [folder]:
-        for line in _listed(str(root), "", set()):
+    digest, roots = hashlib.sha256(), [str(folder)]
+    if (folder / IMPORT_FILE).is_file():
+        roots.append(_record(folder)["source"])
+    for root in roots:
+        for line in _listed(root, "", set()):
             digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
@@ -218,16 +221,14 @@ def _assembled(target: Path) -> Iterator[Path]:
 
 
 def _summary(target: Path) -> Iterator[str]:
-    report = read_json(target / "integrity.json")
-    sizes = {split: sum(counts.values()) for split, counts in report["counts"].items()}
+    reports = {target.name: read_json(target / "integrity.json")}
+    sizes = {split: sum(counts.values()) for split, counts in reports[target.name]["counts"].items()}
     yield f"{target.name}: {sum(sizes.values())} pictures ({', '.join(f'{s} {n}' for s, n in sizes.items())})"
-    for part, found in report["found"].items():
-        official = report["expected"].get(part, found)
-        if official != found:
-            about = "about " if report["expected"]["about"] else ""
-            yield f"  {part}: {found} in the release, officially {about}{official}"
-    for kind, image_ids in report["problems"].items():
-        yield f"  {kind}: {len(image_ids)} ({'left out' if kind in LEFT_OUT else 'kept'}) {KINDS[kind]}"
+    for _, part, found, official in size_table(reports).itertuples(index=False):
+        if official not in (UNKNOWN, f"{found:,}"):
+            yield f"  {part}: {found:,} in the release, officially {official}"
+    for _, kind, pictures, fate, meaning, _ in problem_table(reports).itertuples(index=False):
+        yield f"  {kind}: {pictures} ({fate}) {meaning}"
     empty = [split for split, n in sizes.items() if not n]
     if empty:
         yield f"  no {' and no '.join(empty)}: a run needs all splits and will refuse this dataset"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ KEPT = {
     "very_large": "over 4096 px a side or 25 million pixels: slow to read",
 }
 KINDS = LEFT_OUT | KEPT
+UNKNOWN = "not known here"
 
 
 def problem_table(reports: Mapping[str, Mapping[str, Any]], names: int = 3) -> pd.DataFrame:
@@ -58,7 +61,8 @@ def problem_table(reports: Mapping[str, Mapping[str, Any]], names: int = 3) -> p
     for dataset, report in reports.items():
         for kind, ids in report["problems"].items():
             shown = ", ".join(map(visible, ids[:names])) + f" and {len(ids) - names} more" * (len(ids) > names)
-            rows.append((dataset, kind, len(ids), "left out" if kind in LEFT_OUT else "kept", KINDS[kind], shown))
+            fate, meaning = "kept" if kind in KEPT else "left out", KINDS.get(kind, "")  # "": of an earlier version
+            rows.append((dataset, kind, len(ids), fate, meaning, shown))
     return pd.DataFrame(rows, columns=["dataset", "problem", "pictures", "consequence", "meaning", "names"])
 
 
@@ -71,12 +75,11 @@ def problem_examples(folder: Path, each: int = 6) -> dict[str, list[Image.Image]
     """
     pictures, found = table_folder(folder, "pictures"), {}
     for kind, ids in read_json(folder / "integrity.json")["problems"].items():
-        for image_id in ids[:each]:
-            try:
-                if is_file_below(pictures, image_id):
-                    found.setdefault(kind, []).append(thumbnail(pictures / image_id, 96))
-            except UnreadablePicture:  # most often what the problem is
-                continue
+        for image_id in (i for i in ids[:each] if is_file_below(pictures, i)):
+            with suppress(UnreadablePicture), warnings.catch_warnings():  # most often that is the problem
+                warnings.simplefilter("ignore")
+                picture = thumbnail(pictures / image_id, 96)
+                found.setdefault(kind, []).append(picture)
     return found
 
 
@@ -87,5 +90,5 @@ def size_table(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         about = "about " if report["expected"].get("about") else ""
         for part, found in report["found"].items():
             official = report["expected"].get(part)
-            rows.append((dataset, part, found, f"{about}{official:,}" if official else "not known here"))
+            rows.append((dataset, part, found, f"{about}{official:,}" if official else UNKNOWN))
     return pd.DataFrame(rows, columns=["dataset", "part", "found", "official"])

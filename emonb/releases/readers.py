@@ -6,6 +6,7 @@ A reader finds out which pictures a release has and how they are labelled; it op
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,13 +102,11 @@ def read_emotion6(source: Path) -> Release:
     are reported, so that they can be left out of a comparison.
     """
     table = _emotion6_table(source / "ground_truth.txt")
-    six = table[[f"share_{e}" for e in EKMAN]].to_numpy()  # [N, 6]
-    names = table["image_id"].str.replace("\\", "/").str.removeprefix("images/")
-    table = table.assign(image_id=names)
-    table.insert(1, "path", "images/" + names)
-    table.insert(2, "label", np.array(EKMAN)[six.argmax(axis=1)])
+    table.insert(1, "path", "images/" + table["image_id"])
+    table.insert(2, "label", "")
     frame, problems = _present(table, source)
-    six = frame[[f"share_{e}" for e in EKMAN]].to_numpy()
+    six = frame[[f"share_{e}" for e in EKMAN]].to_numpy()  # [N, 6]
+    frame["label"] = np.array(EKMAN)[six.argmax(axis=1)]
     tied = (six >= six.max(axis=1, keepdims=True) - 1e-9).sum(axis=1) > 1
     neutral = frame["share_neutral"].to_numpy() > six.max(axis=1)
     problems["tied_label"] = frame.loc[tied, "image_id"].tolist()
@@ -116,33 +116,22 @@ def read_emotion6(source: Path) -> Release:
 
 def _emotion6_table(file: Path) -> pd.DataFrame:
     """`image_id`, valence, arousal and `share_<emotion>` from a file with or without header."""
-    try:
-        lines = [line.split("\t") for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
-        raise _refused(file, f"cannot be read as text ({error})") from None
-    where = list(range(1, 10))
-    headed = bool(lines) and not _numbers(lines[0][-1:])
+    table = _cells(file, sep="\t", header=None, quoting=csv.QUOTE_NONE)
+    first, where = [cell.lower() for cell in table.iloc[0]], [*range(1, 10)]
+    headed = int(pd.isna(pd.to_numeric(first[-1], errors="coerce")))
     if headed:
-        names = [cell.lower() for cell in lines[0]]
-        where = [next((i for i, name in enumerate(names) if wanted in name), -1) for wanted in _EMOTION6]
-    if not lines or -1 in where:
+        where = [next((i for i, cell in enumerate(first) if name in cell), -1) for name in _EMOTION6]
+    if -1 in where or len(first) < 10:
         raise _refused(file, f"needs a file name and {', '.join(_EMOTION6)}, tab-separated")
-    rows = []
-    for number, cells in enumerate(lines[headed:], 1 + headed):
-        values = _numbers([cells[i] for i in where if i < len(cells)])
-        if len(values) < 9 or not all(0 <= p <= 1 for p in values[2:]):
-            raise _refused(file, f"row {number} must have {', '.join(_EMOTION6)}, the last seven from 0 to 1")
-        rows.append([cells[0].strip(), *values])
-    return pd.DataFrame(rows, columns=["image_id", *_EMOTION6[:2], *(f"share_{e}" for e in _EMOTION6[2:])])
-
-
-def _numbers(cells: Sequence[str]) -> list[float]:
-    """Cells as finite numbers, or [] where one is none."""
-    try:
-        values = [float(cell) for cell in cells]
-    except ValueError:
-        return []
-    return values if np.isfinite(values).all() else []
+    names = [*_EMOTION6[:2], *(f"share_{e}" for e in _EMOTION6[2:])]
+    numbers = table.iloc[headed:, where].apply(pd.to_numeric, errors="coerce").set_axis(names, axis=1)
+    fine = numbers.iloc[:, 2:].apply(lambda share: share.between(0, 1)).all(axis=1)
+    if not fine.all():
+        row = fine.idxmin() + 1
+        raise _refused(file, f"row {row} must have probabilities 0-1 of {', '.join(_EMOTION6[2:])}")
+    names = table[0].str.strip().str.replace("\\", "/").str.removeprefix("images/")
+    numbers.insert(0, "image_id", names)
+    return numbers.reset_index(drop=True)
 
 
 def read_bass(source: Path) -> Release:
@@ -184,22 +173,26 @@ def _by_valence(
         "no_rating": frame.loc[rating.isna(), "image_id"].tolist(),
     }
     rated = frame.assign(label=np.where(positive, "positive", "negative"))[positive | negative]
-    present, problems = _present(rated.reset_index(drop=True), source)
-    found = {"total": len(frame)}
-    return Release(present, source, SENTIMENT, told | problems, pictures=pictures, found=found)
+    present, problems = _present(rated, source)
+    return Release(present, source, SENTIMENT, told | problems, pictures=pictures, found={"total": len(frame)})
 
 
 def _csv(file: Path, columns: set[str]) -> pd.DataFrame:
-    """A table with all cells as text, so that no name is taken for a number or a missing value."""
-    try:
-        table = pd.read_csv(file, encoding="utf-8-sig", dtype="str", keep_default_na=False, na_values=[])
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise _refused(file, f"cannot be read as a table ({error})") from None
+    """A table that has these columns; rows without any of them are left out."""
+    table = _cells(file)
     missing = columns - set(table.columns)
     if missing:
         raise _refused(file, f"column {', '.join(sorted(missing))} missing")
-    table = table.fillna("")  # rows that end early
     return table[(table[sorted(columns)] != "").any(axis=1)].reset_index(drop=True)
+
+
+def _cells(file: Path, **options: Any) -> pd.DataFrame:
+    """A table with all cells as text, so that no name is taken for a number or a missing value."""
+    try:
+        table = pd.read_csv(file, encoding="utf-8-sig", dtype="str", keep_default_na=False, na_values=[], **options)
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise _refused(file, f"cannot be read as a table ({error})") from None
+    return table.fillna("")  # rows that end early
 
 
 def _present(frame: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, Problems]:

@@ -57,13 +57,16 @@ class Scene:
     @property
     def phrase(self) -> str:
         """The background in a few words, e.g. `dark blue with rain`."""
-        return f"{self.brightness} {self.hue}" + ("" if self.texture == "plain" else f" with {self.texture}")
+        return f"{self.brightness} {self.hue}{self._texture}"
 
     @property
     def caption(self) -> str:
         """One sentence about all that is visible, without any emotion."""
-        with_texture = "" if self.texture == "plain" else f" with {self.texture}"
-        return f"{listing(self.objects)} on a {self.brightness} {self.hue} background{with_texture}"
+        return f"{listing(self.objects)} on a {self.brightness} {self.hue} background{self._texture}"
+
+    @property
+    def _texture(self) -> str:
+        return "" if self.texture == "plain" else f" with {self.texture}"
 
 
 def glyph_names(taxonomy: str | None = None, label: str | None = None) -> list[str]:
@@ -156,7 +159,7 @@ def _places(rng: np.random.Generator, sides: Sequence[int]) -> list[tuple[int, i
 
 
 def draw_background(rng: np.random.Generator, background: Background, camera: Camera) -> np.ndarray:
-    """The mood alone: (96, 96, 3) float32 in 0-255, its mean HSV value close to `background.value`."""
+    """The mood alone: [96, 96, 3] float32 in 0-255, its mean HSV value close to `background.value`."""
     hue, saturation = resource("lexicon.yaml", "hues")[background.hue]
     hue = (hue + rng.uniform(-0.02, 0.02)) % 1
     saturation = float(np.clip(saturation * rng.uniform(0.8, 1.2) * camera.saturation, 0, 1))
@@ -171,10 +174,7 @@ def draw_background(rng: np.random.Generator, background: Background, camera: Ca
 
 
 def draw_scene(
-    rng: np.random.Generator,
-    objects: Sequence[str],
-    background: Background,
-    camera: Camera = Camera(),
+    rng: np.random.Generator, objects: Sequence[str], background: Background, camera: Camera = Camera()
 ) -> tuple[np.ndarray, Scene]:
     """Draw one picture.
 
@@ -185,7 +185,7 @@ def draw_scene(
         camera: grain, saturation, contrast, vignette.
 
     Returns:
-        (96, 96, 3) uint8 picture and its description.
+        [96, 96, 3] uint8 picture and its description.
     """
     behind = draw_background(rng, background, camera)
     sides = [int(s) for s in rng.choice((34, 36, 38, 40, 42), len(objects))]
@@ -201,29 +201,15 @@ def draw_scene(
         pixels = pixels * (1 - camera.vignette * (axis[:, None, None] + axis[None, :, None]) / 2)
     if camera.grain:
         pixels = pixels + camera.grain * rng.standard_normal((SIDE, SIDE, 1), dtype=np.float32)
-    scene = Scene(
-        tuple(objects[i] for i in order),
-        tuple(boxes[i] for i in order),
-        background.hue,
-        _brightness_word(behind),
-        background.texture,
-        background.light,
-    )
-    return np.clip(pixels, 0, 255).astype(np.uint8), scene
+    objects, boxes = zip(*((objects[i], boxes[i]) for i in order), strict=True)
+    seen = background.hue, _brightness_word(behind), background.texture, background.light
+    return np.clip(pixels, 0, 255).astype(np.uint8), Scene(objects, boxes, *seen)
 
 
 def mood_background(rng: np.random.Generator, mood: str) -> Background:
     """A background drawn from one mood of the lexicon."""
     row = resource("lexicon.yaml", "moods")[mood]
-    low, high = row["value"]
-    hues = (
-        row["hues"]
-        if rng.random() < resource("lexicon.yaml", "typical_hue")
-        else list(resource("lexicon.yaml", "hues"))
-    )
-    return Background(
-        str(rng.choice(hues)),
-        float(rng.uniform(low, high)),
-        str(rng.choice(row["textures"])),
-        str(rng.choice(row["lights"])),
-    )
+    typical = rng.random() < resource("lexicon.yaml", "typical_hue")
+    hue = rng.choice(row["hues"] if typical else list(resource("lexicon.yaml", "hues")))
+    value, texture, light = rng.uniform(*row["value"]), rng.choice(row["textures"]), rng.choice(row["lights"])
+    return Background(str(hue), float(value), str(texture), str(light))
