@@ -51,20 +51,11 @@ class Taxonomy:
     labels: tuple[str, ...]
 
 
-_MIKELS = (
-    "amusement",
-    "anger",
-    "awe",
-    "contentment",
-    "disgust",
-    "excitement",
-    "fear",
-    "sadness",
-)  # Mikels et al., 2005
+_MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 TAXONOMIES = {
-    "mikels8": Taxonomy("mikels8", _MIKELS),
-    "ekman6": Taxonomy("ekman6", ("anger", "disgust", "fear", "joy", "sadness", "surprise")),
-    "sentiment2": Taxonomy("sentiment2", ("positive", "negative")),
+    "mikels8": Taxonomy("mikels8", _MIKELS),  # Mikels et al. 2005; FI and EmoSet
+    "ekman6": Taxonomy("ekman6", ("anger", "disgust", "fear", "joy", "sadness", "surprise")),  # Emotion6
+    "sentiment2": Taxonomy("sentiment2", ("positive", "negative")),  # Flickr, Instagram, BASS, OASIS
 }
 _DATASETS = {
     "mikels8": ("fi", "emoset"),
