@@ -124,7 +124,7 @@ def import_data(
     ] = False,
 ) -> None:
     """Check a release as downloaded and write its sample table and an integrity report; no picture is copied."""
-    from emonb.releases import import_release
+    from emonb.releases.imports import import_release
 
     import_release(form, source, out, name=name, allow_missing_split=allow_missing_split, say=typer.echo)
 
