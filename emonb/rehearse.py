@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,6 +27,7 @@ from emonb.files import atomic_write, make_folder, resource, write_json
 from emonb.machine import get_device, git_state, library_versions, machine
 from emonb.predictions import dataset_title, is_drawn
 from emonb.settings import Settings, TripletSettings, VLMSettings, load_settings
+from emonb.tables import markdown_text
 from emonb.tuning import add_lora
 from emonb.vlm import VLM, answer_ids, load_processor, prompt_ids
 
@@ -94,7 +96,7 @@ def rehearse(
         usd = price(settings.triplets, picture, images["train"], LABELS) if price else {}
         report["datasets"][name] = {
             "images": images,
-            "seconds": schedules(report["seconds"], images, settings, report["tokens"]["answer"]),
+            "seconds": schedules(report["seconds"], images, settings, report["tokens"]["shortest"]),
             "disk": {"pooled": pooled, "tokens": pooled * report["tokens"]["visual"]},
             "usd": {case: x for case, x in usd.items() if math.isfinite(x)},  # unknown prices are left out
         }
@@ -134,7 +136,7 @@ def _costs(
 ) -> dict[str, Any]:
     """Tokens, operations, rates of this machine, seconds, bytes, and estimates with real steps beside them."""
     text, dtype = config.text_config, getattr(torch, vlm.dtype)
-    grid, tokens = _lengths(config, picture, vlm.max_side)
+    grid, tokens = _lengths(config, picture, vlm)
     work = {name: operations(step) for name, step in _steps(config, vlm, grid, tokens, "meta").items()}
     rate = matmul_rate(device, dtype, tokens["prompt"], text)
     reading = matmul_rate(device, dtype, 1, text) / 2 * dtype.itemsize  # one row: the weights are what is read
@@ -181,20 +183,21 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, rows: int, text: Any) 
     return 2 * a.shape[0] * b.numel() / timed(lambda: a @ b.T)
 
 
-def _lengths(config: Any, picture: tuple[int, int], max_side: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Patches of a picture (high, wide); tokens: `visual`, of `prompt`, training `sequence` and shortest `answer`.
+def _lengths(config: Any, picture: tuple[int, int], settings: VLMSettings) -> tuple[tuple[int, int], dict[str, int]]:
+    """Patches of a picture (high, wide); tokens: `visual`, of `prompt`, training `sequence`, shortest, longest answer.
 
     Words are those of the stand-in's tokenizer: a real one cuts some of them in two. The training sequence is of the
     longest kind of triplet, reasons of four sentences.
     """
-    vision, vlm = config.vision_config, VLM(None, load_processor("stand-in"), max_side)
-    merge, scale = vision.spatial_merge_size, min(1.0, max_side / max(picture))
+    vision, vlm = config.vision_config, VLM(None, load_processor("stand-in"), settings.max_side)
+    merge, scale = vision.spatial_merge_size, min(1.0, settings.max_side / max(picture))
     high, wide = (max(1, round(side * scale / (vision.patch_size * merge))) for side in picture[::-1])
     closing = resource("prompts.yaml", "reasoning", "closing")
     short = resource("prompts.yaml", "categorical", "response").format(label="anger")
     prompt = len(prompt_ids(vlm, question(LABELS))) - 1 + high * wide  # one placeholder stands for the picture
     sequence = prompt + len(answer_ids(vlm, " ".join(list(closing.values())[:4])))
-    tokens = {"visual": high * wide, "prompt": prompt, "sequence": sequence, "answer": len(answer_ids(vlm, short))}
+    tokens = {"visual": high * wide, "prompt": prompt, "sequence": sequence}
+    tokens |= {"shortest": len(answer_ids(vlm, short)), "longest": settings.max_new_tokens}
     return (high * merge, wide * merge), tokens
 
 
@@ -304,8 +307,8 @@ def schedules(
             "test answers": 2 * images["test"] * written,
         }
 
-    theirs = {f"authors', answers of {tokens} tokens": authors(tokens) for tokens in (shortest, longest)}
-    return {"ours": ours(cost["tower"]), "ours, visual tokens kept": ours(0.0), **theirs}
+    theirs = {"authors', shortest answers": authors(shortest), "authors', longest": authors(longest)}
+    return {"ours": ours(cost["tower"]), "ours, tokens kept": ours(0.0), **theirs}
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------
@@ -317,11 +320,10 @@ def _two(value: float) -> str:
     return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
 
 
-def _table(head: str, rows: Sequence[Sequence[object]]) -> list[str]:
+def _table(head: str, rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; `head` has its columns between semicolons."""
-    columns = head.split("; ")
-    lines = [[_two(x) if isinstance(x, float) else str(x) for x in row] for row in rows]
-    return ["", *(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *lines)), ""]
+    texts = [[_two(x) if isinstance(x, float) else str(x) for x in row] for row in rows]
+    return "\n" + markdown_text(pd.DataFrame(texts, columns=head.split("; ")))
 
 
 def _page(report: Mapping[str, Any]) -> list[str]:
@@ -347,7 +349,9 @@ def _page(report: Mapping[str, Any]) -> list[str]:
         f"{report['written']}, profile {report['profile']}, commit {report['git'].get('commit', 'unknown')[:12]}, "
         f"torch {report['versions']['torch']}; {here['cores']} cores, {here['memory_gb']} GB, "
         f"{here['gpu'] or 'no GPU'}, load average {here['load_average']}. Estimates for this machine, by arithmetic; "
-        "those of a CPU say nothing about a GPU.",
+        "those of a CPU say nothing about a GPU."
+        + " **The machine was busy: run it again when it is idle.**"
+        * (here["load_average"] > here["cores"]),
         "",
         f"- Parameters: {counts['total']:,} (vision tower {counts['vision tower'] + counts['merger']:,}, language "
         f"model {counts['language model']:,}); LoRA {counts['lora']:,} more.",
@@ -357,11 +361,12 @@ def _page(report: Mapping[str, Any]) -> list[str]:
         f"question {tokens['prompt']:,}, a training sequence {tokens['sequence']:,} (words cut as by the stand-in).",
         f"- This machine: {_two(rates['matmul'] / 1e12)} TFLOP/s in products of the model's shape ({rates['dtype']}), "
         f"{_two(rates['reading'] / 1e9)} GB/s of weights read for one token.",
-        *_table("step, one picture; TFLOP; estimated seconds", work),
-        "Estimates of the same kind beside real steps, in seconds; the ratio is how much longer the real step took:",
-        *_table("model; step; estimated; measured; ratio", [list(row.values()) for row in report["check"]]),
+        _table("step, one picture; TFLOP; estimated seconds", work),
+        "Estimates beside real steps, in seconds; the ratio is how much longer the real step took:",
+        _table("model; step; estimated; measured; ratio", [list(row.values()) for row in report["check"]]),
         "Hours. Not counted: teacher, heads and gates (some per cent at most), reading pictures, and what unpacking "
-        "4-bit weights costs; how long the authors' answers are is not known.",
-        *_table(f"dataset; images; {'; '.join(found['seconds'])}; authors' / ours (kept); after tuning", hours),
-        *_table(f"dataset; pooled features, GB; all visual tokens, GB{usd}", rest),
+        f"4-bit weights costs. How long the authors' answers are is not known: {tokens['shortest']} to "
+        f"{tokens['longest']} tokens.",
+        _table(f"dataset; images; {'; '.join(found['seconds'])}; authors' / ours, kept; the same after tuning", hours),
+        _table(f"dataset; pooled features, GB; all visual tokens, GB{usd}", rest),
     ]
