@@ -167,13 +167,13 @@ def operations(step: Callable[[], Any]) -> float:
 
 
 def timed(step: Callable[[], Any]) -> float:
-    """Seconds of a step, on a GPU until it has finished: the best of three after a warm-up, or one long one."""
+    """Seconds of a step, on a GPU until it has finished: the best of some after a warm-up, or one long one."""
 
     def once() -> float:
         return timeit.timeit(lambda: (step(), torch.cuda.is_available() and torch.cuda.synchronize()), number=1)
 
     first = once()
-    return first if first > 2 else min(once() for _ in range(3))
+    return first if first > 2 else min(once() for _ in range(3 if first > 0.1 else 20))
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, rows: int, text: Any) -> float:
