@@ -462,12 +462,12 @@ def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -
         if missing := [seed for seed in seeds if f"train.seed{seed}" not in logits]:
             raise EmonbError(f"{head.path}: no head of seed {missing}; run notebook 05 with these seeds")
         answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
-        order = {s: _rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
+        order = {s: rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
         history = []
         for name, (kind, inputs) in progress(config.gates.items(), f"gates of {dataset}", unit="gate"):
             frames = []
             for seed in seeds:
-                data = {s: _opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
+                data = {s: opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
                 net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
                 save_module(net, folder / f"{name}.seed{seed}.safetensors")
                 for split, frame in answers.items():
@@ -482,7 +482,7 @@ def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -
     return Recipe(build, {**config.model_dump(), "seeds": seeds})
 
 
-def _opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
+def opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
     """What a gate learns from, out of the VLM's predictions of a split and the head's logits in the same order."""
     p, parsed = torch.tensor(probabilities(frame), dtype=torch.float32), torch.tensor(frame["parsed"].tolist())
     labels = frame.attrs["labels"]
@@ -490,7 +490,7 @@ def _opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
     return Opinions(*gate_inputs(p, parsed, student, inputs), gold)
 
 
-def _rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
+def rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
     """Positions of pictures in the order of a prediction file (that of any one seed)."""
     frame = read_predictions(file, split=split)
     there = frame.loc[frame["seed"] == frame["seed"].iloc[0], "image_id"]

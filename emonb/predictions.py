@@ -378,3 +378,17 @@ def answers(predictions: Predictions, dataset: str, image_id: str) -> pd.DataFra
             shown = (answer or UNPARSABLE, sure, answer == truth, "" if pd.isna(text) else text)
             rows.append((model_name(model), *shown))
     return pd.DataFrame(rows, columns=["model", "answer", "confidence", "right", "text"])
+
+
+def average(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """The honest rival of any gate: the mean of two models' probabilities, nothing trained.
+
+    With several seeds in `second`, one average per seed.
+    """
+    labels, rows = prediction_labels(first), []
+    check_labels(prediction_labels(second), labels, "predictions to average")
+    for seed, part in second.groupby("seed"):
+        part = part.set_index("image_id").loc[first["image_id"]].reset_index()
+        p = np.mean([probabilities(first), probabilities(part)], axis=0)
+        rows.append(make_predictions(*(first[c] for c in ("image_id", "split", "label")), p, labels, seed=int(seed)))
+    return pd.concat(rows, ignore_index=True)

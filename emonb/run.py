@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import functools
-import io
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,21 +11,34 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import load_file
+
 from emonb import pipeline
-from emonb.data import read_samples, sample_labels
+from emonb.data import read_samples, sample_labels, thumbnail
+from emonb.distill import Cached
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, make_folder
-from emonb.machine import get_device, keep_freed_memory, process_count, side_by_side
-from emonb.predictions import LoadedPredictions, load_all, read_predictions, write_predictions
+from emonb.files import atomic_write, make_folder, read_json
+from emonb.gate import Opinions
+from emonb.machine import get_device, keep_freed_memory, library_versions, process_count, side_by_side
+from emonb.predictions import (
+    LoadedPredictions,
+    dataset_title,
+    load_all,
+    prediction_labels,
+    read_predictions,
+    write_predictions,
+)
 from emonb.progress import progress
 from emonb.reach import reached
 from emonb.settings import Settings, load_settings
 from emonb.store import STAGES, Artifact, Stage, Store
 from emonb.tables import csv_text, latex_text, markdown_text
+from emonb.triplets import source_note, triplet_lines
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
     from emonb.vlm import VLM
 
@@ -51,6 +63,13 @@ class Run:
     def vlm(self) -> VLM:
         """The base VLM, loaded once."""
         return pipeline.base_vlm(self)
+
+    def describe(self) -> str:
+        """Lines for the top of a notebook: datasets, seeds, who wrote the triplets, versions."""
+        versions = ", ".join(f"{name} {v}" for name, v in list(library_versions().items())[:5])
+        said = source_note(self.out, self.datasets)
+        about = [f"datasets: {', '.join(self.datasets)}", f"seeds: {', '.join(map(str, self.seeds))}", said, versions]
+        return "\n".join(filter(None, about))
 
     # ---- results of the stages
 
@@ -112,6 +131,55 @@ class Run:
         """A dataset's emotions in their fixed order."""
         return sample_labels(self.find("samples", dataset).path)
 
+    @property
+    def example(self) -> pd.Series:
+        """The picture that we follow through all notebooks: the first test picture of the first dataset."""
+        return self.samples(self.datasets[0], "test").iloc[0]
+
+    @property
+    def thumbnail(self) -> Image:
+        """The picture that we follow, small."""
+        return thumbnail(self.example["path"])
+
+    def title(self, dataset: str) -> str:
+        """A dataset as every table and figure names it."""
+        return dataset_title(dataset)
+
+    def triplets(self, dataset: str) -> list[dict[str, Any]]:
+        """The triplets of a dataset's training pictures."""
+        return [row for row, *_ in triplet_lines(self.find("triplets", dataset).path / "triplets.jsonl")]
+
+    def tokens(self, dataset: str, split: str) -> pipeline.Source:
+        """Called with image ids: their visual tokens."""
+        folders = self.find("features", dataset).path, self.find("samples", dataset).path
+        return pipeline.Source(self.vlm, *folders, split)
+
+    def tensors(self, dataset: str, split: str) -> Cached:
+        """What a head learns from: features [N, D], teacher's logits [N, C], labels [N]."""
+        teacher = self.find("teacher", dataset, self.settings.teacher.teacher).path
+        folders = self.find("samples", dataset).path, self.find("features", dataset).path
+        return pipeline.cached_tensors(*folders, teacher, split)[1]
+
+    def opinions(self, dataset: str, split: str, inputs: str = "probabilities") -> Opinions:
+        """What a gate learns from (see `gate.gate_inputs`), with the head of the first seed."""
+        frame, head = self.predictions(dataset, "vlm_tuned", split), self.find("head", dataset).path
+        rows = pipeline.rows_of(head / "head.parquet", split, frame["image_id"])
+        logits = load_file(head / "logits.safetensors")[f"{split}.seed{self.settings.seed}"]
+        return pipeline.opinions(frame, logits[rows], inputs)
+
+    def histories(self, stage: str, what: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """(what, dataset's title) -> training curve; of the stage `teacher`, `what` is the network."""
+        jobs = {d: (d, what) if stage == "teacher" else (d,) for d in self.datasets}
+        return {
+            (what, self.title(d)): read_json(self.find(stage, *job).path / "history.json") for d, job in jobs.items()
+        }
+
+    def distribution(self, dataset: str, model: str, image_id: str) -> dict[str, float]:
+        """A model's answer about one test picture: emotion -> probability, the mean of its seeds."""
+        frame = self.predictions(dataset, model, "test")
+        p = frame.loc[frame["image_id"] == image_id, [f"p_{label}" for label in prediction_labels(frame)]].mean()
+        return dict(zip(prediction_labels(frame), p.tolist(), strict=True))
+
     def predictions(self, dataset: str, model: str, split: str | None = None) -> pd.DataFrame:
         """Predictions that this or an earlier notebook saved, of all splits or of one."""
         path = f"predictions/{dataset}__{model}.parquet"
@@ -143,16 +211,10 @@ class Run:
 
     def save_figure(self, fig: Figure, id: str) -> None:
         """Save `figures/<id>.png` and `.svg`; the same figure gives the same bytes."""
-        import matplotlib
+        from emonb.figures import as_files
 
-        from emonb.figures import tight_box
-
-        with matplotlib.rc_context({"svg.hashsalt": "emonb"}):
-            box = tight_box(fig)
-            for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                buffer = io.BytesIO()
-                fig.savefig(buffer, format=ending, dpi=150, bbox_inches=box, metadata=metadata)
-                self._save(f"figures/{id}.{ending}", buffer.getvalue())
+        for ending, content in as_files(fig).items():
+            self._save(f"figures/{id}.{ending}", content)
 
     def save_predictions(self, frame: pd.DataFrame, dataset: str, model: str) -> None:
         """Save `predictions/<dataset>__<model>.parquet`."""
