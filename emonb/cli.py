@@ -1,4 +1,4 @@
-"""The command line: `python -m emonb run | report | stage | data | triplets | rehearse | base | doctor | ...`."""
+"""The command line: `python -m emonb run | report | stage | data | triplets | rehearse | doctor | ...`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Annotated
 import typer
 
 from emonb.errors import EmonbError
-
-__all__ = ["app", "main"]
 
 app = typer.Typer(
     help="EmoVLM-KD reproduced in notebooks.",
@@ -29,6 +27,9 @@ Images = Annotated[str, typer.Option(help="folder of datasets, <images>/<dataset
 Out = Annotated[str, typer.Option(help="results folder; default: build/<profile>")]
 Seeds = Annotated[str, typer.Option(help="comma-separated; default: the profile's")]
 Force = Annotated[str, typer.Option(help="comma-separated stages to recompute, or all")]
+Keep = Annotated[
+    str, typer.Option(help="stages of which an older result is taken in spite of changed code; its provenance says so")
+]
 
 
 @app.command()
@@ -39,44 +40,34 @@ def run(
     out: Out = "",
     seeds: Seeds = "",
     force: Force = "",
+    keep: Keep = "",
     notebooks: Annotated[str, typer.Option(help="comma-separated numbers, e.g. 01,02; default: all")] = "",
 ) -> None:
     """Execute the notebooks that are not up to date and write the report."""
-    from emonb.run import run as run_notebooks
+    from emonb.headless import run as run_notebooks
 
-    run_notebooks(
-        _profile(profile),
-        datasets=datasets,
-        images=_from_root(images),
-        out=_from_root(out),
-        seeds=seeds,
-        force=force,
-        notebooks=notebooks,
-    )
+    where = {"images": _from_root(images), "out": _from_root(out)}
+    options = {"seeds": seeds, "force": force, "keep": keep, "notebooks": notebooks}
+    run_notebooks(_profile(profile), datasets=datasets, **where, **options)
 
 
 @app.command()
 def stage(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="samples, triplets, features, base_predictions, adapter, vlm_predictions, teacher, head, gate, or all"
-        ),
-    ],
+    name: Annotated[str, typer.Argument(help="samples, triplets, features, ... (see the README), or all")],
     profile: Profile = "mini",
     datasets: Datasets = "",
     images: Images = "",
     out: Out = "",
     seeds: Seeds = "",
     force: Force = "",
+    keep: Keep = "",
 ) -> None:
     """One long step without a notebook; under `accelerate launch -m emonb stage ...` by several processes."""
-    from emonb.stages import run_stage
-    from emonb.workspace import open_workspace
+    from emonb.run import make_with_needs, open_run
 
     where = {"images": _from_root(images), "out": _from_root(out)}
-    ws = open_workspace(_profile(profile), datasets=datasets, seeds=seeds, force=force, **where)
-    run_stage(name, ws, say=typer.echo)
+    opened = open_run(_profile(profile), datasets, seeds=seeds, force=force, keep=keep, **where)
+    make_with_needs(opened, name, say=typer.echo)
 
 
 @app.command()
@@ -98,7 +89,7 @@ def triplets(
     out: Out = "",
 ) -> None:
     """Write the triplets of one dataset: by a paid model, without one, or from somebody else's file."""
-    from emonb.triplets_command import write_triplets
+    from emonb.run import write_triplets
 
     changes = {"annotator": annotator, "max_cost": max_cost, "concurrency": concurrency, "model": model}
     write_triplets(
@@ -133,7 +124,7 @@ def import_data(
     ] = False,
 ) -> None:
     """Check a release as downloaded and write its sample table and an integrity report; no picture is copied."""
-    from emonb.imports import import_release
+    from emonb.releases import import_release
 
     import_release(form, source, out, name=name, allow_missing_split=allow_missing_split, say=typer.echo)
 
@@ -148,46 +139,20 @@ def rehearse(
         int | None, typer.Option(help="images of each dataset whose size is not recorded (Flickr, Instagram, yours)")
     ] = None,
     image_side: Annotated[int, typer.Option(help="long side of the pictures in pixels")] = 1024,
-    layers: Annotated[str, typer.Option(help="two depths, e.g. 1,3, or whole; default: by memory and speed")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     out: Annotated[Path, typer.Option(help="folder of report.md and report.json")] = Path("build/rehearsal"),
 ) -> None:
-    """Time a few real steps of every stage with random weights; project memory, hours, disk and cost."""
-    from emonb.rehearsal import rehearse as measure
+    """What a run of this size would take on this machine: operations counted, speed measured; hours, memory, cost."""
+    from emonb.rehearse import rehearse as project
 
-    try:
-        measure(
-            _profile(profile),
-            model=model,
-            dataset_size=dataset_size,
-            image_side=image_side,
-            layers=layers,
-            device=device,
-            out=out,
-            say=typer.echo,
-        )
-    except KeyboardInterrupt:
-        typer.echo(f"stopped; what was measured stands in {out / 'report.md'}", err=True)
-        raise typer.Exit(130) from None
-
-
-@app.command()
-def base(rebuild: Annotated[bool, typer.Option("--rebuild", help="train it again from its seed")] = False) -> None:
-    """The stand-in VLM that ships with emonb: where it is, or make it again."""
-    from emonb.standin import BASE_PATH
-
-    if rebuild:
-        from emonb.pretrain import rebuild as rebuild_base
-
-        rebuild_base(BASE_PATH)
-    typer.echo(str(BASE_PATH))
+    options = {"model": model, "dataset_size": dataset_size, "image_side": image_side, "device": device}
+    project(_profile(profile), **options, out=out, say=typer.echo)
 
 
 @app.command()
 def report(out: Annotated[str, typer.Option(help="results folder, whole or partial")] = "build/mini") -> None:
     """Write the report of a results folder again: index.html, and the executed notebooks as pages."""
-    from emonb.report import write_report
-    from emonb.report_read import read_results
+    from emonb.show.report import read_results, write_report
 
     folder = Path(out)
     if not folder.is_dir():
@@ -228,7 +193,7 @@ def predict(
 
     Pictures that cannot be read are named on standard error, the others are answered, and the exit code is 1.
     """
-    from emonb.predict_command import predict as answer
+    from emonb.show.predict import predict as answer
 
     err = partial(typer.echo, err=True)
     if answer(image, model, as_json=as_json, reasons=reasons, say=typer.echo, complain=err):
@@ -238,8 +203,8 @@ def predict(
 @app.command()
 def notebooks(out: Annotated[str, typer.Option(help="results of a run of the mini profile")] = "build/mini") -> None:
     """Copy the executed notebooks back into notebooks/, clean, and the headline figures into the README."""
-    from emonb.clean import copy_back, refresh_readme
     from emonb.settings import project_root
+    from emonb.show.report import copy_back, refresh_readme
 
     for path in copy_back(Path(out)):
         typer.echo(str(path))

@@ -114,6 +114,20 @@ def get_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@functools.cache
+def hub_offline() -> bool:
+    """Whether only what is on this machine can be loaded: `HF_HUB_OFFLINE` is set, or the hub does not answer.
+
+    One look of 3 s, once per process: left alone, huggingface_hub tries each missing file six times.
+    """
+    from huggingface_hub import constants, get_session
+
+    try:
+        return bool(constants.HF_HUB_OFFLINE or not get_session().head(constants.ENDPOINT, timeout=3))
+    except Exception:  # the hub's HTTP library differs by version; whatever it raises, there was no answer
+        return True
+
+
 # ---- several results at a time -------------------------------------------------------------------------------------
 
 

@@ -14,29 +14,6 @@ import pandas as pd
 
 from emonb.predictions import prediction_labels, probabilities
 
-__all__ = [
-    "Interval",
-    "accuracy",
-    "accuracy_interval",
-    "bootstrap_means",
-    "calibration_error",
-    "correct_by_image",
-    "disagreement",
-    "either_right",
-    "interval",
-    "kappa",
-    "kl_by_image",
-    "kl_divergence",
-    "mcnemar_p",
-    "oracle",
-    "paired_correctness",
-    "paired_interval",
-    "q_statistic",
-    "reliability",
-    "temper",
-    "two_by_two",
-]
-
 _CHUNK = 4_000_000  # resampling weights held at once: bounds memory for EmoSet's 17,716 test images
 _TINY = np.finfo(float).tiny  # floor of a probability inside a logarithm: a zero is an underflow of a softmax
 
@@ -87,10 +64,14 @@ def interval(value: float, resampled: np.ndarray, confidence: float = 0.95) -> I
     return Interval(float(value), float(low), float(high))
 
 
+def mean_interval(values: np.ndarray, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of values (N,), one per image, with its interval over images."""
+    return interval(np.mean(values), bootstrap_means(values, resamples, seed), confidence)
+
+
 def accuracy_interval(frame: pd.DataFrame, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Interval:
     """Accuracy in percent with its interval over test images."""
-    correct = 100 * correct_by_image(frame).to_numpy()
-    return interval(correct.mean(), bootstrap_means(correct, resamples, seed), confidence)
+    return mean_interval(100 * correct_by_image(frame).to_numpy(), resamples, confidence, seed)
 
 
 def paired_interval(
@@ -98,8 +79,7 @@ def paired_interval(
 ) -> Interval:
     """Accuracy of a minus accuracy of b, in points, on their common images (resampled in pairs)."""
     pair = paired_correctness(a, b)
-    gap = 100 * (pair["a"] - pair["b"]).to_numpy()
-    return interval(gap.mean(), bootstrap_means(gap, resamples, seed), confidence)
+    return mean_interval(100 * (pair["a"] - pair["b"]).to_numpy(), resamples, confidence, seed)
 
 
 def two_by_two(a: Sequence[bool], b: Sequence[bool]) -> np.ndarray:
@@ -126,23 +106,26 @@ def q_statistic(a: Sequence[bool], b: Sequence[bool]) -> float:
 
 def disagreement(a: Sequence[bool], b: Sequence[bool]) -> float:
     """Share of images on which exactly one of the two is right."""
-    table = two_by_two(a, b)
-    return float((table[0, 1] + table[1, 0]) / table.sum())
+    return float((np.asarray(a, bool) != np.asarray(b, bool)).mean())
 
 
 def oracle(a: Sequence[bool], b: Sequence[bool]) -> float:
     """Share of images on which at least one of the two is right."""
-    table = two_by_two(a, b)
-    return float(1 - table[1, 1] / table.sum())
+    return float(1 - (~np.asarray(a, bool) & ~np.asarray(b, bool)).mean())
 
 
 def kappa(a: Sequence[str], b: Sequence[str]) -> float:
     """Cohen's kappa of two models' predictions (scikit-learn); 1 where both always say the same one thing."""
     from sklearn.metrics import cohen_kappa_score
 
-    if list(a) == list(b):
-        return 1.0
-    return float(cohen_kappa_score(list(a), list(b)))
+    return 1.0 if list(a) == list(b) else float(cohen_kappa_score(list(a), list(b)))
+
+
+def agreement_matrix(table: pd.DataFrame) -> pd.DataFrame:
+    """Cohen's kappa between the answers of all models of a joint table (symmetric, 1 on the diagonal)."""
+    models = [c for c in table.columns if c not in ("label", "group")]
+    values = [[kappa(table[a], table[b]) for b in models] for a in models]
+    return pd.DataFrame(values, index=models, columns=models)
 
 
 def temper(p: np.ndarray, tau: float) -> np.ndarray:
@@ -188,14 +171,12 @@ def reliability(frame: pd.DataFrame, bins: int = 15) -> pd.DataFrame:
     """
     sure, edges = probabilities(frame).max(axis=1), np.linspace(0, 1, bins + 1)
     place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)  # (low, high], as there
-    rows = pd.DataFrame(
-        {"bin": place, "confidence": sure, "accuracy": frame["prediction"].eq(frame["label"]).to_numpy()}
-    )
-    table = rows.groupby("bin").agg(
-        n=("bin", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean")
-    )
+    rows = pd.DataFrame({"confidence": sure, "accuracy": (frame["prediction"] == frame["label"]).to_numpy()})
+    groups = rows.groupby(place)
+    table = groups.mean()
     ends = {"low": edges[table.index], "high": edges[table.index + 1]}
-    return table.assign(**ends)[["low", "high", "n", "confidence", "accuracy"]].reset_index(drop=True)
+    table = table.assign(**ends, n=groups.size())
+    return table[["low", "high", "n", "confidence", "accuracy"]].reset_index(drop=True)
 
 
 def calibration_error(frame: pd.DataFrame, bins: int = 15) -> float:

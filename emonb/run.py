@@ -1,296 +1,232 @@
-"""All notebooks, one after another, headless: what is up to date is skipped, as `make` does.
-
-`run.json` says what was run, on which machine, how long it took and how much memory; it also keeps
-for each notebook a fingerprint of what it depends on and the files that it wrote.
-"""
+"""What a notebook opens: the settings of a run, its results, and one place to save tables, figures and predictions."""
 
 from __future__ import annotations
 
+import filecmp
+import functools
+import io
 import os
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import chdir, suppress
-from datetime import UTC, datetime
+import shutil
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from emonb import pipeline
+from emonb.data import read_samples, sample_labels
 from emonb.errors import EmonbError
-from emonb.freshness import (
-    cell_weights,
-    code_cells,
-    fingerprints,
-    seconds_of,
-    settings_hash,
-    sha256,
-    snapshot,
-    stages_of,
-)
-from emonb.machine import machine
-from emonb.run_checks import check_datasets, exclusive, is_chosen
-from emonb.settings import Settings, load_settings, project_root
-from emonb.store import STAGES, git_state, library_versions, make_folder, read_json, write_json
-from emonb.workspace import parse_force
+from emonb.files import atomic_write, make_folder
+from emonb.machine import get_device, keep_freed_memory, launched, side_by_side
+from emonb.predictions import LoadedPredictions, load_all, read_predictions, write_predictions
+from emonb.reach import reached
+from emonb.settings import Settings, load_settings
+from emonb.store import STAGES, Artifact, Stage, Store
+from emonb.tables import csv_text, latex_text, markdown_text
 
-__all__ = ["NOTEBOOKS", "check_datasets", "run"]
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
-# Seconds of a first run of the mini profile on 2 cores: shares of the bar until there is an own run.json.
-NOTEBOOKS = {
-    "01_data": 30.0,
-    "02_triplets": 15.0,
-    "03_instruction_tuning": 290.0,
-    "04_teacher": 220.0,
-    "05_distillation": 70.0,
-    "06_gate": 45.0,
-    "07_tables": 20.0,
-    "08_complementarity": 55.0,
-    "09_try_your_image": 12.0,
+    from emonb.vlm import VLM
+
+# Prediction files of a stage's result that people read: its file -> the model's name in OUT/predictions.
+_PUBLISHED = {
+    "base_predictions": {"predictions": "vlm_zero_shot"},
+    "vlm_predictions": {"predictions": "vlm_tuned", "generated": "vlm_generated"},
 }
-_PACE = {"smoke": 0.15}  # of the mini profile's seconds
-_SHOWS = ("07_tables", "08_complementarity")  # worth executing over what is there when an earlier one failed
 
 
-def run(
+class Run:
+    """The settings of a run, its store, and its results folder `out`."""
+
+    def __init__(self, settings: Settings, *, force: Sequence[str] = (), keep: Sequence[str] = ()) -> None:
+        self.settings, self.out = settings, settings.out_path
+        self.datasets, self.seeds = settings.datasets, settings.seeds
+        self.store = Store(self.out / "artifacts", force=force, keep=keep)
+        self.loaded: dict[str, Any] = {}  # what stages keep in memory for each other
+        self.written: list[str] = []
+
+    @property
+    def vlm(self) -> VLM:
+        """The base VLM, loaded once."""
+        return pipeline.base_vlm(self)
+
+    # ---- results of the stages
+
+    def make(self, name: str) -> dict[Any, Artifact]:
+        """The results of a stage: those in the store, and the missing ones made now, perhaps several at a time.
+
+        Returns:
+            Dataset -> result; of the stage `teacher`, (dataset, network) -> result.
+        """
+        stage, jobs = STAGES[name], self.jobs(name)
+        if stage.side_by_side and self.settings.side_by_side and not launched() and get_device().type == "cpu":
+            missing = [job for job in jobs if not self.store.has(*self._order(stage, job))]
+            calls = [(self.settings, self.store.force, self.store.keep, name, job) for job in missing]
+            for artifact in side_by_side(_make_elsewhere, calls, name) if missing else ():
+                self.store.was_made(artifact)
+        return {job if len(job) > 1 else job[0]: self.make_one(name, *job) for job in jobs}
+
+    def make_one(self, name: str, *job: str) -> Artifact:
+        """One result of a stage, e.g. `make_one("teacher", "mini-fi", "vit")`; its files for people are copied."""
+        artifact = self.store.get(*self._order(STAGES[name], job))
+        names = _PUBLISHED.get(name, {file.stem: file.stem for file in artifact.path.glob("*.parquet")})
+        names = {"predictions": job[1]} if name == "teacher" else {} if name == "samples" else names
+        for file, model in names.items():
+            if (artifact.path / f"{file}.parquet").is_file():
+                self._copy(artifact.path / f"{file}.parquet", f"predictions/{job[0]}__{model}.parquet")
+        for file in sorted(artifact.path.rglob("*")) if name == "model" else ():
+            if file.is_file() and file.name != "provenance.json":
+                self._copy(file, f"models/{job[0]}/{file.relative_to(artifact.path).as_posix()}")
+        return artifact
+
+    def find(self, name: str, *job: str) -> Artifact:
+        """The result of a stage that an earlier notebook made."""
+        artifact = self.store.find(name, "--".join(job))
+        self.store.note(stage=name, name=artifact.name, key=artifact.key, hit=True)
+        return artifact
+
+    def jobs(self, name: str) -> list[tuple[str, ...]]:
+        """What a stage is done for: datasets, or datasets and networks."""
+        networks = self.settings.teacher.networks if name == "teacher" else ()
+        return list(product(self.datasets, networks)) if networks else [(dataset,) for dataset in self.datasets]
+
+    def _order(self, stage: Stage, job: Sequence[str]) -> tuple:
+        """What the store is asked for: the stage's recipe for a job, with the results that it needs."""
+        needs = {}
+        for need in stage.needs:
+            about = (job[0], self.settings.teacher.teacher) if need == "teacher" else (job[0],)
+            needs[need] = self.find(need, *about)
+        recipe = stage.recipe(self, *job, **needs)
+        return stage.name, "--".join(job), recipe.made_of(needs.values()), stage_code(stage.name)
+
+    # ---- what notebooks read
+
+    def samples(self, dataset: str, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The sample table of a dataset, of all splits or of one, with absolute paths."""
+        return read_samples(self.find("samples", dataset).path, split, columns)
+
+    def labels(self, dataset: str) -> list[str]:
+        """A dataset's emotions in their fixed order."""
+        return sample_labels(self.find("samples", dataset).path)
+
+    def predictions(self, dataset: str, model: str, split: str | None = None) -> pd.DataFrame:
+        """Predictions that this or an earlier notebook saved, of all splits or of one."""
+        path = f"predictions/{dataset}__{model}.parquet"
+        self.store.note(file=path)
+        return read_predictions(self.out / path, split=split)
+
+    def all_predictions(self, split: str = "test") -> LoadedPredictions:
+        """{(dataset, model): frame} of all prediction files; damaged ones are left out and said so in `problems`."""
+        for path in (self.out / "predictions").glob("*.parquet"):
+            self.store.note(file=f"predictions/{path.name}")
+        return load_all(self.out / "predictions", self.datasets, split=split, partial=True)
+
+    def table(self, id: str) -> pd.DataFrame | None:
+        """A table that an earlier notebook saved, or None."""
+        import pandas as pd
+
+        self.store.note(file=f"tables/{id}.csv")
+        path = self.out / "tables" / f"{id}.csv"
+        return pd.read_csv(path) if path.is_file() else None
+
+    # ---- what notebooks write
+
+    def save_table(self, frame: pd.DataFrame, id: str, caption: str = "") -> None:
+        """Save `tables/<id>.csv` (full precision) and `.md`, `.tex` (rounded; caption: also `frame.attrs`)."""
+        caption = caption or frame.attrs.get("caption", "")
+        self._save(f"tables/{id}.csv", csv_text(frame))
+        self._save(f"tables/{id}.md", markdown_text(frame, caption))
+        self._save(f"tables/{id}.tex", latex_text(frame, id, caption))
+
+    def save_figure(self, fig: Figure, id: str) -> None:
+        """Save `figures/<id>.png` and `.svg`; the same figure gives the same bytes."""
+        import matplotlib
+
+        from emonb.figures import tight_box
+
+        with matplotlib.rc_context({"svg.hashsalt": "emonb"}):
+            box = tight_box(fig)
+            for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                buffer = io.BytesIO()
+                fig.savefig(buffer, format=ending, dpi=150, bbox_inches=box, metadata=metadata)
+                self._save(f"figures/{id}.{ending}", buffer.getvalue())
+
+    def save_predictions(self, frame: pd.DataFrame, dataset: str, model: str) -> None:
+        """Save `predictions/<dataset>__<model>.parquet`."""
+        path = f"predictions/{dataset}__{model}.parquet"
+        make_folder((self.out / path).parent)
+        write_predictions(self.out / path, frame)
+        self._note(path)
+
+    def files_written(self) -> str:
+        """One line: how many files this notebook wrote, by folder."""
+        folders = [path.split("/")[0] for path in self.written]
+        counted = ", ".join(f"{folders.count(f)} in {f}/" for f in dict.fromkeys(folders))
+        return f"{len(self.written)} files written: {counted or 'none'} (results folder {os.path.relpath(self.out)})"
+
+    def _save(self, path: str, data: str | bytes) -> None:
+        make_folder((self.out / path).parent)
+        atomic_write(self.out / path, data)
+        self._note(path)
+
+    def _copy(self, source: Path, path: str) -> None:
+        target = self.out / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+            partial = target.with_name(f".{target.name}.partial")
+            shutil.copyfile(source, partial)
+            partial.replace(target)
+        self._note(path)
+
+    def _note(self, path: str) -> None:
+        if path not in self.written:
+            self.written.append(path)
+        self.store.note(file=path)
+
+
+def open_run(
     profile: str = "mini",
-    *,
     datasets: str = "",
-    images: str = "",
     out: str = "",
+    *,
+    images: str = "",
     seeds: str = "",
     force: str = "",
-    notebooks: str = "",
-    folder: Path | None = None,
-) -> Path:
-    """Execute the notebooks that are not up to date, then write the report; returns the results folder.
+    keep: str = "",
+) -> Run:
+    """Open the results folder of a run; the arguments are the notebooks' parameters, "": as the profile says.
 
     Args:
-        profile, datasets, images, out, seeds, force: the notebooks' parameters; relative paths count
-            from the project root.
-        notebooks: comma-separated numbers (`01,02`) to restrict the run to.
-        folder: where the notebooks are; default `notebooks/` of the project.
+        keep: stages of which an older result is taken in spite of changed code; also $EMONB_KEEP.
 
     Raises:
-        EmonbError: a user's mistake, found before anything starts; `NotebookFailed` for a failing cell.
+        EmonbError: invalid settings, an unknown stage in `force` or `keep`, or no write permission.
     """
-    parameters = {"profile": profile, "datasets": datasets, "images": images, "out": out, "seeds": seeds}
-    settings = load_settings(**parameters)
-    check_datasets(settings)
-    forced = parse_force(force)
-    parameters = {name: value for name, value in parameters.items() if value}
-    if profile == "mini":  # the notebooks' own default: nothing to inject
-        del parameters["profile"]
-    sources = sorted((folder or project_root() / "notebooks").resolve().glob("[0-9]*.ipynb"))
-    if not sources:
-        raise EmonbError(f"{folder or project_root() / 'notebooks'}: no notebooks; start from the project's folder")
-    from emonb.execution import inspect_parameters
-
-    for source in sources:
-        inspect_parameters(source, {**parameters, "force": force})
-    chosen = [source for source in sources if is_chosen(source, notebooks)]
-    if not chosen:
-        raise EmonbError(f"notebooks {notebooks!r}: none of {', '.join(s.stem[:2] for s in sources)}")
-    results = make_folder(settings.out_path)
-    with exclusive(results), chdir(project_root()):
-        _Run(settings, parameters, results, sources).execute(chosen, forced)
-    return results
+    keep_freed_memory()
+    settings = load_settings(profile, datasets=datasets, images=images, out=out, seeds=seeds)
+    keep = keep or os.environ.get("EMONB_KEEP", "")
+    return Run(settings, force=parse_stages("force", force), keep=parse_stages("keep", keep))
 
 
-class _Run:
-    """The state of one run and the file `run.json` that records it."""
-
-    def __init__(self, settings: Settings, parameters: Mapping[str, str], out: Path, sources: Sequence[Path]) -> None:
-        self.settings, self.parameters, self.out, self.sources = settings, parameters, out, sources
-        self.start = time.monotonic()
-        self.progress_file = out / ".progress.json"
-        earlier: dict[str, Any] = {}
-        with suppress(EmonbError):
-            earlier = read_json(out / "run.json").get("notebooks", {})
-        self.records = {s.stem: earlier.get(s.stem, {}) for s in sources}
-        self.fingerprints = fingerprints(sources, settings)
-
-    def execute(self, chosen: Sequence[Path], forced: Sequence[str]) -> None:
-        """Run what is stale; record after each notebook; then the report, also after a failure or Ctrl-C."""
-        from emonb.execution import OverallBar, short_path
-
-        stale = self._stale(chosen, forced)
-        for source in chosen:
-            if source not in stale:
-                self.records[source.stem]["status"] = "up to date"
-        bar = OverallBar({s.stem: self._expected(s.stem) for s in stale}, self.progress_file)
-        try:
-            current = len(chosen) - len(stale)
-            bar.say(f"{current} notebooks up to date, {len(stale)} to run, results in {short_path(self.out)}")
-            self._execute_all(stale, forced, bar)
-            self._report()
-            totals = self._totals()
-            bar.say(
-                f"done in {totals['seconds_wall_this_run']:.0f} s, peak memory {totals['peak_memory_mb']:.0f} MB: "
-                f"{short_path(self.out / 'index.html')}"
-            )
-        finally:
-            bar.close()
-            self.progress_file.unlink(missing_ok=True)
-
-    def _execute_all(self, stale: Sequence[Path], forced: Sequence[str], bar: Any) -> None:
-        left = list(stale)
-        try:
-            for number, source in enumerate(stale, 1):
-                del left[0]
-                own = [stage for stage in forced if STAGES[stage] == source.stem]  # later notebooks only read it
-                parameters = {**self.parameters, **({"force": ",".join(own)} if own else {})}
-                self._execute_one(source, parameters, bar, f"{number}/{len(stale)}")
-        except BaseException as error:  # Ctrl-C too: what is there is worth a page
-            self._salvage(left, error, bar)
-            raise
-
-    def _salvage(self, left: Sequence[Path], error: BaseException, bar: Any) -> None:
-        """After a failure: tables and figures of the predictions that are there, and a report of what is not.
-
-        Nothing here may hide the error that led here: what fails too is one more line.
-        """
-        from emonb.execution import NotebookFailed, short_path
-
-        for source in left:
-            if self.records[source.stem]:  # of an earlier run
-                self.records[source.stem]["status"] = "earlier run"
-        shown = [source for source in left if source.stem in _SHOWS]
-        if isinstance(error, NotebookFailed) and any((self.out / "predictions").glob("*.parquet")):
-            for source in shown:
-                try:
-                    self._execute_one(source, self.parameters, bar, "partial", partial=True)
-                except NotebookFailed:
-                    continue  # said by the bar, kept in run.json
-                except KeyboardInterrupt:
-                    break
-        try:
-            self._report()
-            bar.say(f"report of what is there: {short_path(self.out / 'index.html')}")
-        except Exception as also:
-            bar.say(f"no report: {type(also).__name__}: {' '.join(str(also).split())[:300]}")
-
-    def _report(self) -> None:
-        from emonb.clean import sign
-        from emonb.report import write_report
-
-        self._write()
-        write_report(self.out)
-        sign(self.out / "notebooks")
-
-    def _execute_one(
-        self, source: Path, parameters: Mapping[str, str], bar: Any, number: str, *, partial: bool = False
-    ) -> None:
-        """Execute and record one notebook; `partial`: over incomplete results, so the next run does it again."""
-        from emonb.execution import NotebookFailed, execute
-
-        name = source.stem
-        before, events = snapshot(self.out), self.out / "artifacts" / "events.jsonl"
-        offset = events.stat().st_size if events.is_file() else 0
-        old = self.records[name]
-        for later in [s.stem for s in self.sources[self.sources.index(source) :]]:
-            self.records[later].pop("fingerprint", None)  # stale until executed again, also if we are killed
-        self._write()
-        cells = code_cells(source) + bool(parameters)  # papermill inserts one with the parameters
-        durations = old.get("cell_seconds", [])
-        guessed = [1.0] * bool(self.parameters) + cell_weights(source)
-        bar.notebook(name, durations if len(durations) == cells else guessed)
-        start = time.monotonic()
-        target = self.out / "notebooks" / source.name
-        environment = {
-            "EMONB_HEADLESS": "1",
-            "EMONB_NOTEBOOK": name,
-            "EMONB_PROGRESS_FILE": str(self.progress_file),
-            "PYTHONHASHSEED": "0",
-            "TOKENIZERS_PARALLELISM": "false",
-            **({"HF_HUB_OFFLINE": "1"} if self.settings.profile in ("smoke", "mini") else {}),
-        }
-        record: dict[str, Any] = {"status": "failed", "error": "stopped before its end"}
-        try:
-            record["cell_seconds"] = execute(source, target, parameters, environment, bar)
-            record["status"] = "partial" if partial else "executed"
-            record |= {} if partial else {"fingerprint": self.fingerprints[name]}
-            del record["error"]
-        except NotebookFailed as error:
-            record["error"] = error.reason
-            bar.say(f"{number} {name} failed" + (f": {error.reason}" if partial else ""))
-            raise
-        except KeyboardInterrupt:
-            record["status"] = "stopped"
-            raise
-        finally:
-            record["seconds"] = round(time.monotonic() - start, 2)
-            record["cells"] = code_cells(source)
-            record["stages"] = stages_of(events, offset, name)
-            earlier = old.get("peak_memory_mb", 0.0) if any(s["hit"] for s in record["stages"]) else 0.0
-            record["peak_memory_mb"] = max(bar.done(), earlier)  # of the run that made the results, too
-            kept = old.get("outputs", {}) if old.get("settings") == settings_hash(self.settings) else {}
-            changed = {path for path, stamp in snapshot(self.out).items() if before.get(path) != stamp}
-            paths = sorted(p for p in changed | set(kept) if (self.out / p).is_file())
-            record["settings"] = settings_hash(self.settings)
-            record["outputs"] = {path: sha256(self.out / path) for path in paths}
-            self.records[name] = record
-            self._write()
-        bar.say(f"{number} {name} {record['seconds']:.0f} s, {record['peak_memory_mb']:.0f} MB")
-
-    def _stale(self, chosen: Sequence[Path], forced: Sequence[str]) -> list[Path]:
-        """The chosen notebooks from the first one that is not up to date."""
-        for position, source in enumerate(chosen):
-            if source.stem in {STAGES[stage] for stage in forced} or not self._is_current(source):
-                return list(chosen[position:])
-        return []
-
-    def _is_current(self, source: Path) -> bool:
-        record = self.records[source.stem]
-        if record.get("fingerprint") != self.fingerprints[source.stem]:
-            return False
-        if not (self.out / "notebooks" / source.name).is_file():
-            return False
-        for stage in record.get("stages", []):
-            folder = self.out / "artifacts" / stage["stage"]
-            if not (folder / stage["key"] / "provenance.json").is_file():
-                return False
-            with suppress(EmonbError):
-                if read_json(folder / f"{stage['name']}.json") == {"key": stage["key"]}:
-                    continue
-            return False
-        outputs = record.get("outputs", {})
-        return all((self.out / p).is_file() and sha256(self.out / p) == sha for p, sha in outputs.items())
-
-    def _expected(self, name: str) -> float:
-        """Seconds that a notebook should take: as measured, stages that were in the store included."""
-        record = self.records[name]
-        if "seconds" in record:
-            return record["seconds"] + seconds_of(s for s in record.get("stages", []) if s["hit"])
-        return NOTEBOOKS.get(name, 10.0) * _PACE.get(self.settings.profile, 1.0)
-
-    def _totals(self) -> dict[str, float]:
-        """Seconds from nothing = the notebooks without the stages built in them + each stage once."""
-        built, own, peaks = {}, 0.0, [0.0]
-        for record in self.records.values():
-            stages = record.get("stages", [])
-            built |= {(s["stage"], s["name"], s["key"]): s for s in stages}
-            own += record.get("seconds", 0.0) - seconds_of(s for s in stages if not s["hit"])
-            peaks += [record.get("peak_memory_mb", 0.0), *(s["peak_memory_mb"] for s in stages)]
-        return {
-            "seconds_wall_this_run": round(time.monotonic() - self.start, 1),
-            "seconds_compute": round(own + seconds_of(built.values()), 1),
-            "peak_memory_mb": max(peaks),
-        }
-
-    def _write(self) -> None:
-        write_json(
-            self.out / "run.json",
-            {
-                "written": datetime.now(UTC).isoformat(timespec="seconds"),
-                "machine": machine(),
-                "versions": library_versions(),
-                "git": git_state(),
-                "profile": self.settings.profile,
-                "seeds": self.settings.seeds,
-                "totals": self._totals(),
-                "settings": {**self.settings.model_dump(mode="json"), "out": _short(self.out)},
-                "notebooks": self.records,
-            },
-        )
+def parse_stages(option: str, names: str) -> tuple[str, ...]:
+    """Stages of a comma-separated list (`all` for every one); raises `EmonbError` for an unknown one."""
+    chosen = tuple(part.strip() for part in names.split(",") if part.strip())
+    unknown = [name for name in chosen if name not in (*STAGES, "all")]
+    if unknown:
+        raise EmonbError(f"{option}: unknown stage {', '.join(unknown)}; use one of: {', '.join(STAGES)}, all")
+    return tuple(STAGES) if "all" in chosen else chosen
 
 
-def _short(path: Path) -> str:
-    return os.path.relpath(path, project_root())
+@functools.cache
+def stage_code(name: str) -> dict[str, str]:
+    """Code and resource entries that a stage reaches."""
+    return reached((pipeline.__name__, name))
+
+
+def _make_elsewhere(
+    settings: Settings, force: Sequence[str], keep: Sequence[str], name: str, job: Sequence[str]
+) -> Artifact:
+    """One result, in a process of its own."""
+    run = Run(settings, force=force, keep=keep)
+    return run.store.get(*run._order(STAGES[name], job))

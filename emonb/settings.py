@@ -16,8 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from emonb.errors import EmonbError
 
-__all__ = ["SPLITS", "Settings", "checkpoint_of", "load_settings", "profile_names", "project_root"]
-
 SPLITS = ("train", "val", "test")  # of every dataset, in this order
 
 
@@ -64,9 +62,21 @@ class VLMSettings(_Section):
     max_new_tokens: int = Field(256, ge=1)  # authors' code
 
     @property
-    def checkpoint(self) -> str:
-        """What `from_pretrained` is given: the folder that ships with emonb for "stand-in", else `base` itself."""
-        return checkpoint_of(self.base)
+    def loading(self) -> dict[str, Any]:
+        """Arguments of `vlm.load_vlm`."""
+        return self.model_dump(include={"base", "dtype", "quantize_4bit", "attention", "max_side"})
+
+    @property
+    def lora(self) -> dict[str, Any]:
+        """Arguments of `tuning.add_lora`."""
+        return {name: getattr(self, f"lora_{name}") for name in ("r", "alpha", "dropout", "targets")}
+
+    @property
+    def tuning(self) -> dict[str, Any]:
+        """Arguments of `tuning.tune`."""
+        same = self.model_dump(include={"epochs", "lr", "warmup_ratio", "max_grad_norm", "gradient_checkpointing"})
+        more = {"batch_size": self.train_batch_size, "accumulation": self.gradient_accumulation}
+        return {**same, **more, "schedule": self.lr_schedule}
 
 
 class TripletSettings(_Section):
@@ -118,6 +128,16 @@ class NetworkSettings(_Section):
     optimizer: Literal["adam", "adamw"] = "adam"  # authors' code
     crop_scale: tuple[float, float] = (0.08, 1.0)  # torchvision's default for a random resized crop
 
+    @property
+    def building(self) -> dict[str, Any]:
+        """Arguments of `teacher.build_network`, but for the number of classes."""
+        return {**self.model_dump(include={"name", "image_size", "pretrained", "weights"}), **self.kwargs}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Arguments of `teacher.train_network`."""
+        return self.model_dump(include={"epochs", "lr", "weight_decay", "batch_size", "optimizer"})
+
     @field_validator("weights")
     @classmethod
     def _used(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -162,6 +182,20 @@ class DistillSettings(_Section):
     weight_decay: float = Field(1e-4, ge=0)  # authors' code
     batch_size: int = Field(64, ge=1)  # ours
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """Arguments of `distill.train_head` that all heads share."""
+        names = {"tau", "target", "dropout", "standardize", "epochs", "lr", "weight_decay", "batch_size"}
+        return self.model_dump(include=names)
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        """Every head to train: model name -> its hidden layers and alpha. `head` is the paper's setting."""
+        heads = {"head": (self.hidden, self.alpha)}
+        heads |= {f"head_alpha{a:g}": (self.hidden, a) for a in self.alphas if a != self.alpha}
+        heads |= {f"head_depth{len(d)}": (d, self.alpha) for d in self.depths if d != self.hidden}
+        return {name: {"hidden": hidden, "alpha": alpha} for name, (hidden, alpha) in heads.items()}
+
 
 class GateSettings(_Section):
     """Stage 3: the gate (paper: section on the gate)."""
@@ -178,6 +212,21 @@ class GateSettings(_Section):
     lr: float = Field(1e-4, gt=0)  # authors' code
     weight_decay: float = Field(1e-4, ge=0)  # authors' code
     batch_size: int = Field(64, ge=1)  # ours
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Arguments of `gate.train_gate` that all gates share."""
+        return self.model_dump(include={"epochs", "lr", "weight_decay", "batch_size"})
+
+    @property
+    def gates(self) -> dict[str, tuple[str, str]]:
+        """Every gate to train: model name -> (kind, inputs). `emovlmkd` is the paper's.
+
+        Inputs: `probabilities` (paper), `logits` (authors' code) or `soft` (the VLM's whole distribution).
+        """
+        gates = {"emovlmkd": (self.kind, "probabilities")}
+        gates |= {f"gate_{k}": (k, "probabilities") for k in self.kinds if k != self.kind}
+        return gates | {f"gate_{self.kind}_{i}": (self.kind, i) for i in ("logits", "soft")}
 
 
 class ReportSettings(_Section):

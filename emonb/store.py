@@ -1,18 +1,15 @@
 """The cache: results of the stages under a key of everything that they depend on.
 
 A result lives in `OUT/artifacts/<stage>/<key>/`. Its key is made of the parameters, the digests of the results that
-it was made of, and the code and resource entries that its stage reaches, which are found by themselves (`reached`).
-It is built in a temporary folder, under a lock for its key, and renamed when it is complete: a killed run (kill -9
-included) leaves no half result, and the next one goes on from the last finished one. Long stages keep finished parts
-beside it. Under a launcher all processes call `get` together; the main one decides and writes.
+it was made of, and the code and resource entries that its stage reaches (`emonb.reach` finds them). It is built in a
+temporary folder, under a lock for its key, and renamed when it is complete: a killed run (kill -9 included) leaves no
+half result, and the next one goes on from the last finished one. Long stages keep finished parts beside it. Under a
+launcher all processes call `get` together; the main one decides and writes.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
 import hashlib
-import importlib.util
 import inspect
 import json
 import os
@@ -20,18 +17,16 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from emonb.errors import EmonbError
-from emonb.files import locked, make_folder, plain, read_json, resource, write_json
+from emonb.files import locked, make_folder, plain, read_json, write_json
 from emonb.machine import agree, git_state, is_main, library_versions, peak_memory, process_count, wait_for_all
 
 _PROVENANCE = "provenance.json"
-# Modules that carry values and files and compute no result: what they hand over enters the key by its value.
-_MACHINERY = {f"emonb.{m}" for m in ("errors", "files", "settings", "machine", "progress", "store", "run", "headless")}
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,10 @@ class Recipe:
     build: Callable[[Path, Path], None]
     params: Mapping[str, Any]
     inputs: Sequence[Artifact] = ()
+
+    def made_of(self, needs: Iterable[Artifact]) -> Recipe:
+        """The same recipe with more inputs."""
+        return replace(self, inputs=(*needs, *self.inputs))
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class Store:
         Args:
             stage, name: what it is, and about what, e.g. `teacher`, `mini-fi--vit`; part of the key.
             recipe: how it is made.
-            code: what the stage reaches (see `reached`).
+            code: what the stage reaches (see `reach.reached`).
         """
         made_of, artifact = self._keyed(stage, name, recipe, code)
         folder = make_folder(artifact.path.parent)
@@ -138,7 +137,8 @@ class Store:
                 _build(artifact, recipe.build, made_of, forced)
             if is_main():
                 write_json(folder / f"{name}.json", {"key": artifact.key})
-                self._log(artifact, hit)
+                cost = {field: artifact.provenance[field] for field in ("seconds", "created", "peak_memory_mb")}
+                self.note(stage=stage, name=name, key=artifact.key, hit=hit, **cost)
             wait_for_all()
         return artifact
 
@@ -205,14 +205,9 @@ class Store:
         write_json(temporary / _PROVENANCE, {**record, "key": artifact.key, "code": now, "kept": kept})
         temporary.rename(artifact.path)
 
-    def _log(self, artifact: Artifact, hit: bool) -> None:
-        made = artifact.provenance
-        event = {
-            "time": _now(),
-            "notebook": os.environ.get("EMONB_NOTEBOOK", ""),
-            **{"stage": artifact.stage, "name": artifact.name, "key": artifact.key, "hit": hit},
-            **{field: made[field] for field in ("seconds", "created", "peak_memory_mb")},
-        }
+    def note(self, **event: Any) -> None:
+        """Tell the runner what a notebook has used or written: a line of `events.jsonl`."""
+        event = {"time": _now(), "notebook": os.environ.get("EMONB_NOTEBOOK", ""), **event}
         with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")  # one short write in append mode: lines never mix
 
@@ -318,151 +313,3 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-# ---- what a function reaches ---------------------------------------------------------------------------------------
-
-
-def reached(*starts: tuple[str, str], skip: Collection[str] = _MACHINERY) -> dict[str, str]:
-    """The code and resource entries that functions of emonb use, directly or through others, by name.
-
-    Followed are the functions, classes and constants named in the code, also through imports inside functions, and
-    literal calls of `resource`. Docstrings, comments and the words of raised errors do not count.
-
-    Args:
-        starts: `(module, name)` of functions.
-        skip: modules that are not followed.
-
-    Returns:
-        `module:name` or `file:entry...` -> hash of what stands there.
-    """
-    found: dict[str, str] = {}
-    waiting = list(starts)
-    while waiting:
-        module, name = waiting.pop()
-        if f"{module}:{name}" in found or module in skip:
-            continue
-        definition = _definitions(module).get(name)
-        if definition is None:
-            continue
-        if isinstance(definition, tuple):  # imported there: followed to where it is defined
-            waiting.append(definition)
-            continue
-        found[f"{module}:{name}"] = definition.code
-        waiting += definition.uses
-        for file, *entry in definition.entries:
-            found[":".join((file, *entry))] = _hash(json.dumps(resource(file, *entry), sort_keys=True, default=str))
-    return found
-
-
-@dataclass(frozen=True)
-class _Definition:
-    """A function, class or constant: hash of its code, names that it uses, resource entries that it reads."""
-
-    code: str
-    uses: list[tuple[str, str]]
-    entries: list[tuple[str, ...]]
-
-
-@functools.cache
-def _definitions(module: str) -> dict[str, _Definition | tuple[str, str]]:
-    """What a module of emonb defines, by name; what it imports from emonb, as `(module, name)`."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        return {}
-    return definitions_of(Path(spec.origin).read_text(encoding="utf-8"), module)
-
-
-def definitions_of(source: str, module: str) -> dict[str, _Definition | tuple[str, str]]:
-    """`_definitions` of a source text; the name "" stands for what is not inside a function or class."""
-    tree = _Bare().visit(ast.parse(source))
-    imported, groups = _imports(tree), {}
-    for node in tree.body:
-        names = _targets(node)
-        for name in names or [""]:
-            groups.setdefault(name, []).append(node)
-    made: dict[str, _Definition | tuple[str, str]] = {name: where for name, where in imported.items() if where[1]}
-    for name, nodes in groups.items():
-        uses = {use for node in nodes for use in _uses(node, module, groups, imported)}
-        entries = {entry for node in nodes for entry in _entries(node, module)}
-        code = _hash("\n".join(map(ast.unparse, nodes)))
-        made[name] = _Definition(code, sorted(uses - {(module, name)}), sorted(entries))
-    return made
-
-
-class _Bare(ast.NodeTransformer):
-    """Takes docstrings and the words of raised errors out of a tree."""
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        self.generic_visit(node)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                node.body = node.body[1:]
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            node.exc = node.exc.func
-        return node
-
-
-def _targets(node: ast.stmt) -> list[str]:
-    """Names that a statement at the top of a module defines."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return [n.id for target in targets if target is not None for n in ast.walk(target) if isinstance(n, ast.Name)]
-
-
-def _imports(tree: ast.AST) -> dict[str, tuple[str, str]]:
-    """Local name -> `(module, name)`, or `(module, "")` for a module, of all imports from emonb in a tree."""
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "emonb":
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                is_module = importlib.util.find_spec(node.module) and _is_module(whole)
-                found[alias.asname or alias.name] = (whole, "") if is_module else (node.module, alias.name)
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "emonb" and alias.asname:
-                    found[alias.asname] = (alias.name, "")
-    return found
-
-
-@functools.cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _uses(
-    node: ast.AST, module: str, own: Iterable[str], imported: Mapping[str, tuple[str, str]]
-) -> Iterable[tuple[str, str]]:
-    for part in ast.walk(node):
-        if isinstance(part, ast.Name):
-            if part.id in own:
-                yield module, part.id
-            elif part.id in imported and imported[part.id][1]:
-                yield imported[part.id]
-        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
-            base, name = imported.get(part.value.id, ("", "-"))
-            if not name:  # a module's function, as in `vlm.generate`
-                yield base, part.attr
-
-
-def _entries(node: ast.AST, module: str) -> Iterable[tuple[str, ...]]:
-    for part in ast.walk(node):
-        if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "resource":
-            names = []
-            for argument in part.args:
-                if not isinstance(argument, ast.Constant):
-                    break  # a computed entry: all that may be read is part of the key
-                names.append(argument.value)
-            if not names:
-                raise ValueError(f"{module}: resource() wants the name of its file as a literal")
-            yield tuple(names)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

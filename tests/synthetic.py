@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
-from emonb.emotions import taxonomy_for_dataset
+from emonb.data import taxonomy_for_dataset
 from emonb.predictions import make_predictions
 
 ACCURACY = {
@@ -23,40 +24,32 @@ def truth(dataset: str, n: int) -> list[str]:
     return [labels[i % len(labels)] for i in range(n)]
 
 
-def frame_of(answers, label, labels, *, seed=0, split="test", sharpness=3.0, rng=None, parsed=None):
+def frame_of(answers, label, labels, *, seed=0, split="test", rng=None, parsed=None):
     """A prediction frame that gives these answers (names), with some probability on every class."""
-    rng = rng or np.random.default_rng(0)
-    index = {name: i for i, name in enumerate(labels)}
+    rng, rows = rng or np.random.default_rng(0), np.arange(len(label))
     logits = rng.normal(size=(len(label), len(labels)))
-    best = [index[a] for a in answers]
-    logits[np.arange(len(label)), best] = logits.max(axis=1) + sharpness * rng.uniform(0.2, 1, len(label))
+    best = [labels.index(a) for a in answers]
+    logits[rows, best] = logits.max(axis=1) + 3 * rng.uniform(0.2, 1, len(label))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    ids = [f"{split}/{i:05d}.png" for i in range(len(label))]
+    ids = [f"{split}/{i:05d}.png" for i in rows]
     return make_predictions(ids, [split] * len(ids), label, p, labels, seed=seed, parsed=parsed)
 
 
 def synthetic(datasets=("mini-fi", "mini-emotion6", "mini-flickr"), n=120, seeds=(0, 1, 2), models=None):
     """{(dataset, model): frame}: each model's errors come half from the image, half from itself."""
-    import pandas as pd
-
     found = {}
     for d, dataset in enumerate(datasets):
-        labels = taxonomy_for_dataset(dataset).labels
-        label, rng = truth(dataset, n), np.random.default_rng(d)
-        hard = rng.uniform(size=n)
-        for model, share in ACCURACY.items():
-            if models is not None and model not in models:
-                continue
+        labels, rng = taxonomy_for_dataset(dataset).labels, np.random.default_rng(d)
+        label, hard = truth(dataset, n), rng.uniform(size=n)
+        for model in models or ACCURACY:
             frames = []
             for seed in seeds if model.startswith(SEEDED) else seeds[:1]:
-                own = rng.uniform(size=n)
-                right = (hard + own) / 2 < np.quantile((hard + own) / 2, share)
-                step = rng.integers(1, len(labels), size=n)
-                wrong = [labels[(labels.index(x) + k) % len(labels)] for x, k in zip(label, step, strict=True)]
-                answers = [t if r else w for t, r, w in zip(label, right, wrong, strict=True)]
+                trouble = (hard + rng.uniform(size=n)) / 2
+                right = trouble < np.quantile(trouble, ACCURACY[model])
+                step = np.where(right, 0, rng.integers(1, len(labels), size=n))
+                answers = [labels[(labels.index(x) + k) % len(labels)] for x, k in zip(label, step, strict=True)]
                 size = max(8, n // 8) if model == "vlm_generated" else n
                 parsed = np.arange(size) % 10 > 0 if model == "vlm_generated" else None
-                frame = frame_of(answers[:size], label[:size], labels, seed=seed, rng=rng, parsed=parsed)
-                frames.append(frame)
+                frames.append(frame_of(answers[:size], label[:size], labels, seed=seed, rng=rng, parsed=parsed))
             found[dataset, model] = pd.concat(frames, ignore_index=True)
     return found

@@ -1,23 +1,24 @@
-"""All opinions about a picture: against the model's own numbers, and as JSON; pictures from outside."""
+"""All opinions about a picture against the model's own numbers, as JSON and drawn; which way the gate leaned."""
 
 from __future__ import annotations
 
-import io
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from assembled import LABELS, assembled, picture, results
-from PIL import Image
+from matplotlib.colors import to_rgb
 
-from emonb import opinions as room
-from emonb.errors import EmonbError, UnreadablePicture
-from emonb.opinions import find_teacher, load_teacher, opinions, opinions_figure, read_picture
-from emonb.samples import read_samples
-from emonb.teacher import Pictures, load_network, predict_network
+from emonb.files import read_json, write_json
+from emonb.gate import GATES, make_gate
+from emonb.predictions import model_color
+from emonb.show.opinions import MODELS, find_teacher, gate_lean, lean_figure, opinions, opinions_figure
 
 KEYS = ["image", "emotion", "confidence", "models", "gate", "saliency", "key_elements", "reasons"]
+THREE = ["joy", "anger", "sadness"]
 
 
 @pytest.fixture(scope="module")
@@ -27,112 +28,134 @@ def world(tmp_path_factory):
 
 
 def test_the_same_as_the_models_own_answers(world):
-    model, ws = world
-    test = read_samples(ws.store.find("samples", "mini-fi"), "test")
-    paths = test["path"].tolist()
-    teacher = load_teacher(ws.store.find("teacher", "mini-fi--vit"), LABELS)
-    found = opinions(model, paths, teacher=teacher)
-    frame = model.predict(paths)
-    net, config, labels = load_network(ws.store.find("teacher", "mini-fi--vit"))
-    with torch.inference_mode():
-        vit = torch.from_numpy(predict_network(net, Pictures(test, labels, config))).softmax(-1)
-    for i, (opinion, row) in enumerate(zip(found, frame.to_dict("records"), strict=True)):
-        assert opinion.emotion == row["emotion"]
-        assert [opinion.answers["VLM"], opinion.answers["head"]] == [row["vlm"], row["head"]]
-        assert opinion.confidence("head") == pytest.approx(row["head_confidence"], abs=1e-6)
+    model, folder = world
+    pictures = [picture(), picture((192, 96)), picture((60, 200))]
+    teacher = find_teacher(folder, LABELS)
+    found = opinions(model, pictures, ["a", "b", "c"], teacher=teacher)
+    vit = teacher(pictures)
+    assert vit.sum(-1).tolist() == pytest.approx([1, 1, 1])
+    rows = model.predict(pictures).to_dict("records")
+    for i, (opinion, row) in enumerate(zip(found, rows, strict=True)):
         p = opinion.distributions
-        assert list(p) == ["VLM", "ViT", "head", "EmoVLM-KD"]
+        assert list(p) == list(MODELS)
+        assert [opinion.emotion, opinion.answers["VLM"], opinion.answers["head"]] == [
+            row[column] for column in ("emotion", "vlm", "head")
+        ]
+        for name, column in (("VLM", "vlm_confidence"), ("head", "head_confidence")):
+            assert opinion.confidence(name) == pytest.approx(row[column], abs=1e-6)
         np.testing.assert_allclose(list(p["EmoVLM-KD"].values()), [row[f"p_{x}"] for x in LABELS], atol=1e-6)
-        np.testing.assert_allclose(list(p["ViT"].values()), vit[i], atol=1e-5)
+        assert list(p["ViT"].values()) == vit[i].tolist()
         assert opinion.lean.emotion == opinion.emotion
         assert opinion.saliency.label == row["head"]
-        assert opinion.key_elements is None
-        assert opinion.reasons is None
 
 
 def test_keys_stay_and_texts_are_the_vlms_own(world):
     model, _ = world
-    plain = opinions(model, [picture()])[0].to_dict()
-    full = opinions(model, [picture()], names=["mine"], texts=True)[0].to_dict()
+    plain, full = (opinions(model, [picture()], ["mine"], texts=texts)[0].to_dict() for texts in (False, True))
     assert list(plain) == list(full) == KEYS
     assert json.loads(json.dumps(full)) == full
     assert list(full["models"]) == ["VLM", "ViT", "head", "EmoVLM-KD"]
     assert full["models"]["ViT"] is None
-    assert full["image"] == "mine"
-    assert [full["key_elements"]] == model.say([picture()], "conversation")
-    assert [full["reasons"]] == model.predict([picture()], reasons=True)["reason"].tolist()
-    assert full["key_elements"] != full["reasons"]
-    assert full["saliency"]["rows"] == len(full["saliency"]["tokens"])
+    assert list(full["models"]["head"]) == ["answer", "confidence", "distribution"]
+    assert {"emotion", "rival", "margin", "vlm", "head", "rest", "leaned_on", "sentence"} < set(full["gate"])
+    assert [plain["key_elements"], plain["reasons"]] == [None, None]
+    texts = [model.say([picture()], kind)[0] for kind in ("conversation", "reasoning")]
+    assert [full["key_elements"], full["reasons"]] == texts
 
 
-def test_an_unreadable_free_answer_is_no_answer(world, monkeypatch):
-    model, _ = world
-    monkeypatch.setattr(type(model), "parse", _no_emotion)
-    opinion = opinions(model, [picture()], generate=True)[0]
-    assert opinion.answers["VLM"] == ""
-    assert opinion.lean.vlm_says == ""
-    assert "could not be read" in opinion.lean.sentence
-
-
-def _no_emotion(self, text):
-    return torch.zeros(len(self.labels))
-
-
-def test_teacher_is_found_beside_its_model_only(world, tmp_path):
-    _, ws = world
-    folder = ws.out / "models" / "mini-fi"
-    found = find_teacher(folder, LABELS)
-    direct = load_teacher(ws.store.find("teacher", "mini-fi--vit"), LABELS)
-    assert np.array_equal(found([picture()]), direct([picture()]))
+def test_the_teacher_is_found_beside_its_model_and_knows_the_same_emotions(world, tmp_path):
+    _, folder = world
+    assert find_teacher(folder, LABELS[::-1]) is None
+    out = shutil.copytree(folder.parent.parent, tmp_path / "out")
+    assert find_teacher(out / "models" / "mini-fi", LABELS)([picture()]).shape == (1, len(LABELS))
     assert find_teacher(tmp_path / "mini-fi", LABELS) is None
-    with pytest.raises(EmonbError):
-        load_teacher(ws.store.find("teacher", "mini-fi--vit"), LABELS[::-1])
+    pointer = out / "artifacts" / "teacher" / "mini-fi--vit.json"
+    write_json(pointer, {**read_json(pointer), "key": "gone"})
+    assert find_teacher(out / "models" / "mini-fi", LABELS) is None
 
 
-def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+def test_figure_has_the_models_colours_and_marks_answers_by_form(world):
+    model, folder = world
+    opinion = opinions(model, [picture()], ["x"], teacher=find_teacher(folder, LABELS))[0]
+    figure = opinions_figure(picture(), opinion, opinion.answers["head"])
+    assert figure.axes[0].get_title() == f"people say: {opinion.answers['head']}"
+    for axes, name in zip(figure.axes[1:], MODELS, strict=True):
+        outlined = [i for i, bar in enumerate(axes.patches) if bar.get_edgecolor() == (0, 0, 0, 1)]
+        assert outlined == [LABELS.index(opinion.answers[name])]
+        assert {bar.get_facecolor()[:3] for bar in axes.patches} == {to_rgb(model_color(MODELS[name]))}
+    assert figure.axes[3].get_title() == f"head\n{opinion.answers['head']} \u2713"
+    assert "\u2717" in opinions_figure(picture(), opinion, "$hope").axes[3].get_title()
+    assert opinions_figure(picture(), opinion).axes[3].get_title() == f"head\n{opinion.answers['head']}"
 
 
-def test_a_picture_is_seen_upright_whatever_its_name_says():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    image = read_picture(encoded(picture((96, 48)), "JPEG", exif=exif), "really-a-jpeg.png")
-    assert image.size == (48, 96)
-    assert image.mode == "RGB"
+# ---- the gate's lean -----------------------------------------------------------------------------------------------
+
+
+def inputs(answer, *head):
+    """A one-hot answer, or zeros for None, and probabilities."""
+    return torch.tensor([float(label == answer) for label in THREE]), torch.tensor(head)
+
+
+def gate_of(vlm, head, bias=(0, 0, 0)):
+    """The paper's gate with these weights on the diagonals."""
+    gate = make_gate("concat", 3)
+    with torch.no_grad():
+        gate.linear.weight.copy_(torch.cat([torch.eye(3) * vlm, torch.eye(3) * head], 1))
+        gate.linear.bias.copy_(torch.tensor(bias))
+    return gate
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_concat_is_an_exact_sum_in_double_precision(seed):
+    torch.manual_seed(seed)
+    gate, (answer, head) = make_gate("concat", 3), inputs(THREE[seed % 3], 0.5, 0.3, 0.2)
+    lean = gate_lean(gate, answer, head, THREE)
+    weight, bias = (x.detach().double().numpy() for x in (gate.linear.weight, gate.linear.bias))
+    parts = weight[:, :3] @ answer.double().numpy(), weight[:, 3:] @ head.double().numpy(), bias
+    first, second = THREE.index(lean.emotion), THREE.index(lean.rival)
+    expected = [part[first] - part[second] for part in parts]
+    assert [lean.vlm, lean.head, lean.rest] == pytest.approx(expected, abs=1e-6)
+    assert lean.margin == pytest.approx(sum(expected), abs=1e-6)
+    assert lean.margin >= 0
+    assert lean.method == "halves"
+
+
+@pytest.mark.parametrize("kind", sorted(GATES.keys() - {"concat"}))
+def test_other_gates_lose_what_a_silent_input_had_added(kind):
+    torch.manual_seed(1)
+    gate, (answer, head) = make_gate(kind, 3), inputs("anger", 0.7, 0.2, 0.1)
+    lean = gate_lean(gate, answer, head, THREE)
+    first, second = THREE.index(lean.emotion), THREE.index(lean.rival)
+    exact = gate.double()
+    silent = {0: (answer, head), lean.vlm: (answer * 0, head), lean.head: (answer, torch.full((3,), 1 / 3))}
+    for part, given in silent.items():
+        logits = exact(*(x[None].double() for x in given))[0]
+        assert lean.margin - part == pytest.approx((logits[first] - logits[second]).item(), abs=1e-6)
+    assert lean.vlm + lean.head + lean.rest == pytest.approx(lean.margin, abs=1e-9)
+    assert lean.method == "ablation"
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("gate", "given", "expected"),
     [
-        (b"no picture", "x.png: not a JPEG, PNG or WebP picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "x.png: not a JPEG, PNG or WebP picture"),
-        (encoded(Image.new("RGB", (9, 9)), "GIF"), "x.png: not a JPEG, PNG or WebP picture"),
-        (encoded(picture(), "PNG")[:150], "x.png: a damaged picture"),
-        (b"", "x.png: not a JPEG, PNG or WebP picture"),
-        (encoded(Image.new("1", (11_000, 11_000)), "PNG"), "x.png: 11000 x 11000 px; the limit is 100 megapixels"),
-        (encoded(Image.new("1", (20_000, 20_000)), "PNG"), "x.png: more than 100 megapixels"),
+        (gate_of(2, 1), inputs("joy", 0.1, 0.2, 0.7), ("joy", "sadness", "VLM", 2, -0.6)),
+        (gate_of(1, 3), inputs("joy", 0.1, 0.2, 0.7), ("sadness", "joy", "head", -1, 1.8)),
+        (gate_of(1, 1, (0, 9, 0)), inputs("joy", 0.2, 0.1, 0.7), ("anger", "joy", "neither", -1, -0.1)),
+        (gate_of(1, 1), inputs("joy", 0.8, 0.15, 0.05), ("joy", "anger", "VLM", 1, 0.65)),
+        (gate_of(0.5, 1), inputs("joy", 0.7, 0.18, 0.12), ("joy", "anger", "both", 0.5, 0.52)),
+        (gate_of(1, 1), inputs(None, 0.8, 0.15, 0.05), ("joy", "anger", "head", 0, 0.65)),
     ],
 )
-def test_what_is_no_picture_is_one_message(data, message):
-    with pytest.raises(UnreadablePicture, match=message):
-        read_picture(data, "x.png")
+def test_a_quarrel_is_judged_between_the_two(gate, given, expected):
+    lean = gate_lean(gate, *given, THREE)
+    assert (lean.emotion, lean.rival, lean.leaned_on) == expected[:3]
+    assert (lean.vlm, lean.head) == pytest.approx(expected[3:], abs=1e-6)
+    assert f"answers {lean.emotion} and leaned on" in lean.sentence
+    assert f"the VLM adds {lean.vlm:+.2f}, the head {lean.head:+.2f} and the bias {lean.rest:+.2f}" in lean.sentence
 
 
-def test_a_file_too_large_is_not_opened(monkeypatch):
-    monkeypatch.setattr(room, "MAX_BYTES", 100)
-    with pytest.raises(UnreadablePicture, match=r"x.png: .* MB; the limit is"):
-        read_picture(encoded(picture(), "PNG"), "x.png")
-
-
-def test_figure_marks_what_people_say(world):
-    model, _ = world
-    opinion = opinions(model, [picture()])[0]
-    figure = opinions_figure(picture(), opinion, opinion.answers["head"])
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles[0] == f"people say: {opinion.answers['head']}"
-    assert titles[2] == f"head\n{opinion.answers['head']} \u2713"
-    assert "\u2717" in opinions_figure(picture(), opinion, "$hope").axes[2].get_title()
-    unlabelled = opinions_figure(picture(), opinion)
-    assert unlabelled.axes[2].get_title() == f"head\n{opinion.answers['head']}"
+def test_lean_figure_shows_the_three_numbers():
+    lean = replace(gate_lean(gate_of(1, 1), *inputs("joy", 0.8, 0.15, 0.05), THREE), rival="$x", rest=-0.5)
+    axes = lean_figure(lean).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [lean.vlm, lean.head, -0.5]
+    assert [text.get_text() for text in axes.texts] == [f"{x:+.2f}" for x in (lean.vlm, lean.head, -0.5)]

@@ -1,23 +1,18 @@
-"""Prediction files: what is written is read, and a damaged file is named with its column and remedy."""
+"""Prediction files: what is written is read, and a damaged file is named; who is right where, one seed per image."""
+
+import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from synthetic import synthetic
 
-from emonb.emotions import TAXONOMIES
+from emonb import predictions as pr
 from emonb.errors import EmonbError
-from emonb.metrics import accuracy
-from emonb.predictions import (
-    PredictionWriter,
-    load_all,
-    make_predictions,
-    model_name,
-    prediction_labels,
-    probabilities,
-    read_predictions,
-    write_predictions,
-)
+from emonb.metrics import accuracy, agreement_matrix, two_by_two
+from emonb.settings import load_settings
 
 LABELS = ["surprise", "anger", "joy"]  # not alphabetical on purpose
 
@@ -25,55 +20,39 @@ LABELS = ["surprise", "anger", "joy"]  # not alphabetical on purpose
 @pytest.fixture
 def frame():
     p = np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]])
-    texts = ["{'emotion': 'anger'}", "no idea", None]
-    return make_predictions(
-        ["b", "a", "c"], ["test"] * 3, ["anger", "surprise", "anger"], p, LABELS, seed=4,
-        raw_text=texts, parsed=[True, False, True],
-    )  # fmt: skip
+    gold, texts = ["anger", "surprise", "anger"], ["{'emotion': 'anger'}", "no idea", None]
+    options = {"seed": 4, "raw_text": texts, "parsed": [True, False, True]}
+    return pr.make_predictions(["b", "a", "c"], ["test"] * 3, gold, p, LABELS, **options)
 
 
 def test_round_trip_keeps_values_order_and_labels(frame, tmp_path):
-    write_predictions(tmp_path / "deep" / "x.parquet", frame, LABELS)
-    again = read_predictions(tmp_path / "deep" / "x.parquet", LABELS)
-    assert again.attrs["labels"] == prediction_labels(again) == LABELS
-    assert list(again["image_id"]) == ["b", "a", "c"]
-    assert np.allclose(probabilities(again), probabilities(frame))
-    assert again["raw_text"].isna().tolist() == [False, False, True]
-    assert again["seed"].unique().tolist() == [4]
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["x.parquet"], "temporary file left behind"
-
-
-def test_unparsable_answer_is_wrong_and_no_class(frame):
     assert frame["prediction"].tolist() == ["anger", "", "joy"]
-    assert np.allclose(probabilities(frame)[1], 1 / 3)
-    assert accuracy(frame) == pytest.approx(100 / 3)  # the unparsable one would have been right by its p
-
-
-def test_same_bytes_twice(frame, tmp_path):
+    assert np.allclose(pr.probabilities(frame)[1], 1 / 3), "an unparsable answer is no class"
+    assert accuracy(frame) == pytest.approx(100 / 3), "and wrong, though its p would have been right"
     for name in "ab":
-        write_predictions(tmp_path / name, frame, LABELS)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+        pr.write_predictions(tmp_path / "deep" / name, frame)
+    again = pr.read_predictions(tmp_path / "deep" / "a", LABELS)
+    assert again.attrs["labels"] == pr.prediction_labels(again) == LABELS
+    assert list(again["image_id"]) == ["b", "a", "c"]
+    assert np.array_equal(pr.probabilities(again), pr.probabilities(frame))
+    assert again["raw_text"].isna().tolist() == [False, False, True]
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["a", "b"], "temporary file left behind"
+    assert len({(tmp_path / "deep" / name).read_bytes() for name in "ab"}) == 1
 
 
-@pytest.mark.parametrize("taxonomy", TAXONOMIES.values(), ids=lambda t: t.name)
-def test_scrambled_class_order_is_refused_not_permuted(taxonomy, tmp_path):
-    order = list(reversed(taxonomy.labels))
-    p = np.eye(len(order))
-    frame = make_predictions([*"abcdefgh"[: len(order)]], ["test"] * len(order), order, p, order)
-    assert accuracy(frame) == 100
-    write_predictions(tmp_path / "x.parquet", frame, order)
-    with pytest.raises(EmonbError, match="class order"):
-        read_predictions(tmp_path / "x.parquet", taxonomy.labels)
-    with pytest.raises(EmonbError, match="class order"):
-        write_predictions(tmp_path / "y.parquet", frame, taxonomy.labels)
+def test_files_of_the_first_edition_are_read(frame, tmp_path):
+    """They came in row groups, without pandas' own metadata."""
+    kinds = {"seed": pa.int64(), "parsed": pa.bool_(), **{f"p_{name}": pa.float64() for name in LABELS}}
+    schema = pa.schema([(c, kinds.get(c, pa.string())) for c in frame], metadata={"emonb.labels": json.dumps(LABELS)})
+    with pq.ParquetWriter(tmp_path / "x", schema) as file:
+        for i in range(3):
+            file.write_table(pa.Table.from_pandas(frame[i : i + 1], schema, preserve_index=False))
+    pr.write_predictions(tmp_path / "y", frame)
+    pd.testing.assert_frame_equal(*(pr.read_predictions(tmp_path / name) for name in "xy"))
 
 
 def spoil(column, value):
-    def change(frame):
-        frame.loc[0, column] = value
-        return frame
-
-    return change
+    return lambda frame: frame.assign(**{column: [value, *frame[column][1:]]})
 
 
 BAD = {
@@ -86,83 +65,177 @@ BAD = {
     "not the argmax": (spoil("prediction", "joy"), "class order and probabilities disagree"),
     "missing column": (lambda f: f.drop(columns="seed"), "'seed'"),
     "extra column": (lambda f: f.assign(note=""), "'note'"),
+    "order of columns": (lambda f: f[["split", "image_id", *f.columns[2:]]], "out of order"),
     "twice": (lambda f: f.assign(image_id="a"), "twice"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
-def test_bad_frames_are_named(frame, tmp_path, change, message):
+def test_bad_frames_are_named_and_leave_the_old_file(frame, tmp_path, change, message):
+    pr.write_predictions(tmp_path / "x.parquet", frame)
+    before = (tmp_path / "x.parquet").read_bytes()
     with pytest.raises(EmonbError, match=message) as error:
-        write_predictions(tmp_path / "x.parquet", change(frame), LABELS)
+        pr.write_predictions(tmp_path / "x.parquet", change(frame))
     assert "x.parquet" in str(error.value)
-    assert not (tmp_path / "x.parquet").exists()
+    assert (tmp_path / "x.parquet").read_bytes() == before
 
 
-def test_bad_files_are_named(frame, tmp_path):
+def test_bad_files_are_named_and_a_scrambled_class_order_is_not_permuted(frame, tmp_path):
     with pytest.raises(EmonbError, match=r"none\.parquet.*run the notebook"):
-        read_predictions(tmp_path / "none.parquet")
+        pr.read_predictions(tmp_path / "none.parquet")
     (tmp_path / "bytes.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(EmonbError, match=r"bytes\.parquet.*not a readable"):
-        read_predictions(tmp_path / "bytes.parquet")
+        pr.read_predictions(tmp_path / "bytes.parquet")
     frame.to_parquet(tmp_path / "plain.parquet")
     with pytest.raises(EmonbError, match=r"emonb\.labels"):
-        read_predictions(tmp_path / "plain.parquet")
-    write_predictions(tmp_path / "x.parquet", frame, LABELS)
+        pr.read_predictions(tmp_path / "plain.parquet")
+    pr.write_predictions(tmp_path / "x.parquet", frame)
+    with pytest.raises(EmonbError, match=r"x\.parquet.*class order"):
+        pr.read_predictions(tmp_path / "x.parquet", sorted(LABELS))
     table = pq.read_table(tmp_path / "x.parquet")
-    edited = table.set_column(2, "label", table["prediction"])
-    pq.write_table(edited.replace_schema_metadata(table.schema.metadata), tmp_path / "x.parquet")
+    pq.write_table(table.set_column(2, "label", table["prediction"]), tmp_path / "x.parquet")
     with pytest.raises(EmonbError, match="'label'"):  # the unparsable "" is no label
-        read_predictions(tmp_path / "x.parquet")
-
-
-def test_wrong_shape_is_refused():
+        pr.read_predictions(tmp_path / "x.parquet")
     with pytest.raises(EmonbError, match="shape"):
-        make_predictions(["a"], ["test"], ["joy"], np.ones((1, 2)) / 2, LABELS)
-
-
-def test_load_all_finds_datasets_and_models(frame, tmp_path):
-    for name in ("mini-fi__vit", "mini-fi__gate_moe", "other__vit"):
-        write_predictions(tmp_path / f"{name}.parquet", frame, LABELS)
-    assert set(load_all(tmp_path, ["mini-fi"])) == {("mini-fi", "vit"), ("mini-fi", "gate_moe")}
-    with pytest.raises(EmonbError, match="nowhere"):
-        load_all(tmp_path, ["nowhere"])
-
-
-def test_model_names():
-    assert model_name("head_depth2") == "head, 2 hidden layers"
-    assert model_name("head_alpha0.25") == "head, alpha = 0.25"
-    assert model_name("something") == "something"
-
-
-def test_written_in_parts_is_the_same_file(frame, tmp_path):
-    write_predictions(tmp_path / "whole.parquet", frame, LABELS)
-    with PredictionWriter(tmp_path / "parts.parquet", LABELS) as out:
-        for i in range(len(frame)):
-            out.add(frame.iloc[i : i + 1])
-        assert not (tmp_path / "parts.parquet").exists(), "half a file is seen by nobody"
-    pd.testing.assert_frame_equal(*(read_predictions(tmp_path / f"{n}.parquet") for n in ("whole", "parts")))
-
-
-def test_an_error_between_parts_leaves_the_old_file(frame, tmp_path):
-    path = tmp_path / "x.parquet"
-    write_predictions(path, frame, LABELS)
-    before = path.read_bytes()
-
-    def write_half() -> None:
-        with PredictionWriter(path, LABELS) as out:
-            out.add(frame)
-            out.add(frame.assign(**{f"p_{LABELS[0]}": 0.9}))
-
-    with pytest.raises(EmonbError, match="sum to 1"):
-        write_half()
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
+        pr.make_predictions(["a"], ["test"], ["joy"], np.ones((1, 2)) / 2, LABELS)
 
 
 def test_one_split_alone(frame, tmp_path):
     both = pd.concat([frame.assign(split="val"), frame.assign(split="test")], ignore_index=True)
-    write_predictions(tmp_path / "a__b.parquet", both, LABELS)
-    test = read_predictions(tmp_path / "a__b.parquet", split="test")
-    assert test["split"].unique().tolist() == ["test"]
-    assert test["image_id"].tolist() == frame["image_id"].tolist()
-    assert len(load_all(tmp_path, split="val")["a", "b"]) == len(frame)
+    pr.write_predictions(tmp_path / "a__b.parquet", both)
+    for test in (
+        pr.read_predictions(tmp_path / "a__b.parquet", split="test"),
+        pr.load_all(tmp_path, split="test")["a", "b"],
+    ):
+        pd.testing.assert_frame_equal(test[["image_id", "split"]], frame[["image_id", "split"]])
+    assert pr.read_predictions(tmp_path / "a__b.parquet", split="train").empty
+
+
+def test_models_have_one_list_of_names_and_colours():
+    assert pr.model_name("head_depth2") == "head, 2 hidden layers"
+    assert pr.model_name("head_alpha0.25") == "head, alpha = 0.25"
+    assert pr.model_name("something") == "something"
+    assert set(pr.QUARTET) < set(pr.MAIN)
+    assert len({pr.model_color(m) for m in (*pr.MAIN, "something")}) == len(pr.MAIN) + 1
+    expected = pr.expected_models(load_settings("paper"))
+    assert len(set(expected)) == len(expected) == 24
+    assert all(pr.model_name(model) != model for model in expected)
+    assert set(pr.MODELS) < set(expected)
+
+
+# ---- a folder of files ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Predictions of two datasets by three models."""
+    found = synthetic(("mini-fi", "mini-flickr"), n=16, models=("vit", "head", "resnet"))
+    for (dataset, model), frame in found.items():
+        pr.write_predictions(tmp_path / f"{dataset}__{model}.parquet", frame)
+    return tmp_path
+
+
+def test_a_damaged_file_is_an_error_unless_partial_is_asked_for(folder):
+    assert set(pr.load_all(folder, ["mini-fi"])) == {("mini-fi", m) for m in ("vit", "head", "resnet")}
+    with pytest.raises(EmonbError, match="nowhere"):
+        pr.load_all(folder, ["nowhere"])
+    path = folder / "mini-fi__vit.parquet"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(EmonbError, match="mini-fi__vit"):
+        pr.load_all(folder)
+    found = pr.load_all(folder, partial=True)
+    assert len(found) == 5
+    assert found.folder == folder
+    (problem,) = found.problems.values()
+    assert problem.startswith("mini-fi: predictions of vit are damaged: ")
+    assert "\n" not in problem
+    assert str(folder) not in problem
+    for path, content in zip(folder.iterdir(), [b"", b"PAR1", b"not a table" * 99] * 2, strict=True):
+        path.write_bytes(content)
+    with pytest.raises(EmonbError, match=r"no predictions of any dataset.*head are damaged"):
+        pr.load_all(folder, partial=True)
+
+
+def test_gaps_name_dataset_and_models_once(folder):
+    settings = load_settings("smoke", datasets="mini-fi,mini-flickr,mini-emoset")
+    (folder / "mini-fi__head.parquet").write_bytes(b"")
+    damaged, *lines = pr.gaps(pr.load_all(folder, partial=True), settings.datasets, pr.expected_models(settings))
+    assert damaged.startswith("mini-fi: predictions of head are damaged")
+    told = dict(line.split(": no predictions of ") for line in lines)
+    assert tuple(told) == settings.datasets
+    there = {"vit", "head", "resnet"}
+    assert set(told["mini-fi"].split(", ")) == set(pr.expected_models(settings)) - there
+    assert told["mini-flickr"] == told["mini-fi"]
+    assert told["mini-emoset"] == "any model"
+    assert pr.gaps(pr.load_all(folder, ["mini-flickr"]), ["mini-flickr"], there) == []
+
+
+# ---- several models on the same images -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    return synthetic(("mini-fi", "mini-flickr"), n=160)
+
+
+@pytest.fixture(scope="module")
+def table(predictions):
+    return pr.joint(predictions, "mini-fi")
+
+
+def test_joint_takes_the_first_seed_and_joins_by_name(predictions, table):
+    assert list(table.columns) == ["label", *pr.MAIN]
+    shuffled = {key: frame.sample(frac=1, random_state=1) for key, frame in predictions.items()}
+    pd.testing.assert_frame_equal(table, pr.joint(shuffled, "mini-fi"))
+    head = predictions["mini-fi", "head"].query("seed == 0").set_index("image_id")["prediction"]
+    assert table["head"].tolist() == head.loc[table.index].tolist()
+    assert pr.joint({}, "mini-fi").empty
+
+
+def test_groups_and_agreement(table):
+    grouped = pr.with_groups(table)
+    vlm, vit = (table[m] == table["label"] for m in ("vlm_tuned", "vit"))
+    assert ((grouped["group"] == "only VLM right") == (vlm & ~vit)).all()
+    assert grouped["group"].value_counts(sort=False).tolist() == two_by_two(vlm, vit).ravel().tolist()
+    matrix = agreement_matrix(grouped)
+    assert list(matrix.columns) == list(pr.MAIN)
+    assert np.allclose(matrix, matrix.T)
+    assert np.allclose(np.diag(matrix), 1)
+    assert matrix.to_numpy().min() > 0.1  # half of each synthetic error comes from the image
+
+
+def test_examples_are_what_they_say_and_repeat(table):
+    chosen = pr.select_examples(table, 3)
+    rules = {"vlm": (True, False, True), "vit": (False, True, True), "gate": (False, False, True)}
+    right = chosen[["vlm_tuned", "vit", "emovlmkd"]].eq(chosen["label"], axis=0)
+    for case, row in zip(chosen["case"], right.itertuples(index=False, name=None), strict=True):
+        assert row == rules[case] if case in rules else (row[0] != row[1] and not row[2])
+    assert list(dict.fromkeys(chosen["case"])) == list(pr.CASES)
+    assert chosen.groupby("case").size().max() <= 3
+    assert all(part["label"].is_unique for _, part in chosen.groupby("case")), "emotions take turns"
+    pd.testing.assert_frame_equal(chosen, pr.select_examples(table.sample(frac=1, random_state=0), 3))
+    assert set(pr.select_examples(table.drop(columns="emovlmkd"))["case"]) == {"vlm", "vit"}
+    none = pr.select_examples(table.drop(columns="vit"))
+    assert none.empty
+    assert "case" in none.columns
+
+
+def test_intersections_are_counted_per_table(predictions, table):
+    other = pr.joint(predictions, "mini-flickr")
+    counts = pr.intersections({"a": table, "b": other.iloc[:100]})
+    hits = table[list(pr.QUARTET)].eq(table["label"], axis=0)
+    assert counts.sum().tolist() == [160, 100]
+    for combination, n in counts["a"].items():
+        assert n == (hits == list(combination)).all(axis=1).sum()
+    assert (counts / counts.sum()).sum(axis=1).is_monotonic_decreasing
+    assert pr.intersections({"a": table.drop(columns="vit")}).index.names == ["vlm_tuned", "head", "emovlmkd"]
+    assert pr.intersections({}).empty
+
+
+def test_answers_of_one_image_come_from_every_model(predictions):
+    found = pr.answers(predictions, "mini-fi", "test/00000.png").set_index("model")
+    assert list(found.index[:3]) == ["VLM, zero-shot", "VLM, tuned", "VLM, free generation"]
+    free = found.loc["VLM, free generation"]
+    assert (free["answer"], free["right"]) == (pr.UNPARSABLE, False)
+    assert np.isnan(free["confidence"])
+    assert len(found) == 8

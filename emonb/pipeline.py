@@ -1,0 +1,471 @@
+"""What is made of what: the stages in their order, each with what it reads, what it calls and what it writes.
+
+A stage says how its result is made (`store.Recipe`); the store decides whether it must be. Keyword-only parameters
+are the results that a stage is made of. Rooms compute; here alone their inputs are read and their outputs written.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from emonb.data import parse_emotion, question, read_samples, sample_labels
+from emonb.distill import Cached, train_head
+from emonb.errors import EmonbError
+from emonb.files import read_json, resource, write_json
+from emonb.gate import Opinions, gate_inputs, train_gate
+from emonb.machine import agree, get_device, is_main, process_count, process_index, wait_for_all
+from emonb.model import EmoVLMKD, load_gate, load_head, save_module
+from emonb.predictions import make_predictions, probabilities, read_predictions, write_predictions
+from emonb.progress import progress
+from emonb.settings import SPLITS, NetworkSettings, VLMSettings, checkpoint_of
+from emonb.store import Artifact, Recipe, stage
+from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network
+from emonb.training import outputs
+from emonb.triplets import triplet_lines
+from emonb.tuning import adapted, add_lora, save_adapter, tune
+from emonb.vlm import VLM, VisualTokens, answer_distribution, generate, load_vlm, patches, visual_tokens
+
+if TYPE_CHECKING:
+    from emonb.run import Run
+
+SHARD = 512  # pictures; ours: minutes of work for a 7B model, and a multiple of the usual batch sizes
+
+
+# ---- 03: the vision-language model ---------------------------------------------------------------------------------
+
+
+def _base(settings: VLMSettings) -> dict[str, Any]:
+    """What features and answers depend on: the base VLM, how it is loaded, and how pictures are batched."""
+    provenance = Path(checkpoint_of(settings.base)) / "provenance.json"  # checkpoints made here have one
+    made = read_json(provenance) if provenance.is_file() else None
+    cached = {"cache_visual_tokens": settings.cache_visual_tokens, "batch_size": settings.batch_size}
+    return {**settings.loading, **cached, "provenance": made}
+
+
+def base_vlm(run: Run) -> VLM:
+    """The base VLM, loaded once for a run."""
+    if "vlm" not in run.loaded:
+        run.loaded["vlm"] = load_vlm(**run.settings.vlm.loading)
+    return run.loaded["vlm"]
+
+
+@stage("03_instruction_tuning")
+def features(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
+    """Each picture once through the frozen vision tower.
+
+    Files: `<split>.pooled.npy` [N, D] float16 and `<split>.grid.npy` [N, 3]; `ids.json` with each split's image ids in
+    order; with `vlm.cache_visual_tokens` also `<split>-<number>.safetensors`, shards of `tokens` [sum of n_i, D].
+    """
+    config = run.settings.vlm
+
+    def build(folder: Path, parts: Path) -> None:
+        frames = {s: read_samples(samples.path, s, ["image_id", "path"]) for s in SPLITS}
+
+        def see(split: str, rows: range, file: Path) -> None:
+            seen = list(_see(base_vlm(run), frames[split]["path"].iloc[rows].tolist(), config.batch_size))
+            found = {"pooled": torch.cat([v.pooled().half().cpu() for v in seen])}
+            found["grid"] = torch.cat([v.grid for v in seen])
+            if config.cache_visual_tokens:
+                found["tokens"] = torch.cat([t.cpu() for v in seen for t in v.tokens])
+            if not found["pooled"].isfinite().all():
+                raise EmonbError(f"visual tokens of {dataset}: more than float16 holds; check vlm.base")
+            save_file(found, file)
+
+        shards = _make_shards({s: len(f) for s, f in frames.items()}, parts, see, f"visual tokens of {dataset}")
+        if not is_main():
+            return
+        for split, files in shards.items():
+            for name in ("pooled", "grid"):
+                np.save(folder / f"{split}.{name}.npy", np.concatenate([load_file(f)[name].numpy() for f in files]))
+            if config.cache_visual_tokens:
+                for file in files:
+                    _link(file, folder / file.name)
+        write_json(folder / "ids.json", {s: frame["image_id"].tolist() for s, frame in frames.items()})
+
+    return Recipe(build, _base(config))
+
+
+@stage("03_instruction_tuning")
+def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact) -> Recipe:
+    """Zero-shot answers: `predictions.parquet` of val and test, p = softmax over the candidates' log-probabilities."""
+
+    def build(folder: Path, parts: Path) -> None:
+        frame = _answers(run, base_vlm(run), dataset, samples, features, SPLITS[1:], parts, {})
+        if is_main():
+            write_predictions(folder / "predictions.parquet", frame)
+
+    return Recipe(build, {**_base(run.settings.vlm), "seed": run.settings.seed})
+
+
+@stage("03_instruction_tuning")
+def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, features: Artifact) -> Recipe:
+    """LoRA instruction tuning on the triplets: a peft adapter and `history.json`."""
+    config, seed = run.settings.vlm, run.settings.seed
+
+    def build(folder: Path, parts: Path) -> None:
+        torch.manual_seed(seed)  # before the adapter is drawn
+        base = base_vlm(run)
+        tuned = add_lora(base, **config.lora)
+        lines = triplet_lines(triplets.path / "triplets.jsonl")
+        rows = [row for row, *_ in lines if row["kind"] in config.triplet_kinds]
+        see = Source(tuned, features.path, samples.path, "train")
+        options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"LoRA of {dataset}"}
+        try:
+            history = tune(tuned, rows, see, **config.tuning, **options)
+            if is_main():
+                save_adapter(tuned, folder)
+                write_json(folder / "history.json", history)
+        finally:
+            base.model = tuned.model.unload()  # the base again, without the adapter
+
+    kinds = {"triplet_kinds": config.triplet_kinds, "seed": seed}
+    return Recipe(build, {**_base(config), **config.lora, **config.tuning, **kinds})
+
+
+@stage("03_instruction_tuning")
+def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact, adapter: Artifact) -> Recipe:
+    """The tuned VLM's answers: `predictions.parquet` of all splits, with its reasons for some test pictures.
+
+    `generated.parquet` has its greedy free answers about these, parsed.
+    """
+    config, seed, labels = run.settings.vlm, run.settings.seed, sample_labels(samples.path)
+
+    def build(folder: Path, parts: Path) -> None:
+        test = read_samples(samples.path, "test", ["image_id", "path", "label"])
+        some = np.unique(np.linspace(0, len(test) - 1, min(config.reasons, len(test))).astype(int))
+        asked = test.iloc[some if config.reasons else []]
+        with adapted(base_vlm(run), adapter.path) as tuned:
+            why = resource("prompts.yaml", "reasoning", "instructions")[0]
+            said = _texts(tuned, asked, why, config, parts / "reasons.json")
+            answers = _texts(tuned, asked, question(labels), config, parts / "free_answers.json")
+            frame = _answers(run, tuned, dataset, samples, features, SPLITS, parts, said)
+        if is_main():
+            write_predictions(folder / "predictions.parquet", frame)
+            if config.reasons:
+                write_predictions(folder / "generated.parquet", _free_answers(asked, answers, labels, seed))
+
+    words = {"reasons": config.reasons, "max_new_tokens": config.max_new_tokens, "seed": seed}
+    return Recipe(build, {**_base(config), **words})
+
+
+class Source:
+    """Visual tokens of a split by image id: from the cache of `features`, or from the picture where there is none."""
+
+    def __init__(self, vlm: VLM, features: Path, samples: Path, split: str):
+        frame = read_samples(samples, split, ["image_id", "path"])
+        self.vlm, self.ids, self.paths = vlm, frame["image_id"].tolist(), frame["path"].tolist()
+        if self.ids != read_json(features / "ids.json")[split]:
+            raise EmonbError(f"{features}: made of other samples; delete the folder and run notebook 03 again")
+        self.row = {image_id: i for i, image_id in enumerate(self.ids)}
+        self.grid = torch.from_numpy(np.load(features / f"{split}.grid.npy"))
+        self.shards = [load_file(file)["tokens"] for file in sorted(features.glob(f"{split}-*.safetensors"))]
+        counts = self.grid.prod(1) // vlm.merge_size**2
+        self.ends = [part.cumsum(0).tolist() for part in counts.split(SHARD)]
+
+    def __call__(self, image_ids: Sequence[str]) -> VisualTokens:
+        """Visual tokens of the given pictures, in the given order."""
+        rows = [self.row[i] for i in image_ids]
+        if not self.shards:
+            return visual_tokens(self.vlm, [self.paths[row] for row in rows])
+        return VisualTokens([self._tokens(row) for row in rows], self.grid[rows], self.vlm.width)
+
+    def _tokens(self, row: int) -> Tensor:
+        ends, at = self.ends[row // SHARD], row % SHARD
+        return self.shards[row // SHARD][ends[at - 1] if at else 0 : ends[at]]
+
+    def batches(self, rows: range, size: int) -> Iterator[VisualTokens]:
+        """Visual tokens of the pictures at these positions, batch after batch."""
+        if not self.shards:
+            return _see(self.vlm, [self.paths[row] for row in rows], size)
+        return (self([self.ids[i] for i in rows[start : start + size]]) for start in range(0, len(rows), size))
+
+
+def _see(vlm: VLM, paths: Sequence[str], size: int) -> Iterator[VisualTokens]:
+    """Visual tokens of pictures in batches; for a GPU other processes decode the next ones meanwhile."""
+    workers = 4 if vlm.device.type == "cuda" else 0
+    loader = DataLoader(paths, size, collate_fn=partial(patches, vlm), num_workers=workers)
+    return (visual_tokens(vlm, (), cut) for cut in loader)
+
+
+def _answers(
+    run: Run,
+    vlm: VLM,
+    dataset: str,
+    samples: Artifact,
+    features: Artifact,
+    splits: Sequence[str],
+    parts: Path,
+    said: Mapping[str, str],
+) -> pd.DataFrame:
+    """Predictions from scored answers about every picture of some splits; `said`: image id -> the VLM's words."""
+    labels, size = sample_labels(samples.path), run.settings.vlm.batch_size
+    sources = {s: Source(vlm, features.path, samples.path, s) for s in splits}
+
+    def ask(split: str, rows: range, file: Path) -> None:
+        scores = [answer_distribution(vlm, batch, labels).cpu() for batch in sources[split].batches(rows, size)]
+        save_file({"scores": torch.cat(scores)}, file)
+
+    shards = _make_shards({s: len(source.ids) for s, source in sources.items()}, parts, ask, f"answers for {dataset}")
+    if not is_main():
+        return pd.DataFrame()
+    frames = []
+    for split, files in shards.items():
+        scores, rows = torch.cat([load_file(f)["scores"] for f in files]), read_samples(samples.path, split)
+        text = [said.get(image_id, "") for image_id in rows["image_id"]]
+        frames.append(
+            _scored(rows["image_id"], split, rows["label"], scores, labels, run.settings.seed, raw_text=text)
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _texts(vlm: VLM, asked: pd.DataFrame, instruction: str, config: VLMSettings, kept: Path) -> dict[str, str]:
+    """image id -> the VLM's own words, for people to read; kept in a file so that a killed run need not ask again."""
+    if not is_main():
+        return {}
+    if not kept.is_file():
+        paths, size, texts = asked["path"].tolist(), config.batch_size, []
+        for i in progress(range(0, len(paths), size), kept.stem.replace("_", " ")):
+            texts += generate(vlm, paths[i : i + size], instruction, config.max_new_tokens)
+        write_json(kept, dict(zip(asked["image_id"], texts, strict=True)))
+    return read_json(kept)
+
+
+def _free_answers(asked: pd.DataFrame, texts: Mapping[str, str], labels: Sequence[str], seed: int) -> pd.DataFrame:
+    """Greedy generation instead of scoring; an answer that cannot be parsed stays unparsed."""
+    said = [texts[image_id] for image_id in asked["image_id"]]
+    named = [parse_emotion(text, labels) for text in said]
+    p = np.array([[float(label == name) for label in labels] for name in named])
+    more = {"raw_text": said, "parsed": [name is not None for name in named]}
+    return make_predictions(asked["image_id"], ["test"] * len(asked), asked["label"], p, labels, seed=seed, **more)
+
+
+def _scored(
+    ids: Sequence[str], split: str, label: Sequence[str], scores: Tensor, labels: Sequence[str], seed: int, **more: Any
+) -> pd.DataFrame:
+    """Predictions of a split from [N, C] logits or log-probabilities."""
+    p = scores.double().softmax(-1).numpy()
+    return make_predictions(ids, [split] * len(p), label, p, labels, seed=seed, **more)
+
+
+# ---- work in shards ------------------------------------------------------------------------------------------------
+
+
+def _make_shards(
+    sizes: Mapping[str, int], parts: Path, make: Callable[[str, range, Path], None], what: str
+) -> dict[str, list[Path]]:
+    """Work on many pictures in shards: each is one file, made once, by any process, and kept until all are there.
+
+    A shard's size is fixed, so that the batches, and with them the results, are the same whoever works on it.
+
+    Args:
+        sizes: pictures per split.
+        parts: where the files are kept; all processes must see it.
+        make: called with split, positions and the file to write.
+        what: for the progress bar.
+
+    Returns:
+        The files of each split, in the order of its pictures.
+    """
+    todo = [(s, range(i, min(i + SHARD, n))) for s, n in sizes.items() for i in range(0, n, SHARD)]
+    files = [parts / f"{split}-{rows.start // SHARD:05d}.safetensors" for split, rows in todo]
+    missing = agree([i for i, file in enumerate(files) if not file.is_file()])  # one view for all
+    for i in progress(missing[process_index() :: process_count()], what, unit="shard"):
+        partial_file = files[i].with_name(f".{files[i].name}.partial")
+        make(*todo[i], partial_file)
+        os.replace(partial_file, files[i])
+    wait_for_all()
+    return {s: [file for file, (split, _) in zip(files, todo, strict=True) if split == s] for s in sizes}
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put a finished file into another folder without copying it, where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+# ---- 04: teachers --------------------------------------------------------------------------------------------------
+
+
+@stage("04_teacher", side_by_side=True)
+def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Recipe:
+    """One conventional network, of the name `<dataset>--<network>`.
+
+    Files: `model.safetensors`, `config.json`, `history.json`, `logits.safetensors` ([N, C] per split, with
+    `ids.json`: what the student learns from) and `predictions.parquet`.
+    """
+    config, seed, labels = run.settings.teacher.networks[network], run.settings.seed, sample_labels(samples.path)
+
+    def build(folder: Path, parts: Path) -> None:
+        torch.manual_seed(seed)
+        frames = {s: read_samples(samples.path, s, ["image_id", "path", "label"]) for s in SPLITS}
+        net = build_network(classes=len(labels), **config.building).to(get_device(), **LAYOUT)
+        pictures = {s: _pictures(frame, labels, config) for s, frame in frames.items()}
+        options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"{network} on {dataset}"}
+        train = pictures["train"].augmented(seed)
+        history = train_network(net, train, pictures["val"], **config.training, **options)
+
+        def see(split: str, rows: range, file: Path) -> None:
+            save_file({"logits": predict_network(net, pictures[split], rows)}, file)
+
+        sizes = {s: len(frame) for s, frame in frames.items()}
+        shards = _make_shards(sizes, parts, see, f"{network}'s answers for {dataset}")
+        if not is_main():
+            return
+        logits = {s: torch.cat([load_file(file)["logits"] for file in files]) for s, files in shards.items()}
+        save_module(net, folder / "model.safetensors")
+        save_file(logits, folder / "logits.safetensors")
+        write_json(folder / "ids.json", {s: frame["image_id"].tolist() for s, frame in frames.items()})
+        write_json(folder / "config.json", {"labels": labels, "network": config.model_dump()})
+        write_json(folder / "history.json", history)
+        found = [_scored(f["image_id"], s, f["label"], logits[s], labels, seed) for s, f in frames.items()]
+        write_predictions(folder / "predictions.parquet", pd.concat(found, ignore_index=True))
+
+    return Recipe(build, {**config.model_dump(), "network": network, "seed": seed})
+
+
+def _pictures(frame: pd.DataFrame, labels: Sequence[str], config: NetworkSettings) -> Pictures:
+    targets = [labels.index(label) for label in frame["label"]]
+    colours = colours_of(config.name, config.pretrained)
+    return Pictures(frame["path"].tolist(), targets, config.image_size, colours, config.crop_scale)
+
+
+def load_network(folder: Path) -> tuple[torch.nn.Module, NetworkSettings, list[str]]:
+    """A trained network with its settings and class order, from the folder of its `teacher` result."""
+    config = read_json(folder / "config.json")
+    settings = NetworkSettings.model_validate(config["network"])
+    untrained = settings.model_copy(update={"pretrained": False, "weights": None})
+    net = build_network(classes=len(config["labels"]), **untrained.building)
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    return net.eval(), settings, config["labels"]
+
+
+# ---- 05, 06: head, gate, the assembled model -----------------------------------------------------------------------
+
+
+def cached_tensors(samples: Path, features: Path, teacher: Path, split: str) -> tuple[list[str], Cached]:
+    """What the heads learn from: image ids of a split, and its features (mapped, not read), logits and labels."""
+    ids, order = read_json(features / "ids.json")[split], sample_labels(samples)
+    row = {image_id: i for i, image_id in enumerate(read_json(teacher / "ids.json")[split])}
+    logits = load_file(teacher / "logits.safetensors")[split][[row[i] for i in ids]]
+    gold = read_samples(samples, split, ["image_id", "label"]).set_index("image_id").loc[ids, "label"]
+    pooled = torch.from_numpy(np.load(features / f"{split}.pooled.npy", mmap_mode="c"))
+    return ids, Cached(pooled, logits, torch.tensor([order.index(label) for label in gold]))
+
+
+@stage("05_distillation", side_by_side=True)
+def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teacher: Artifact) -> Recipe:
+    """All heads of all seeds.
+
+    Files: `<model>.seed<k>.safetensors`, `heads.json` (sizes, labels), `history.json` and
+    `logits.safetensors` (both of `head`), and `<model>.parquet` predictions with all seeds.
+    """
+    config, seeds, labels = run.settings.distill, run.settings.seeds, sample_labels(samples.path)
+
+    def build(folder: Path, parts: Path) -> None:
+        data = {s: cached_tensors(samples.path, features.path, teacher.path, s) for s in SPLITS}
+        history, logits = [], {}
+        for name, setting in progress(config.heads.items(), f"heads of {dataset}", unit="head"):
+            frames = []
+            for seed in seeds:
+                net, curve = train_head(data["train"][1], data["val"][1], **setting, **config.training, seed=seed)
+                save_module(net, folder / f"{name}.seed{seed}.safetensors")
+                for split, (ids, cached) in data.items():
+                    scores, gold = outputs(net, cached.features), [labels[i] for i in cached.labels.tolist()]
+                    frames.append(_scored(ids, split, gold, scores, labels, seed))
+                    if name == "head":
+                        logits[f"{split}.seed{seed}"] = scores
+                history += [row | {"seed": seed} for row in curve if name == "head"]
+            write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
+        save_file(logits, folder / "logits.safetensors")
+        sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
+        width = data["train"][1].features.shape[1]
+        write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": labels})
+        write_json(folder / "history.json", history)
+
+    return Recipe(build, {**config.model_dump(), "seeds": seeds})
+
+
+@stage("06_gate", side_by_side=True)
+def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -> Recipe:
+    """All gates of all seeds; seed k of a gate reads seed k of the head.
+
+    Files: `<model>.seed<k>.safetensors`, `gates.json`, `history.json` (of `emovlmkd`), `<model>.parquet`.
+    """
+    config, seeds = run.settings.gate, run.settings.seeds
+
+    def build(folder: Path, parts: Path) -> None:
+        labels = read_json(head.path / "heads.json")["labels"]
+        logits = load_file(head.path / "logits.safetensors")
+        if missing := [seed for seed in seeds if f"train.seed{seed}" not in logits]:
+            raise EmonbError(f"{head.path}: no head of seed {missing}; run notebook 05 with these seeds")
+        answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
+        order = {s: _rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
+        history = []
+        for name, (kind, inputs) in progress(config.gates.items(), f"gates of {dataset}", unit="gate"):
+            frames = []
+            for seed in seeds:
+                data = {s: _opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
+                net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
+                save_module(net, folder / f"{name}.seed{seed}.safetensors")
+                for split, frame in answers.items():
+                    scores = outputs(net, data[split].vlm, data[split].head)
+                    frames.append(_scored(frame["image_id"], split, frame["label"], scores, labels, seed))
+                history += [row | {"seed": seed} for row in curve if name == "emovlmkd"]
+            write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
+        kinds = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in config.gates.items()}
+        write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
+        write_json(folder / "history.json", history)
+
+    return Recipe(build, {**config.model_dump(), "seeds": seeds})
+
+
+def _opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
+    """What a gate learns from, out of the VLM's predictions of a split and the head's logits in the same order."""
+    p, parsed = torch.tensor(probabilities(frame), dtype=torch.float32), torch.tensor(frame["parsed"].tolist())
+    labels = frame.attrs["labels"]
+    gold = torch.tensor([labels.index(label) for label in frame["label"]])
+    return Opinions(*gate_inputs(p, parsed, student, inputs), gold)
+
+
+def _rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
+    """Positions of pictures in the order of a prediction file (that of any one seed)."""
+    frame = read_predictions(file, split=split)
+    there = frame.loc[frame["seed"] == frame["seed"].iloc[0], "image_id"]
+    position = {image_id: i for i, image_id in enumerate(there)}
+    return [position[image_id] for image_id in ids]
+
+
+@stage("06_gate")
+def model(run: Run, dataset: str, *, adapter: Artifact, head: Artifact, gate: Artifact) -> Recipe:
+    """The assembled model of the first seed; also copied to `OUT/models/<dataset>`."""
+    settings, labels = run.settings, read_json(head.path / "heads.json")["labels"]
+    hidden, kind = list(settings.distill.hidden), settings.gate.kind
+    config = {"model_type": "emovlm-kd", "dataset": dataset, "labels": labels, "hidden": hidden, "gate": kind}
+    config |= {"vlm": settings.vlm.model_dump(mode="json"), "seed": settings.seed}
+
+    def build(folder: Path, parts: Path) -> None:
+        with adapted(base_vlm(run), adapter.path) as tuned:
+            assemble(tuned, head.path, gate.path, config).save_pretrained(folder)
+
+    return Recipe(build, config)
+
+
+def assemble(tuned: VLM, head: Path, gate: Path, config: Mapping[str, Any]) -> EmoVLMKD:
+    """The parts of one seed as one model."""
+    end, classes = f"seed{config['seed']}.safetensors", len(config["labels"])
+    student = load_head(head / f"head.{end}", config["hidden"], classes)
+    return EmoVLMKD(tuned, student, load_gate(gate / f"emovlmkd.{end}", config["gate"], classes), dict(config)).eval()
