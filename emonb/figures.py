@@ -48,7 +48,7 @@ MARKERS = dict(zip(MAIN, "vDsP^oX", strict=True))  # the model is told by shape,
 # ---- one look, and figures as files --------------------------------------------------------------------------------
 
 
-def _styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw in the common style, whatever the user's matplotlib is set to; without data, a sentence that says so."""
 
     @functools.wraps(function)
@@ -169,7 +169,7 @@ def _matrix(values: pd.DataFrame, notes: pd.DataFrame, cmap: str, low: float, hi
     return ax
 
 
-@_styled
+@styled
 def confusion(frame: pd.DataFrame, title: str) -> Figure:
     """Confusion matrix of a prediction frame: row percent as colour, percent and counts (over all seeds) as text.
 
@@ -183,7 +183,7 @@ def confusion(frame: pd.DataFrame, title: str) -> Figure:
     return ax.figure
 
 
-@_styled
+@styled
 def confusion_difference(a: pd.DataFrame, b: pd.DataFrame, title: str) -> Figure:
     """Confusion matrix of a minus that of b, in percentage points of the true emotion, on their common images.
 
@@ -206,7 +206,7 @@ def confusion_difference(a: pd.DataFrame, b: pd.DataFrame, title: str) -> Figure
     return ax.figure
 
 
-@_styled
+@styled
 def confusion_overview(rows: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """Many matrices at a glance, counts in the cells: a row for each dataset (its title), a column for each model."""
     sizes = [max(4, len(prediction_labels(next(iter(frames.values()))))) for frames in rows.values()]
@@ -228,7 +228,7 @@ def confusion_overview(rows: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure
 # ---- who is right where --------------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def complementarity_venn(table: pd.DataFrame) -> Figure:
     """Images that the tuned VLM and the ViT get right, one pair of circles per dataset; areas are counts.
 
@@ -268,7 +268,7 @@ def _emotion_bars(ax: Axes, part: pd.DataFrame, shares: Mapping[str, pd.Series],
     ax.set(xlim=(0, 100), ylim=(len(part) - 0.4, -0.6))
 
 
-@_styled
+@styled
 def complementarity_by_emotion(table: pd.DataFrame) -> Figure:
     """Share of images per true emotion that both, only one or none of tuned VLM and ViT get right.
 
@@ -290,7 +290,7 @@ def complementarity_by_emotion(table: pd.DataFrame) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def complementarity_upset(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Which of tuned VLM, ViT, head and EmoVLM-KD are right together: a bar for each combination and dataset.
 
@@ -332,7 +332,7 @@ def complementarity_upset(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def agreement(matrices: Mapping[str, pd.DataFrame], n: Mapping[str, int]) -> Figure:
     """Cohen's kappa between the answers of all models, one lower triangle per dataset.
 
@@ -354,7 +354,7 @@ def agreement(matrices: Mapping[str, pd.DataFrame], n: Mapping[str, int]) -> Fig
     return fig
 
 
-@_styled
+@styled
 def qualitative_examples(examples: pd.DataFrame, pictures: Sequence[np.ndarray], title: str, n: int) -> Figure:
     """Pictures with what tuned VLM, ViT and EmoVLM-KD say, one row per case (`predictions.CASES`).
 
@@ -401,7 +401,7 @@ def lift(half: np.ndarray) -> np.ndarray:
     return half.diagonal() - others
 
 
-@_styled
+@styled
 def gate_weights(weights: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Figure:
     """The concat & linear gate: W's halves for VLM and head, and the lift per emotion; a row per dataset.
 
@@ -434,7 +434,7 @@ def gate_weights(weights: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Fig
     return fig
 
 
-@_styled
+@styled
 def gate_trust(table: pd.DataFrame) -> Figure:
     """Where VLM and head disagree: how often the gate followed whom, against how often each was right.
 
@@ -462,7 +462,7 @@ def gate_trust(table: pd.DataFrame) -> Figure:
 # ---- models as wholes ----------------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
     """Reliability diagrams: accuracy against confidence by bin; a row per dataset, a column per model.
 
@@ -498,7 +498,7 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def accuracy_cost(table: pd.DataFrame) -> Figure:
     """Accuracy against parameters (above) and milliseconds per image (below), one column per dataset.
 
@@ -544,7 +544,7 @@ def _line(ax: Axes, x: pd.Series, part: pd.DataFrame, xlabel: str, **style: Any)
     ax.set(xlabel=xlabel, ylabel="accuracy, %")
 
 
-@_styled
+@styled
 def alpha_tradeoff(table: pd.DataFrame) -> Figure:
     """Accuracy against KL(teacher || head), one point per alpha with its interval; one panel per dataset."""
     known = table.dropna(subset=["ours", "kl"]).sort_values("alpha", kind="stable")
@@ -562,7 +562,7 @@ def alpha_tradeoff(table: pd.DataFrame) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def depth(table: pd.DataFrame) -> Figure:
     """Accuracy of heads by number of hidden layers, with intervals; one panel per dataset."""
     fig, panels = _by_dataset(table[table["ours"].notna()], 1.8)
@@ -575,7 +575,7 @@ def depth(table: pd.DataFrame) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def training_curves(histories: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Figure:
     """Training histories, one panel per stage and metric; colour = dataset, dashed = val; seeds averaged.
 
@@ -614,7 +614,7 @@ def sample_sheet(frame: pd.DataFrame, labels: Sequence[str], title: str, *, each
     return picture_rows({label: [thumbnail(path, 96) for path in paths] for label, paths in chosen.items()}, title)
 
 
-@_styled
+@styled
 def picture_rows(rows: Mapping[str, Sequence[Image]], title: str) -> Figure:
     """Named rows of small pictures, each as long as it is."""
     longest = max(1, *map(len, rows.values()))
@@ -630,7 +630,7 @@ def picture_rows(rows: Mapping[str, Sequence[Image]], title: str) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def class_balance(counts: pd.DataFrame, title: str) -> Figure:
     """Stacked bars of images per emotion; rows of `counts` are emotions, columns train, val, test."""
     fig = Figure(figsize=(5, 2.6), layout="constrained")
@@ -644,7 +644,7 @@ def class_balance(counts: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def answer_bars(
     picture: Image, answers: Mapping[str, Mapping[str, float]], truth: str = "", title: str = ""
 ) -> Figure:

@@ -125,12 +125,10 @@ def copy_back(out: Path) -> list[Path]:
             for output in cell.get("outputs", []):
                 if "text/html" in output.get("data", {}):
                     output.data["text/html"] = sentence_only(output.data["text/html"])
-        nb.metadata = nbformat.from_dict(
-            {
-                "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-                "language_info": {"name": "python"},
-            }
-        )
+        kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+        versions = {"versions": nb.metadata.get("emonb", {}).get("versions", {})}  # a run says if it has others
+        notes = {"kernelspec": kernel, "language_info": {"name": "python"}, "emonb": versions}
+        nb.metadata = nbformat.from_dict(notes)
         nbformat.validate(nb)
         target = project_root() / "notebooks" / source.name
         atomic_write(target, nbformat.writes(nb))

@@ -167,8 +167,8 @@ def _read_predictions(results: Results) -> None:
 
 def _outputs(results: Results, pattern: str) -> list[Path]:
     """Tables or figures of this run; those of an earlier one with other datasets are left out."""
-    told = [record.get("outputs") for record in results.records.values()]
-    written = {path for outputs in told if isinstance(outputs, dict | list) for path in outputs}
+    told = [record.get("files") for record in results.records.values()]
+    written = {path for files in told if isinstance(files, list) for path in files}
     there = sorted(results.out.glob(pattern))
     return [path for path in there if not written or f"{path.parent.name}/{path.name}" in written]
 
