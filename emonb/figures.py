@@ -258,13 +258,12 @@ def complementarity_venn(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def _emotion_bars(ax: Axes, part: pd.DataFrame, shares: Mapping[str, pd.Series], colors: Sequence[str]) -> None:
-    """A level bar for each row of a table, its first on top, of parts that make 100 percent."""
-    start = np.zeros(len(part))
-    for (name, share), color in zip(shares.items(), colors, strict=True):
-        ax.barh(range(len(part)), share, left=start, color=color, label=name, height=0.8)
-        start = start + share.to_numpy(float)
-    ax.set_yticks(range(len(part)), [f"{e} ({n})" for e, n in zip(part["emotion"], part["n"], strict=True)])
+def _emotion_bars(ax: Axes, part: pd.DataFrame, columns: Mapping[str, str], colors: Sequence[str]) -> None:
+    """A level bar for each row of a table, its first on top, of columns that make 100 percent: {name: column}."""
+    names = [f"{emotion} ({n})" for emotion, n in zip(part["emotion"], part["n"], strict=True)]
+    shares = pd.DataFrame({name: part[column].to_numpy(float) for name, column in columns.items()}, names)
+    shares = 100 * shares.div(shares.sum(axis=1), axis=0)
+    shares.plot.barh(stacked=True, ax=ax, color=colors, width=0.8, legend=False, ylabel="")
     ax.set(xlim=(0, 100), ylim=(len(part) - 0.4, -0.6))
 
 
@@ -281,7 +280,7 @@ def complementarity_by_emotion(table: pd.DataFrame) -> Figure:
     axes = np.ravel(fig.subplots(len(parts), 1, sharex=True, squeeze=False, height_ratios=heights))
     colors = ("#888888", model_color("vlm_tuned"), model_color("vit"), PALE)
     for ax, (title, part) in zip(axes, parts, strict=True):
-        _emotion_bars(ax, part, {g: 100 * part[g.replace(" ", "_")] / part["n"] for g in GROUPS}, colors)
+        _emotion_bars(ax, part, {group: group.replace(" ", "_") for group in GROUPS}, colors)
         for bars in ax.containers:  # narrow bars have no room for a number
             ax.bar_label(bars, fmt=lambda x: f"{x:.0f}" if x >= 7 else "", label_type="center", fontsize=NOTE)
         ax.set_title(f"{title}, {_rests_on(part['n'].sum(), 1)}", loc="left")
@@ -415,18 +414,17 @@ def gate_weights(weights: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Fig
     fig = Figure(figsize=(FULL, sum(heights) + 0.5), layout="constrained")
     grid = fig.subplots(len(weights), 3, squeeze=False, height_ratios=heights, width_ratios=[1, 1, 0.9])
     for line, (title, (labels, matrix)) in zip(grid, weights.items(), strict=True):
-        limit, y = float(np.abs(matrix).max()), np.arange(len(labels))
-        halves = [pd.DataFrame(half, labels, labels) for half in np.split(matrix, 2, axis=1)]
-        models = (("vlm_tuned", "VLM", "VLM's answer"), ("head", "head", "head's probability"))
-        for k, (ax, half, (model, who, what)) in enumerate(zip(line, halves, models, strict=False)):
-            _heatmap(ax, half, None, "BrBG", -limit, limit)
+        limit, trust = float(np.abs(matrix).max()), {}
+        for ax, half, who in zip(line, np.split(matrix, 2, axis=1), ("VLM", "head"), strict=False):
+            _heatmap(ax, pd.DataFrame(half, labels, labels), None, "BrBG", -limit, limit)
             ax.set(xlabel=f"the {who} says", aspect="auto")
-            ax.tick_params(labelleft=not k)
-            line[2].barh(y + 0.34 * k - 0.17, lift(half.to_numpy()), 0.32, color=model_color(model), label=what)
+            trust["VLM's answer" if who == "VLM" else "head's probability"] = lift(half)
         fig.colorbar(line[1].collections[0], ax=line[1], aspect=12, pad=0.02).outline.set_visible(False)
         line[0].set_ylabel("speaks for")
         line[0].set_title(title, loc="left", fontweight="bold")
-        line[2].set_yticks(y, labels)
+        line[1].tick_params(labelleft=False)
+        colors = (model_color("vlm_tuned"), model_color("head"))
+        pd.DataFrame(trust, labels).plot.barh(ax=line[2], color=colors, width=0.64, legend=False)
         line[2].invert_yaxis()
         line[2].axvline(0, color="black", linewidth=0.6)
     grid[0, 2].set_title("trust: lift over the other emotions")
@@ -448,8 +446,8 @@ def gate_trust(table: pd.DataFrame) -> Figure:
     colors = (model_color("vlm_tuned"), PALE, model_color("head"))
     style = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.7, "s": 16, "zorder": 3, "clip_on": False}
     for ax, part in panels:
-        followed = {"followed the VLM": "vlm", "neither": "neither", "followed the head": "head"}
-        _emotion_bars(ax, part, {name: part[f"followed_{who}"] for name, who in followed.items()}, colors)
+        whom = {"followed the VLM": "vlm", "neither": "neither", "followed the head": "head"}
+        _emotion_bars(ax, part, {name: f"followed_{who}" for name, who in whom.items()}, colors)
         y, vlm, head = range(len(part)), part["vlm_right"], 100 - part["head_right"]
         ax.scatter(vlm, y, marker=MARKERS["vlm_tuned"], label="VLM right (from the left)", **style)
         ax.scatter(head, y, marker=MARKERS["head"], label="head right (from the right)", **style)
@@ -633,15 +631,11 @@ def picture_rows(rows: Mapping[str, Sequence[Image]], title: str) -> Figure:
 @styled
 def class_balance(counts: pd.DataFrame, title: str) -> Figure:
     """Stacked bars of images per emotion; rows of `counts` are emotions, columns train, val, test."""
-    fig = Figure(figsize=(5, 2.6), layout="constrained")
-    ax, bottom = fig.subplots(), 0
-    for (split, images), color in zip(counts.items(), (PALETTE[0], PALETTE[5], PALETTE[1]), strict=True):
-        ax.bar(counts.index, images, bottom=bottom, color=color, label=split)
-        bottom = bottom + images
-    ax.set(ylabel="images", title=title)
-    ax.tick_params(axis="x", rotation=30)
+    ax = Figure(figsize=(5, 2.6), layout="constrained").subplots()
+    colors = (PALETTE[0], PALETTE[5], PALETTE[1])
+    counts.plot.bar(stacked=True, ax=ax, color=colors, width=0.8, rot=30, xlabel="", ylabel="images", title=title)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the bars, which fill the axes
-    return fig
+    return ax.figure
 
 
 @styled
