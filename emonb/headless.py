@@ -14,11 +14,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import chdir, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 import papermill
@@ -37,31 +38,36 @@ from emonb.reach import reached_by
 from emonb.releases import listing_digest
 from emonb.run import parse_stages, stage_code
 from emonb.settings import Settings, load_settings, project_root
+from emonb.show import report
 from emonb.store import STAGES, Store
 from emonb.world import DRAWN
 
 # Seconds of a first run of the mini profile on 2 cores: shares of the bar until there is an own run.json.
 NOTEBOOKS = {
-    "01_data": 30.0,
-    "02_triplets": 15.0,
-    "03_instruction_tuning": 290.0,
-    "04_teacher": 220.0,
-    "05_distillation": 70.0,
-    "06_gate": 45.0,
-    "07_tables": 20.0,
-    "08_complementarity": 55.0,
-    "09_try_your_image": 12.0,
+    "01_data": 30,
+    "02_triplets": 15,
+    "03_instruction_tuning": 290,
+    "04_teacher": 220,
+    "05_distillation": 70,
+    "06_gate": 45,
+    "07_tables": 20,
+    "08_complementarity": 55,
+    "09_try_your_image": 12,
 }
 _SHOWS = ("07_tables", "08_complementarity")  # worth executing over what is there when an earlier one failed
-_QUIET = ["--IPKernelApp.log_level=50"]  # kernels warn of TCP and of their own shutdown on our console
+_MORE = ("images", "seeds", "force")  # parameters that stand in a cell of their own, below the first one
 
 
 class NotebookFailed(EmonbError):
     """A cell failed; the message says which, why, and where the executed copy lies; `reason` says why in one line."""
 
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+    def __init__(self, source: Path, target: Path, cell: str, what: str) -> None:
+        super().__init__(
+            f"notebook {source.stem} failed in {cell}\n  {what[:2000]}\n"
+            f"  executed copy, marked where it stopped: {_short(target)}\n"
+            "  the next run goes on from the finished results"
+        )
+        self.reason = f"{cell}: {' '.join(what.split())[:300]}"
 
 
 def run(
@@ -89,9 +95,8 @@ def run(
         EmonbError: a user's mistake, found before anything starts; `NotebookFailed` for a failing cell.
     """
     given = {"profile": profile, "datasets": datasets, "images": images, "out": out, "seeds": seeds}
-    settings = load_settings(**given)
+    settings, forced = load_settings(**given), parse_stages("force", force)
     check_datasets(settings)
-    forced = parse_stages("force", force)
     parse_stages("keep", keep)
     parameters = {name: value for name, value in given.items() if value}
     if profile == "mini":  # the notebooks' own default: nothing to inject
@@ -101,14 +106,18 @@ def run(
     if not sources:
         raise EmonbError(f"{place}: no notebooks; start from the project's folder")
     for source in sources:
-        _check_parameters(source, {**parameters, "force": force})
+        known = (*papermill.inspect_notebook(str(source)), *_MORE)  # papermill only warns of an unknown one
+        if unknown := [name for name in parameters if name not in known]:
+            raise EmonbError(f"{source}: no parameter {unknown[0]!r} in its cell tagged 'parameters'; add it there")
     wanted = [part.strip() for part in notebooks.split(",") if part.strip()]
     chosen = [s for s in sources if not wanted or s.stem in wanted or s.stem.split("_")[0] in wanted]
     if not chosen:
         raise EmonbError(f"notebooks {notebooks!r}: none of {', '.join(s.stem[:2] for s in sources)}")
     results = make_folder(settings.out_path)
     busy = f"{results}: another run is writing here; wait for it or choose another OUT"
-    with locked(results / ".lock", busy), chdir(project_root()), _environment({"EMONB_KEEP": keep}), _stoppable():
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a report of what is there remains
+    with locked(results / ".lock", busy), chdir(project_root()), patch.dict(os.environ, {"EMONB_KEEP": keep}):
         _Run(settings, parameters, sources).execute(chosen, forced)
     return results
 
@@ -129,9 +138,6 @@ def check_datasets(settings: Settings) -> None:
             raise EmonbError(f"datasets: no folder {root / name}; {root} holds: {there}")
 
 
-# ---- the run -------------------------------------------------------------------------------------------------------
-
-
 class _Run:
     """The state of one run and the file `run.json` that records it."""
 
@@ -146,7 +152,7 @@ class _Run:
     def execute(self, chosen: Sequence[Path], forced: Sequence[str]) -> None:
         """Run what is stale; record after each notebook; then the report, also after a failure or Ctrl-C."""
         bar = Bar({s.stem: self._expected(s.stem) for s in chosen}, self.out / ".progress")
-        left, number = list(chosen), 0
+        left = list(chosen)
         try:
             for source in chosen:
                 del left[0]
@@ -154,16 +160,13 @@ class _Run:
                 if not own and self._is_current(source):
                     self.records[source.stem]["status"] = "up to date"
                     bar.done(source.stem)
-                    continue
-                number += 1
-                self._execute_one(source, {**self.parameters, **({"force": ",".join(own)} if own else {})}, bar)
+                else:
+                    self._execute_one(source, {**self.parameters, **({"force": ",".join(own)} if own else {})}, bar)
             self._report()
-            bar.say(f"{len(chosen) - number} notebooks up to date, {number} executed")
-            totals = self._totals()
-            bar.say(
-                f"done in {totals['seconds_wall_this_run']:.0f} s, peak memory {totals['peak_memory_mb']:.0f} MB: "
-                f"{_short(self.out / 'index.html')}"
-            )
+            statuses, totals = [self.records[s.stem]["status"] for s in chosen], self._totals()
+            bar.say(f"{statuses.count('up to date')} notebooks up to date, {statuses.count('executed')} executed")
+            seconds, peak = totals["seconds_wall_this_run"], totals["peak_memory_mb"]
+            bar.say(f"done in {seconds:.0f} s, peak memory {peak:.0f} MB: {_short(self.out / 'index.html')}")
         except BaseException as error:  # Ctrl-C too: what is there is worth a page
             self._salvage(left, error, bar)
             raise
@@ -180,12 +183,8 @@ class _Run:
                 self.records[source.stem]["status"] = "earlier run"
         if isinstance(error, NotebookFailed) and any((self.out / "predictions").glob("*.parquet")):
             for source in (source for source in left if source.stem in _SHOWS):
-                try:
+                with suppress(NotebookFailed):  # said by the bar, kept in run.json
                     self._execute_one(source, self.parameters, bar, partial=True)
-                except NotebookFailed:
-                    continue  # said by the bar, kept in run.json
-                except KeyboardInterrupt:
-                    break
         try:
             self._report()
             bar.say(f"report of what is there: {_short(self.out / 'index.html')}")
@@ -193,38 +192,32 @@ class _Run:
             bar.say(f"no report: {type(also).__name__}: {' '.join(str(also).split())[:300]}")
 
     def _report(self) -> None:
-        from emonb.show import report
-
         self._write()
         report.write_report(self.out)
         report.sign(self.out / "notebooks")
 
     def _execute_one(self, source: Path, parameters: Mapping[str, str], bar: Bar, *, partial: bool = False) -> None:
         """Execute and record one notebook; `partial`: over incomplete results, so the next run does it again."""
-        name, old = source.stem, self.records[source.stem]
-        events = self.out / "artifacts" / "events.jsonl"
+        name, old, start = source.stem, self.records[source.stem], time.monotonic()
+        events, target = self.out / "artifacts" / "events.jsonl", self.out / "notebooks" / source.name
         offset = events.stat().st_size if events.is_file() else 0
-        target, start = self.out / "notebooks" / source.name, time.monotonic()
+        offline = {"HF_HUB_OFFLINE": "1"} if self.settings.vlm.base == "stand-in" else {}
         environment = {
             "EMONB_HEADLESS": "1",
             "EMONB_NOTEBOOK": name,
             "EMONB_PROGRESS_FILE": str(bar.progress_file),
             "PYTHONHASHSEED": "0",
             "TOKENIZERS_PARALLELISM": "false",
-            **({"HF_HUB_OFFLINE": "1"} if self.settings.profile in ("smoke", "mini") else {}),
         }
-        record: dict[str, Any] = {"status": "failed", "error": "stopped before its end"}
+        record: dict[str, Any] = {"status": "stopped"}
         bar.notebook(name)
         try:
-            with _environment(environment):
+            with patch.dict(os.environ, environment | offline):
                 _papermill(source, target, parameters, bar)
             record = {"status": "partial" if partial else "executed"}
         except NotebookFailed as error:
-            record["error"] = error.reason
+            record = {"status": "failed", "error": error.reason}
             bar.say(f"{name} failed" + (f": {error.reason}" if partial else ""))
-            raise
-        except KeyboardInterrupt:
-            record["status"] = "stopped"
             raise
         finally:
             stages, files = _noted(events, offset, name)
@@ -240,15 +233,11 @@ class _Run:
     def _finish(self, source: Path, target: Path, whole: bool, stages: list[dict], files: list[str]) -> None:
         """Take machine paths out of papermill's notes; leave the fingerprint of a notebook that came to its end."""
         nb = nbformat.read(target, as_version=4)
-        notes = nb.metadata.setdefault("papermill", {})
-        for key in ("output_path", "environment_variables"):
-            notes.pop(key, None)
-        notes["input_path"] = f"notebooks/{source.name}"
+        notes = nb.metadata.get("papermill", {})
+        nb.metadata["papermill"] = {"parameters": notes.get("parameters", {}), "duration": notes.get("duration")}
         used = sorted({(stage["stage"], stage["name"]) for stage in stages})
         own = {"versions": library_versions(), "used": [list(pair) for pair in used], "files": files}
-        if whole:
-            own["fingerprint"] = self._fingerprint(source, own)
-        nb.metadata["emonb"] = own
+        nb.metadata["emonb"] = own | ({"fingerprint": self._fingerprint(source, own)} if whole else {})
         atomic_write(target, nbformat.writes(nb))
 
     def _is_current(self, source: Path) -> bool:
@@ -261,7 +250,7 @@ class _Run:
     def _fingerprint(self, source: Path, own: Mapping[str, Any]) -> str:
         """One digest of all that an executed notebook depends on, and of what it wrote."""
         cells = [(c["cell_type"], "".join(c["source"])) for c in read_json(source)["cells"]]
-        results = {}
+        root, results, files = self.settings.images_path, {}, [self.out / path for path in own["files"]]
         for stage, name in own["used"]:
             with suppress(EmonbError):
                 results[f"{stage}/{name}"] = self.store.find(stage, name).key
@@ -269,41 +258,34 @@ class _Run:
             "cells": cells,
             "code": reached_by("\n".join(text for kind, text in cells if kind == "code")),
             "settings": self.settings.model_dump(mode="json", exclude={"out", "images"}),
-            "pictures": self._listings(),
+            "pictures": [listing_digest(root / name) for name in self.settings.datasets] if root else [],
             "results": results,
             "stages": {stage: stage_code(stage) for stage, _ in own["used"] if stage in STAGES},
-            "files": {path: _sha256(self.out / path) for path in own["files"]},
+            "files": [hashlib.sha256(f.read_bytes()).hexdigest() if f.is_file() else "" for f in files],
         }
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _listings(self) -> dict[str, str]:
-        """Names, sizes and times of the files of the datasets on disk, as digests."""
-        root = self.settings.images_path
-        return {name: listing_digest(root / name) for name in self.settings.datasets} if root else {}
 
     def _expected(self, name: str) -> float:
         """Seconds that a notebook should take: as measured, results that were there included."""
         record = self.records[name]
         if "seconds" in record:
-            return record["seconds"] + sum(s["seconds"] for s in record.get("stages", []) if s["hit"])
+            return record["seconds"] + seconds_of([s for s in record.get("stages", []) if s["hit"]])
         return NOTEBOOKS.get(name, 10.0) * (0.15 if self.settings.profile == "smoke" else 1.0)
 
     def _totals(self) -> dict[str, float]:
         """Seconds from nothing = the notebooks without the results made in them + each result once."""
-        built, own, peaks = {}, 0.0, [0.0]
-        for record in self.records.values():
-            stages = record.get("stages", [])
-            built |= {(s["stage"], s["name"], s["key"]): s for s in stages}
-            own += record.get("seconds", 0.0) - seconds_of([s for s in stages if not s["hit"]])
-            peaks += [record.get("peak_memory_mb", 0.0), *(s["peak_memory_mb"] for s in stages)]
+        stages = [stage for record in self.records.values() for stage in record.get("stages", [])]
+        once = {(s["stage"], s["name"], s["key"]): s for s in stages}
+        own = sum(record.get("seconds", 0.0) for record in self.records.values())
+        own -= sum(seconds_of([s for s in r.get("stages", []) if not s["hit"]]) for r in self.records.values())
+        peaks = [x.get("peak_memory_mb", 0.0) for x in (*self.records.values(), *stages)]
         return {
             "seconds_wall_this_run": round(time.monotonic() - self.start, 1),
-            "seconds_compute": round(own + seconds_of(list(built.values())), 1),
-            "peak_memory_mb": max(peaks),
+            "seconds_compute": round(own + seconds_of(list(once.values())), 1),
+            "peak_memory_mb": max(peaks, default=0.0),
         }
 
     def _write(self) -> None:
-        settings = {**self.settings.model_dump(mode="json"), "out": os.path.relpath(self.out, project_root())}
         content = {
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
@@ -314,7 +296,7 @@ class _Run:
             "profile": self.settings.profile,
             "seeds": self.settings.seeds,
             "totals": self._totals(),
-            "settings": settings,
+            "settings": {**self.settings.model_dump(mode="json"), "out": os.path.relpath(self.out, project_root())},
             "notebooks": self.records,
         }
         write_json(self.out / "run.json", content)
@@ -322,17 +304,13 @@ class _Run:
 
 def _noted(events: Path, offset: int, notebook: str) -> tuple[list[dict[str, Any]], list[str]]:
     """What a notebook used of the store (each result once; `hit`: it was there before), and its files."""
-    stages: dict[tuple[str, str, str], dict[str, Any]] = {}
-    files: dict[str, None] = {}
     lines = events.read_bytes()[offset:].splitlines() if events.is_file() else []
-    for event in map(json.loads, lines):
-        if event.pop("notebook") != notebook:
-            continue
-        if "file" in event:
-            files[event["file"]] = None
-        else:
+    noted = [event for event in map(json.loads, lines) if event.pop("notebook") == notebook]
+    stages: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for event in noted:
+        if "stage" in event:
             stages.setdefault((event["stage"], event["name"], event["key"]), event)
-    return list(stages.values()), sorted(files)
+    return list(stages.values()), sorted({event["file"] for event in noted if "file" in event})
 
 
 def seconds_of(stages: Sequence[Mapping[str, Any]]) -> float:
@@ -349,17 +327,9 @@ def _other_versions(sources: Sequence[Path]) -> dict[str, list[str]]:
     """Libraries whose version is not the one of the committed notebooks: [here, there]."""
     there: dict[str, str] = {}
     for source in sources:
-        with suppress(EmonbError, KeyError, TypeError):
-            there |= read_json(source)["metadata"]["emonb"]["versions"]
+        there |= read_json(source)["metadata"].get("emonb", {}).get("versions", {})
     here = library_versions()
     return {name: [here.get(name, "none"), v] for name, v in there.items() if here.get(name) != v}
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- one notebook --------------------------------------------------------------------------------------------------
@@ -384,48 +354,27 @@ class _Engine(NBClientEngine):
             start(cell, cell_index, **more)
 
         nb_man.cell_start = told
-        return super().execute_managed_notebook(
-            nb_man, kernel_name, kernel_manager_class=_OwnKernel, extra_arguments=_QUIET, **kwargs
-        )
+        quiet = ["--IPKernelApp.log_level=50"]  # kernels warn of TCP and of their own shutdown on our console
+        options = {"kernel_manager_class": _OwnKernel, "extra_arguments": quiet}
+        return super().execute_managed_notebook(nb_man, kernel_name, **options, **kwargs)
 
 
 papermill_engines.register("emonb", _Engine)
-
-
-def _check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
-    """Raise `EmonbError` for a parameter that the notebook does not declare (papermill only warns)."""
-    known = papermill.inspect_notebook(str(notebook))
-    for name in parameters:
-        if name not in known:
-            raise EmonbError(
-                f"{notebook}: no parameter {name!r} in its cell tagged 'parameters' "
-                f"(it has: {', '.join(known) or 'none'}); add it there"
-            )
 
 
 def _papermill(source: Path, target: Path, parameters: Mapping[str, Any], bar: Bar) -> None:
     """Execute a notebook into `target`, from the current folder; raises `NotebookFailed`, the marked copy is kept."""
     target.parent.mkdir(parents=True, exist_ok=True)
     options = {"engine_name": "emonb", "kernel_name": "python3", "progress_bar": False, "start_timeout": 120}
+    paths = os.path.relpath(source), os.path.relpath(target)
     try:
-        papermill.execute_notebook(
-            os.path.relpath(source), os.path.relpath(target), dict(parameters), cwd=".", bar=bar, **options
-        )
+        papermill.execute_notebook(*paths, dict(parameters), cwd=".", bar=bar, **options)
     except papermill.PapermillExecutionError as error:
         what = error.evalue.strip() if error.ename == "EmonbError" else f"{error.ename}: {error.evalue}".strip()
-        raise _failure(source, target, f"In [{error.exec_count}]", what) from None
+        raise NotebookFailed(source, target, f"In [{error.exec_count}]", what) from None
     except DeadKernelError:
         what = "the kernel died; most often because memory ran out: close programs or choose a smaller PROFILE"
-        raise _failure(source, target, "the cell that was running", what) from None
-
-
-def _failure(source: Path, target: Path, cell: str, what: str) -> NotebookFailed:
-    message = (
-        f"notebook {source.stem} failed in {cell}\n  {what[:2000]}\n"
-        f"  executed copy, marked where it stopped: {_short(target)}\n"
-        "  the next run goes on from the finished results"
-    )
-    return NotebookFailed(message, f"{cell}: {' '.join(what.split())[:300]}")
+        raise NotebookFailed(source, target, "the cell that was running", what) from None
 
 
 def _short(path: Path) -> str:
@@ -433,51 +382,17 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, which a kernel inherits, and put the old ones back."""
-    old = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM is treated as Ctrl-C: a report of what is there remains."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    main = threading.current_thread() is threading.main_thread()
-    old = signal.signal(signal.SIGTERM, stop) if main else None
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, old)
-
-
 class Bar:
-    """One bar for all notebooks: percentage, time gone and left, notebook, cell, inner loop.
-
-    In a terminal it is a tqdm bar; elsewhere (a CI log) a plain line every ten seconds. Its thread
-    also samples the memory of this process and its kernels.
+    """One bar for all notebooks: time gone and left, notebook, cell, inner loop; and the memory of this process and
+    its kernels. In a terminal it is a tqdm bar; elsewhere (a CI log) a plain line every ten seconds.
     """
 
     def __init__(self, expected: Mapping[str, float], progress_file: Path) -> None:
         """`expected`: seconds each notebook to come took earlier, or should take."""
-        self.expected, self.progress_file = dict(expected), progress_file
+        self.left, self.progress_file, self.name, self.cell, self.peak = dict(expected), progress_file, "", "", 0.0
         self.start = self.since = time.monotonic()
-        self.name, self.cell, self.peak = "", "", 0.0
-        self.finished = self.gone = 0.0  # expected and real seconds of the notebooks that were executed
-        self.skipped, self.screen = 0.0, None
-        if sys.stderr.isatty():
-            shape = "{percentage:3.0f}%|{bar:20}|{desc}"
-            self.screen = tqdm(total=1.0, bar_format=shape, dynamic_ncols=True, leave=False)
+        shape = {"bar_format": "{percentage:3.0f}%|{bar:20}|{desc}", "dynamic_ncols": True, "leave": False}
+        self.screen = tqdm(total=sum(expected.values()) or 1.0, disable=not sys.stderr.isatty(), **shape)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -488,40 +403,28 @@ class Bar:
 
     def done(self, name: str) -> float:
         """A notebook ended, or was up to date; returns its peak memory in MB."""
-        seconds = self.expected.get(name, 0.0)
-        if name == self.name:
-            self.finished, self.gone, self.name = (
-                self.finished + seconds,
-                self.gone + time.monotonic() - self.since,
-                "",
-            )
-        else:
-            self.skipped += seconds
+        self.left.pop(name, None)
+        self.name = ""
         return round(self.peak, 1)
 
     def say(self, line: str) -> None:
         """A line that stays."""
         tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
 
     def close(self) -> None:
         """Stop the thread and remove the bar."""
         self._stop.set()
         self._thread.join()
-        if self.screen is not None:
-            self.screen.close()
+        self.screen.close()
         self.progress_file.unlink(missing_ok=True)
 
     def state(self) -> tuple[float, str]:
-        """Fraction done, and the text beside the bar; the pace is that of the notebooks that were executed."""
-        share, total = self.expected.get(self.name, 0.0), sum(self.expected.values()) - self.skipped
-        pace = (self.gone + 30) / (self.finished + 30)
-        done = self.finished + min((time.monotonic() - self.since) / pace, 0.95 * share)
-        where = f"{self.name} {self.cell}" if self.name else "between notebooks"
-        inner = read_progress(self.progress_file)
-        gone, left = (_clock(x) for x in (time.monotonic() - self.start, max(0.0, total - done) * pace))
-        text = f"{gone} gone, about {left} left, {where}" + (f", {inner}" if inner else "")
-        return min(done / (total or 1.0), 1.0), text
+        """Seconds of expected work that are done, and the text beside the bar."""
+        now, share = time.monotonic(), self.left.get(self.name, 0.0)
+        left = sum(self.left.values()) - min(now - self.since, 0.95 * share)
+        gone, to_come = (f"{x / 60:.0f} min" if x > 90 else f"{x:.0f} s" for x in (now - self.start, left))
+        parts = f"{self.name} {self.cell}".strip() or "between notebooks", read_progress(self.progress_file)
+        return self.screen.total - left, f" {gone} gone, about {to_come} left, {', '.join(filter(None, parts))}"
 
     def _watch(self) -> None:
         process, last = psutil.Process(), time.monotonic()
@@ -529,16 +432,8 @@ class Bar:
             with suppress(psutil.Error):  # a child ended while we looked
                 family = (process, *process.children(recursive=True))
                 self.peak = max(self.peak, sum(member.memory_info().rss for member in family) / 2**20)
-            fraction, text = self.state()
-            if self.screen is not None:
-                self.screen.n = fraction
-                self.screen.set_description_str(f" {text}")
-            elif time.monotonic() - last >= 10:
+            self.screen.n, text = self.state()
+            self.screen.set_description_str(text)
+            if self.screen.disable and time.monotonic() - last >= 10:
                 last = time.monotonic()
-                print(f"{fraction:4.0%} {text}", file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+                print(f"{self.screen.n / self.screen.total:4.0%}{text}", file=sys.stderr, flush=True)

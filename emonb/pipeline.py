@@ -25,7 +25,7 @@ from emonb.distill import Cached, train_head
 from emonb.errors import EmonbError
 from emonb.files import read_json, resource, write_json
 from emonb.gate import Opinions, gate_inputs, train_gate
-from emonb.machine import agree, get_device, is_main, process_count, process_index, wait_for_all
+from emonb.machine import get_device, is_main, process_count, process_index, wait_for_all
 from emonb.model import EmoVLMKD, load_gate, load_head, save_module
 from emonb.predictions import make_predictions, probabilities, read_predictions, write_predictions
 from emonb.progress import progress
@@ -280,8 +280,8 @@ def _make_shards(
     """
     todo = [(s, range(i, min(i + SHARD, n))) for s, n in sizes.items() for i in range(0, n, SHARD)]
     files = [parts / f"{split}-{rows.start // SHARD:05d}.safetensors" for split, rows in todo]
-    missing = agree([i for i, file in enumerate(files) if not file.is_file()])  # one view for all
-    for i in progress(missing[process_index() :: process_count()], what, unit="shard"):
+    mine = range(process_index(), len(files), process_count())
+    for i in progress([i for i in mine if not files[i].is_file()], what, unit="shard"):
         partial_file = files[i].with_name(f".{files[i].name}.partial")
         make(*todo[i], partial_file)
         os.replace(partial_file, files[i])

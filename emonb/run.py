@@ -16,8 +16,9 @@ from emonb import pipeline
 from emonb.data import read_samples, sample_labels
 from emonb.errors import EmonbError
 from emonb.files import atomic_write, make_folder
-from emonb.machine import get_device, keep_freed_memory, launched, side_by_side
+from emonb.machine import get_device, keep_freed_memory, process_count, side_by_side
 from emonb.predictions import LoadedPredictions, load_all, read_predictions, write_predictions
+from emonb.progress import progress
 from emonb.reach import reached
 from emonb.settings import Settings, load_settings
 from emonb.store import STAGES, Artifact, Stage, Store
@@ -60,10 +61,11 @@ class Run:
             Dataset -> result; of the stage `teacher`, (dataset, network) -> result.
         """
         stage, jobs = STAGES[name], self.jobs(name)
-        if stage.side_by_side and self.settings.side_by_side and not launched() and get_device().type == "cpu":
+        alone = process_count() == 1 and get_device().type == "cpu"
+        if stage.side_by_side and self.settings.side_by_side and alone:
             missing = [job for job in jobs if not self.store.has(*self._order(stage, job))]
             calls = [(self.settings, self.store.force, self.store.keep, name, job) for job in missing]
-            for artifact in side_by_side(_make_elsewhere, calls, name) if missing else ():
+            for artifact in progress(side_by_side(_make_elsewhere, calls, name), name, total=len(calls)):
                 self.store.was_made(artifact)
         return {job if len(job) > 1 else job[0]: self.make_one(name, *job) for job in jobs}
 

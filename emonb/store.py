@@ -24,7 +24,7 @@ from typing import Any
 
 from emonb.errors import EmonbError
 from emonb.files import locked, make_folder, plain, read_json, write_json
-from emonb.machine import agree, git_state, is_main, library_versions, peak_memory, process_count, wait_for_all
+from emonb.machine import git_state, is_main, library_versions, peak_memory, process_count, wait_for_all
 
 _PROVENANCE = "provenance.json"
 
@@ -131,7 +131,8 @@ class Store:
             forced = self._is_forced(artifact)
             if is_main() and not forced and not _is_complete(artifact.path) and stage in self.keep:
                 self._keep(artifact, made_of)
-            hit = agree(not forced and _is_complete(artifact.path))
+            wait_for_all()
+            hit = not forced and _is_complete(artifact.path)
             if not hit:
                 self.was_made(artifact)
                 _build(artifact, recipe.build, made_of, forced)

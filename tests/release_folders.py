@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
-from pipeline import paint
+from PIL import Image
 
-from emonb.emotions import TAXONOMIES
+from emonb.data import TAXONOMIES
+from emonb.pipeline_samples import samples
+from emonb.releases.imports import import_release
+from emonb.settings import load_settings
+from emonb.store import Store
 
 MIKELS = TAXONOMIES["mikels8"].labels
 EKMAN = TAXONOMIES["ekman6"].labels
@@ -18,10 +25,55 @@ GREY = (120, 120, 120)
 FORMS = ("emoset", "emotion6", "fi", "flickr", "instagram", "oasis", "bass", "folder")
 
 
-def make_release(form: str, root: Path, **options) -> Path:
+def stage(root: Path, name: str, out: Path | None = None):
+    """The result of the stage `samples` for the dataset `root/name`."""
+    settings = load_settings("smoke", datasets=name, images=str(root), out=str(out or root / "out"))
+    recipe = samples(SimpleNamespace(settings=settings), name)
+    return Store(settings.out_path / "artifacts").get("samples", name, recipe, {})
+
+
+def bring(form: str, source: Path, out: Path, **options):
+    """Import; returns the sample table, the report and the lines said."""
+    lines = []
+    folder = import_release(form, source, out, say=lines.append, **options)
+    report = json.loads((folder / "integrity.json").read_text())
+    return pd.read_parquet(folder / "samples.parquet"), report, lines
+
+
+def state(root: Path) -> list[tuple]:
+    """Names, sizes and times of a folder and everything below it."""
+    return sorted((str(p), (s := p.lstat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for p in (root, *root.rglob("*")))
+
+
+def paint(path: Path, color: tuple[int, int, int], seed: int, size: tuple[int, int] = SMALL) -> None:
+    """A picture of one colour with some noise."""
+    noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((np.array(color) + noise).clip(0, 255).astype("uint8")).save(path)
+
+
+def encoded(image: Image.Image, form: str = "JPEG", **options) -> bytes:
+    """A picture as the bytes of a file."""
+    data = io.BytesIO()
+    image.save(data, form, **options)
+    return data.getvalue()
+
+
+def make_release(form: str, root: Path) -> Path:
     """A release of a format below `root`."""
-    makers = {"emoset": emoset, "emotion6": emotion6, "fi": fi, "oasis": oasis, "bass": bass, "folder": fi_tree}
-    return makers.get(form, sentiment)(root, **options)
+    makers = {"emoset": emoset, "emotion6": emotion6, "fi": fi, "oasis": oasis, "bass": bass}
+    if form == "folder":
+        return make_tree(root, {"": 10}, MIKELS)
+    return makers.get(form, make_tree)(root)
+
+
+def make_tree(root: Path, sizes: dict[str, int] | None = None, labels: tuple[str, ...] = (*PAIR,)) -> Path:
+    """`<split>/<emotion>/<n>.jpg`, of Flickr's and Instagram's emotions if no others; {"": n}: without splits."""
+    for s, (split, n) in enumerate((sizes or {"train": 3, "val": 2, "test": 2}).items()):
+        for e, emotion in enumerate(labels):
+            for i in range(n):
+                paint(root / split / emotion / f"{i}.jpg", (20 * e, 90, 200), seed=1000 * s + 100 * e + i)
+    return root
 
 
 def emoset(root: Path, with_id: bool = False, sizes: dict[str, int] | None = None) -> Path:
@@ -32,7 +84,7 @@ def emoset(root: Path, with_id: bool = False, sizes: dict[str, int] | None = Non
             for i in range(n):
                 stem = f"{emotion}_{split}_{i:05d}"
                 image, annotation = f"image/{emotion}/{stem}.jpg", f"annotation/{emotion}/{stem}.json"
-                paint(root / image, (20 * e, 90, 200 - 20 * e), seed=100 * e + i + 1000 * len(split), size=SMALL)
+                paint(root / image, (20 * e, 90, 200 - 20 * e), seed=100 * e + i + 1000 * len(split))
                 (root / annotation).parent.mkdir(parents=True, exist_ok=True)
                 found = {"image_id": stem, "emotion": emotion, "brightness": 0.5, "colorfulness": 0.4}
                 found |= {"scene": "dark_street", "object": ["Street light", "Dog"]} if i == 0 else {}
@@ -47,71 +99,46 @@ def emoset(root: Path, with_id: bool = False, sizes: dict[str, int] | None = Non
 
 def emotion6(root: Path, header: bool = True, n: int = 10) -> Path:
     """Pictures by searched word, probabilities by raters; the last two are a tie and a neutral one."""
-    lines = []
-    for e, emotion in enumerate(EKMAN):
-        for i in range(n):
-            shares = [0.05] * 7
-            shares[e] = 0.7
-            lines.append((f"{emotion}/{i + 1}.jpg", shares))
-    lines.append(("fear/tie.jpg", [0.4, 0, 0.4, 0, 0.2, 0, 0]))
-    lines.append(("joy/neutral.jpg", [0, 0, 0.1, 0, 0.3, 0, 0.6]))
+    lines = [(f"{e}/{i + 1}.jpg", [0.7 if e == x else 0.05 for x in (*EKMAN, "")]) for e in EKMAN for i in range(n)]
+    lines += [("fear/tie.jpg", [0.4, 0, 0.4, 0, 0.2, 0, 0]), ("joy/neutral.jpg", [0, 0, 0.1, 0, 0.3, 0, 0.6])]
     for k, (name, _) in enumerate(lines):
-        paint(root / "images" / name, (20 * (k % 10), 90, 3 * k), seed=k, size=SMALL)
-    text = [
-        "\t".join([name, "4.5", "5.1", *map(str, shares)]) for name, shares in lines
-    ]  # the official header is in brackets
+        paint(root / "images" / name, (20 * (k % 10), 90, 3 * k), seed=k)
+    text = ["\t".join([name, "4.5", "5.1", *map(str, shares)]) for name, shares in lines]
     names = ["[image_filename]", "[valence]", "[arousal]", *(f"[prob. {e}]" for e in (*EKMAN, "neutral"))]
     (root / "ground_truth.txt").write_text("\n".join(["\t".join(names), *text] if header else text) + "\n")
     return root
 
 
-def fi_tree(root: Path, n: int = 10) -> Path:
-    """`<emotion>/*.jpg`."""
-    for e, emotion in enumerate(MIKELS):
-        for i in range(n):
-            paint(root / emotion / f"{i}.jpg", (20 * e, 90, 200), seed=100 * e + i, size=SMALL)
-    return root
-
-
-def fi(root: Path, n: int = 10) -> Path:
+def fi(root: Path) -> Path:
     """`emotion_dataset/<emotion>/*.jpg` with a placeholder of five copies, and one picture under two emotions."""
-    tree = fi_tree(root / "emotion_dataset", n)
-    for i in range(5):
-        paint(tree / "awe" / f"removed{i}.jpg", GREY, seed=9, size=SMALL)
-    for emotion in ("fear", "sadness"):
-        paint(tree / emotion / "both.jpg", (1, 2, 3), seed=8, size=SMALL)
+    emotions = make_tree(root / "emotion_dataset", {"": 10}, MIKELS)
+    for name, seed in (*((f"awe/removed{i}", 9) for i in range(5)), ("fear/both", 8), ("sadness/both", 8)):
+        paint(emotions / f"{name}.jpg", GREY, seed)
     return root
 
 
-def sentiment(root: Path, sizes: dict[str, int] | None = None) -> Path:
-    """Flickr and Instagram: with split folders, or without where `sizes` is {"": n}."""
-    for s, (split, n) in enumerate((sizes or {"train": 3, "val": 2, "test": 2}).items()):
-        for e, (emotion, color) in enumerate(PAIR.items()):
-            for i in range(n):
-                paint(root / split / emotion / f"{i}.jpg", color, seed=1000 * s + 100 * e + i, size=SMALL)
-    return root
-
-
-def oasis(root: Path, n: int = 30) -> Path:
+def oasis(root: Path) -> Path:
     """`OASIS.csv` and `images/<Theme>.jpg`; every fifth theme ends with a space."""
-    rows = []
-    for i in range(2 * n):
-        theme = f"Theme {chr(97 + i // 2 % 26)}{'x' * (i // 52)} {i % 2 + 1}" + " " * (i % 5 == 0)
-        paint(root / "images" / f"{theme.strip()}.jpg", PAIR["positive" if i // 2 % 2 else "negative"], i, SMALL)
-        rows.append({"Theme": theme, "Category": "Object", "Valence_mean": 6.1 if i // 2 % 2 else 1.9})
-    paint(root / "images" / "Wall 1.jpg", GREY, 1, SMALL)
-    rows.append({"Theme": "Wall 1", "Category": "Object", "Valence_mean": 4.0})
-    pd.DataFrame(rows).assign(Arousal_mean=3.0).to_csv(root / "OASIS.csv")
+    rows = [{"Theme": "Wall 1", "Valence_mean": 4.0}]
+    for i in range(60):
+        theme = f"Theme {_letters(i)} {i % 2 + 1}" + " " * (i % 5 == 0)
+        rows.append({"Theme": theme, "Valence_mean": 6.1 if i // 2 % 2 else 1.9})
+    for i, row in enumerate(rows):
+        paint(root / "images" / f"{row['Theme'].strip()}.jpg", GREY, i)
+    pd.DataFrame(rows).assign(Category="Object", Arousal_mean=3.0).to_csv(root / "OASIS.csv")
     return root
 
 
-def bass(root: Path, n: int = 60) -> Path:
+def bass(root: Path) -> Path:
     """`BASS_data.csv` and `images/*.png`."""
-    rows = []
-    for i in range(n):
-        name = f"{'abcdefghijklmnopqrstuvwxyz'[i // 2 % 26]}{'x' * (i // 52)}{'' if i % 2 == 0 else 2}.png"
-        paint(root / "images" / name, PAIR["positive" if i // 2 % 2 else "negative"], seed=i, size=SMALL)
+    rows = [{"file_name": "middle.png", "val_mean_us": 5.0, "keywords": ""}]
+    for i in range(60):
+        name = f"{_letters(i)}{'' if i % 2 == 0 else 2}.png"
         rows.append({"file_name": name, "val_mean_us": 7.0 if i // 2 % 2 else 2.0, "keywords": "a, b"})
-    rows.append({"file_name": "middle.png", "val_mean_us": 5.0, "keywords": ""})
+        paint(root / "images" / name, GREY, seed=i)
     pd.DataFrame(rows).to_csv(root / "BASS_data.csv", index=False)
     return root
+
+
+def _letters(i: int) -> str:
+    return f"{chr(97 + i // 2 % 26)}{'x' * (i // 52)}"

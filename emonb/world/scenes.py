@@ -9,31 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources, util
+from importlib import util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from emonb.emotions import TAXONOMIES
+from emonb.data import TAXONOMIES, brightness_colorfulness
 from emonb.errors import EmonbError
-from emonb.textures import draw_texture, hsv, lit
-
-__all__ = [
-    "SIDE",
-    "Background",
-    "Camera",
-    "Scene",
-    "draw_scene",
-    "glyph_names",
-    "lexicon",
-    "listing",
-    "measured_words",
-    "mood_background",
-    "with_article",
-]
+from emonb.files import resource
+from emonb.world.textures import Textures, hsv, lit
 
 SIDE = 96  # pixels; 16 merged visual tokens of the stand-in
 
@@ -72,30 +57,22 @@ class Scene:
     @property
     def phrase(self) -> str:
         """The background in a few words, e.g. `dark blue with rain`."""
-        return f"{self.brightness} {self.hue}" + ("" if self.texture == "plain" else f" with {self.texture}")
+        return f"{self.brightness} {self.hue}{self._texture}"
 
     @property
     def caption(self) -> str:
         """One sentence about all that is visible, without any emotion."""
-        with_texture = "" if self.texture == "plain" else f" with {self.texture}"
-        return f"{listing(self.objects)} on a {self.brightness} {self.hue} background{with_texture}"
+        return f"{listing(self.objects)} on a {self.brightness} {self.hue} background{self._texture}"
 
-
-@lru_cache(1)
-def lexicon() -> dict[str, Any]:
-    """The parsed `lexicon.yaml`: glyphs, hues, textures, lights, moods, labels, datasets."""
-    return yaml.safe_load(resources.files("emonb").joinpath("resources", "lexicon.yaml").read_text("utf-8"))
-
-
-@lru_cache(1)
-def _prompts() -> dict[str, Any]:
-    return yaml.safe_load(resources.files("emonb").joinpath("resources", "prompts.yaml").read_text("utf-8"))
+    @property
+    def _texture(self) -> str:
+        return "" if self.texture == "plain" else f" with {self.texture}"
 
 
 def glyph_names(taxonomy: str | None = None, label: str | None = None) -> list[str]:
     """Names of all glyphs; of those associated with `label` of `taxonomy`; label "" = the neutral ones."""
     column = 1 + list(TAXONOMIES).index(taxonomy) if taxonomy else 0
-    glyphs = lexicon()["glyphs"]
+    glyphs = resource("lexicon.yaml", "glyphs")
     return [n for n, row in glyphs.items() if label is None or (row[column] if len(row) > 1 else "") == label]
 
 
@@ -113,17 +90,15 @@ def listing(objects: Sequence[str]) -> str:
 
 
 def measured_words(picture: np.ndarray) -> tuple[str, str]:
-    """Brightness and colourfulness words of a (H, W, 3) uint8 picture, by the limits in `prompts.yaml`."""
-    r, g, b = (picture[..., i].astype(np.float32) for i in range(3))
-    rg, yb = r - g, 0.5 * (r + g) - b
-    spread = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())  # Hasler, Suesstrunk 2003
-    colour = next(word for limit, word in _prompts()["colorfulness"] if spread / 109 < limit)
+    """Brightness and colourfulness words of a [H, W, 3] uint8 picture, by the limits in `prompts.yaml`."""
+    measured = brightness_colorfulness(Image.fromarray(picture))[1]
+    colour = next(word for limit, word in resource("prompts.yaml", "colorfulness") if measured < limit)
     return _brightness_word(picture), colour
 
 
 def _brightness_word(picture: np.ndarray) -> str:
     value = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2]).mean() / 255
-    return next(word for limit, word in _prompts()["brightness"] if value < limit)
+    return next(word for limit, word in resource("prompts.yaml", "brightness") if value < limit)
 
 
 @lru_cache(1)
@@ -140,7 +115,7 @@ def _font_path() -> str:
 def _glyph_mask(name: str) -> Image.Image:
     """A glyph (0-255) in a 128 px square, its larger side filling it."""
     font = ImageFont.truetype(_font_path(), 160)
-    character = chr(lexicon()["glyphs"][name][0])
+    character = chr(resource("lexicon.yaml", "glyphs")[name][0])
     left, top, right, bottom = font.getbbox(character)
     side = max(right - left, bottom - top)
     mask = Image.new("L", (side, side))
@@ -184,12 +159,13 @@ def _places(rng: np.random.Generator, sides: Sequence[int]) -> list[tuple[int, i
 
 
 def draw_background(rng: np.random.Generator, background: Background, camera: Camera) -> np.ndarray:
-    """The mood alone: (96, 96, 3) float32 in 0-255, its mean HSV value close to `background.value`."""
-    hue, saturation = lexicon()["hues"][background.hue]
+    """The mood alone: [96, 96, 3] float32 in 0-255, its mean HSV value close to `background.value`."""
+    hue, saturation = resource("lexicon.yaml", "hues")[background.hue]
     hue = (hue + rng.uniform(-0.02, 0.02)) % 1
     saturation = float(np.clip(saturation * rng.uniform(0.8, 1.2) * camera.saturation, 0, 1))
     canvas = Image.fromarray(lit(hsv(hue, saturation, 0.6), background.light, rng).astype(np.uint8))
-    picture = draw_texture(rng, canvas, background.texture, hue, saturation)
+    getattr(Textures(rng, canvas, hue, saturation), background.texture)()
+    picture = np.asarray(canvas, np.float32)
     value = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2]).mean()
     picture = picture * (255 * background.value / max(value, 1.0))
     mean = picture.mean((0, 1))
@@ -198,10 +174,7 @@ def draw_background(rng: np.random.Generator, background: Background, camera: Ca
 
 
 def draw_scene(
-    rng: np.random.Generator,
-    objects: Sequence[str],
-    background: Background,
-    camera: Camera = Camera(),
+    rng: np.random.Generator, objects: Sequence[str], background: Background, camera: Camera = Camera()
 ) -> tuple[np.ndarray, Scene]:
     """Draw one picture.
 
@@ -212,7 +185,7 @@ def draw_scene(
         camera: grain, saturation, contrast, vignette.
 
     Returns:
-        (96, 96, 3) uint8 picture and its description.
+        [96, 96, 3] uint8 picture and its description.
     """
     behind = draw_background(rng, background, camera)
     sides = [int(s) for s in rng.choice((34, 36, 38, 40, 42), len(objects))]
@@ -228,25 +201,15 @@ def draw_scene(
         pixels = pixels * (1 - camera.vignette * (axis[:, None, None] + axis[None, :, None]) / 2)
     if camera.grain:
         pixels = pixels + camera.grain * rng.standard_normal((SIDE, SIDE, 1), dtype=np.float32)
-    scene = Scene(
-        tuple(objects[i] for i in order),
-        tuple(boxes[i] for i in order),
-        background.hue,
-        _brightness_word(behind),
-        background.texture,
-        background.light,
-    )
-    return np.clip(pixels, 0, 255).astype(np.uint8), scene
+    objects, boxes = zip(*((objects[i], boxes[i]) for i in order), strict=True)
+    seen = background.hue, _brightness_word(behind), background.texture, background.light
+    return np.clip(pixels, 0, 255).astype(np.uint8), Scene(objects, boxes, *seen)
 
 
 def mood_background(rng: np.random.Generator, mood: str) -> Background:
     """A background drawn from one mood of the lexicon."""
-    row = lexicon()["moods"][mood]
-    low, high = row["value"]
-    hues = row["hues"] if rng.random() < lexicon()["typical_hue"] else list(lexicon()["hues"])
-    return Background(
-        str(rng.choice(hues)),
-        float(rng.uniform(low, high)),
-        str(rng.choice(row["textures"])),
-        str(rng.choice(row["lights"])),
-    )
+    row = resource("lexicon.yaml", "moods")[mood]
+    typical = rng.random() < resource("lexicon.yaml", "typical_hue")
+    hue = rng.choice(row["hues"] if typical else list(resource("lexicon.yaml", "hues")))
+    value, texture, light = rng.uniform(*row["value"]), rng.choice(row["textures"]), rng.choice(row["lights"])
+    return Background(str(hue), float(value), str(texture), str(light))

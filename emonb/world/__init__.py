@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from emonb.emotions import TAXONOMIES
+from emonb.data import TAXONOMIES
 from emonb.errors import EmonbError
-from emonb.scenes import Background, Camera, draw_scene, glyph_names, lexicon, mood_background
+from emonb.files import resource
 from emonb.settings import SPLITS
+from emonb.world.scenes import Background, Camera, draw_scene, glyph_names, mood_background
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["DRAWN", "draw_dataset", "draw_scene"]
 
 DRAWN = ("mini-fi", "mini-emoset", "mini-emotion6", "mini-flickr", "mini-instagram")
 
@@ -42,7 +41,7 @@ def _compose(
     rng: np.random.Generator, label: str, evidence: str, domain: Mapping[str, Any], pools: Mapping[str, list[str]]
 ) -> tuple[list[str], Background]:
     """Choose objects and background so that the emotion shows only where `evidence` says."""
-    moods = lexicon()["labels"][domain["taxonomy"]]
+    moods = resource("lexicon.yaml", "labels")[domain["taxonomy"]]
     count, telling = int(rng.integers(2, 4)), int(rng.integers(1, 3))
     objects = [] if evidence == "mood" else list(rng.choice(pools[label], telling, replace=False))
     objects += list(rng.choice(pools[""], count - len(objects), replace=False))
@@ -89,7 +88,7 @@ def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int], seed: int = 
 
     if name not in DRAWN:
         raise EmonbError(f"dataset {name!r} is not drawn; use one of: {', '.join(DRAWN)}")
-    domain = lexicon()["datasets"][name]
+    domain = resource("lexicon.yaml", "datasets")[name]
     labels, pools = TAXONOMIES[domain["taxonomy"]].labels, _vocabulary_of(name, domain)
     camera = Camera(domain["grain"], domain["saturation"], domain["contrast"], domain["vignette"])
     rows = []

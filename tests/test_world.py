@@ -1,0 +1,106 @@
+"""The drawn world: the same pictures as ever, balanced, and described truthfully."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emonb.data import TAXONOMIES, taxonomy_for_dataset
+from emonb.errors import EmonbError
+from emonb.files import resource
+from emonb.world import DRAWN, draw_dataset
+from emonb.world.scenes import (
+    SIDE,
+    Background,
+    Camera,
+    draw_scene,
+    glyph_names,
+    listing,
+    measured_words,
+    mood_background,
+)
+from emonb.world.textures import Textures
+
+SMOKE = {"mikels8": (96, 32, 64), "ekman6": (72, 24, 48), "sentiment2": (48, 16, 32)}
+PIXELS = {
+    "mini-fi": "a9bfde119963ab8e",
+    "mini-emoset": "152dbda2319898cd",
+    "mini-emotion6": "71d16aba70202b2f",
+    "mini-flickr": "26494a1650500298",
+    "mini-instagram": "ef8d040fab36e1dd",
+}  # sha256 over the pixels of all pictures of these sizes; a change makes every published number another
+
+
+@pytest.fixture(scope="module", params=DRAWN)
+def drawn(request, tmp_path_factory):
+    """Name, table and folder of each drawn dataset."""
+    sizes = dict(zip(("train", "val", "test"), SMOKE[taxonomy_for_dataset(request.param).name], strict=True))
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, draw_dataset(request.param, folder, sizes), folder
+
+
+def test_pictures_are_the_same_as_ever(drawn):
+    name, frame, folder = drawn
+    pixels = [np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
+    assert {p.shape for p in pixels} == {(SIDE, SIDE, 3)}
+    assert hashlib.sha256(b"".join(p.tobytes() for p in pixels)).hexdigest()[:16] == PIXELS[name]
+    assert all((folder / path).is_file() for path in frame["path"])
+    counts = frame.groupby(["split", "label"]).size().unstack(fill_value=0)
+    assert (counts.max(axis=1) - counts.min(axis=1) <= 1).all()
+
+
+def test_descriptions_are_true(drawn):
+    name, frame, _ = drawn
+    taxonomy, domain = taxonomy_for_dataset(name), resource("lexicon.yaml", "datasets")[name]
+    moods, looks = resource("lexicon.yaml", "labels")[taxonomy.name], resource("lexicon.yaml", "moods")
+    told = {label: set(glyph_names(taxonomy.name, label)) for label in taxonomy.labels}
+    for row in frame[~frame["noisy"]].itertuples():
+        assert len(row.objects) in (2, 3)
+        assert row.caption.startswith(listing(row.objects))
+        signs = [label for label in taxonomy.labels if set(row.objects) & told[label]]
+        assert signs == ([] if row.evidence == "mood" else [row.label])
+        texture = row.scene.partition(" with ")[2] or "plain"
+        assert row.evidence == "content" or texture in {t for m in moods[row.label] for t in looks[m]["textures"]}
+        assert not set(row.caption.replace(",", "").split()) & set(taxonomy.labels)
+    assert frame["noisy"].mean() == pytest.approx(domain["noise"], abs=0.03)
+    shares = frame["evidence"].value_counts(normalize=True)
+    assert [shares[k] for k in ("content", "mood", "both")] == pytest.approx(domain["evidence"], abs=0.13)
+
+
+def test_wrong_name_and_too_few_pictures_are_refused(tmp_path):
+    with pytest.raises(EmonbError, match="mini-fi"):
+        draw_dataset("mini-bass", tmp_path, {"train": 8, "val": 8, "test": 8})
+    with pytest.raises(EmonbError, match=r"val has 3 images for 8 classes"):
+        draw_dataset("mini-fi", tmp_path, {"train": 8, "val": 3, "test": 8})
+
+
+def test_lexicon_is_consistent():
+    world = resource("lexicon.yaml")
+    assert all(callable(getattr(Textures, name)) for name in world["textures"])
+    assert tuple(world["datasets"]) == DRAWN
+    assert len({row[0] for row in world["glyphs"].values()}) == len(world["glyphs"]) >= 90
+    for row in world["glyphs"].values():
+        assert len(row) == 1 or [label in t.labels for label, t in zip(row[1:], TAXONOMIES.values(), strict=True)]
+    for mood in world["moods"].values():
+        assert all(set(mood[kind]) <= set(world[kind]) for kind in ("textures", "hues", "lights"))
+
+
+def test_glyphs_look_different_and_none_is_missing_from_the_font():
+    background = Background("grey", 0.7, "plain", "even")
+    draw = [draw_scene(np.random.default_rng(0), [name], background, Camera(grain=0))[0] for name in glyph_names()]
+    assert len({pixels.tobytes() for pixels in draw}) == len(glyph_names())
+
+
+def test_stickers_stay_inside_and_apart_and_background_is_as_bright_as_asked():
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        _, scene = draw_scene(rng, ["skull", "atom", "rook"], mood_background(rng, "awe"))
+        for i, (x, y, side) in enumerate(scene.boxes):
+            assert 0 <= min(x, y) <= max(x, y) <= SIDE - side
+            assert all(max(abs(x - u), abs(y - v)) >= min(side, s) - 2 for u, v, s in scene.boxes[:i])
+    looks = (Background("blue", value, "rain", "even") for value in (0.2, 0.85))
+    assert [draw_scene(rng, ["skull"], look)[1].brightness for look in looks] == ["dark", "bright"]
+    assert measured_words(np.zeros((4, 4, 3), np.uint8)) == ("dark", "grey")
