@@ -440,7 +440,7 @@ def gate_trust(table: pd.DataFrame) -> Figure:
     neither. The marks are where a gate would end that followed exactly whoever is right.
 
     Args:
-        table: output of `tables.gate_trust_table`; one panel per dataset.
+        table: output of `tables.gate_trust`; one panel per dataset.
     """
     fig, panels = _by_dataset(table, 0.75 + 0.17 * table.groupby("dataset").size().max())
     colors = (model_color("vlm_tuned"), PALE, model_color("head"))

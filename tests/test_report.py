@@ -70,7 +70,8 @@ def broken_links(out):
             if re.match(r"data:|https?://|mailto:", target):
                 continue
             file = (page.parent / unquote(target)).resolve() if target else page
-            if not file.is_file() or (fragment and file in read and unquote(fragment) not in read[file].places):
+            within = not fragment or file not in read or {fragment, unquote(fragment)} & read[file].places
+            if not (file.is_file() and within):
                 found.append((page.name, address))
     return found
 

@@ -35,6 +35,9 @@ def write_site(out: Path, notes: str) -> list[str]:
     """
     sources = sorted((out / "notebooks").glob("*.ipynb"))
     site, names, failed = make_folder(out / "site"), [source.stem for source in sources], []
+    for page in site.glob("*.html"):
+        if page.stem not in names:  # of an earlier state
+            page.unlink()
     for source in sources:
         page, head = site / f"{source.stem}.html", _head(names, source.stem, notes)
         mark = f"<!-- of {hashlib.sha256(source.read_bytes()).hexdigest()} -->"
@@ -60,12 +63,8 @@ def _converted(source: Path) -> str:
 def _head(names: Sequence[str], name: str, notes: str) -> str:
     """What stands above a notebook's page."""
     at = names.index(name)
-    links = {"\u2190": names[at - 1 : at] if at else [], "\u2192": names[at + 1 : at + 2]}
-    there = [
-        f'<a href="{quote(other)}.html" {_BLUE}>{sign} {escape(other)}</a>'
-        for sign, found in links.items()
-        for other in found
-    ]
+    beside = [("\u2190", n) for n in names[:at][-1:]] + [("\u2192", n) for n in names[at + 1 : at + 2]]
+    there = [f'<a href="{quote(n)}.html" {_BLUE}>{arrow} {escape(n)}</a>' for arrow, n in beside]
     bar = " \u00b7 ".join([f'<a href="../index.html" {_BLUE}>Report</a>', *there])
     note = f'<p role="note" style="{_BAR}#d9c26a;background:#fff3cd">{escape(notes)}</p>' if notes else ""
     return f'<nav aria-label="Pages" style="{_BAR}#ddd">{bar}</nav>{note}'
@@ -101,6 +100,8 @@ def sign(folder: Path) -> None:
 
 
 # ---- for the repository --------------------------------------------------------------------------------------------
+
+
 def copy_back(out: Path) -> list[Path]:
     """Copy the executed notebooks of a mini run over their sources; returns the paths written.
 
