@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -124,7 +123,7 @@ def import_data(
     ] = False,
 ) -> None:
     """Check a release as downloaded and write its sample table and an integrity report; no picture is copied."""
-    from emonb.releases import import_release
+    from emonb.releases.imports import import_release
 
     import_release(form, source, out, name=name, allow_missing_split=allow_missing_split, say=typer.echo)
 
@@ -143,10 +142,15 @@ def rehearse(
     out: Annotated[Path, typer.Option(help="folder of report.md and report.json")] = Path("build/rehearsal"),
 ) -> None:
     """What a run of this size would take on this machine: operations counted, speed measured; hours, memory, cost."""
+    from emonb.annotate.prices import estimate_table
     from emonb.rehearse import rehearse as project
 
+    def price(settings, picture, images, labels):
+        total = estimate_table(settings, [picture], images, labels, batch=False).iloc[-1]
+        return {case: float(total[f"usd_{case}"]) for case in ("low", "high", "worst")}
+
     options = {"model": model, "dataset_size": dataset_size, "image_side": image_side, "device": device}
-    project(_profile(profile), **options, out=out, say=typer.echo)
+    project(_profile(profile), **options, out=out, price=price, say=typer.echo)
 
 
 @app.command()
@@ -191,12 +195,11 @@ def predict(
 ) -> None:
     """The emotion of any picture, and what each part of the model says.
 
-    Pictures that cannot be read are named on standard error, the others are answered, and the exit code is 1.
+    Pictures that cannot be answered are named on standard error, the others are answered, and the exit code is 1.
     """
     from emonb.show.predict import predict as answer
 
-    err = partial(typer.echo, err=True)
-    if answer(image, model, as_json=as_json, reasons=reasons, say=typer.echo, complain=err):
+    if answer(image, model, as_json=as_json, reasons=reasons):
         raise typer.Exit(1)
 
 

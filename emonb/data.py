@@ -136,6 +136,11 @@ def question(labels: Sequence[str]) -> str:
     return resource("prompts.yaml", "categorical", "instruction").format(labels=", ".join(labels))
 
 
+def answer_text(label: str) -> str:
+    """The answer that the question asks for: `{'emotion': 'awe'}`."""
+    return resource("prompts.yaml", "categorical", "response").format(label=label)
+
+
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 _SUFFIXES = {

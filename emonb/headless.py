@@ -35,7 +35,7 @@ from emonb.files import atomic_write, locked, make_folder, read_json, write_json
 from emonb.machine import git_state, library_versions, lock_state, machine
 from emonb.progress import read_progress
 from emonb.reach import reached_by
-from emonb.releases import listing_digest
+from emonb.releases.imports import listing_digest
 from emonb.run import parse_stages, stage_code
 from emonb.settings import Settings, load_settings, project_root
 from emonb.show import report

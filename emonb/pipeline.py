@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from emonb.data import parse_emotion, question, read_samples, sample_labels
+from emonb.cost import PICTURES, WARM_UP, Measured, count, measure, parts_of
+from emonb.data import parse_emotion, question, read_samples, sample_labels, taxonomy_for_dataset
 from emonb.distill import Cached, train_head
 from emonb.errors import EmonbError
 from emonb.files import read_json, resource, write_json
@@ -29,18 +31,65 @@ from emonb.machine import get_device, is_main, process_count, process_index, wai
 from emonb.model import EmoVLMKD, load_gate, load_head, save_module
 from emonb.predictions import make_predictions, probabilities, read_predictions, write_predictions
 from emonb.progress import progress
-from emonb.settings import SPLITS, NetworkSettings, VLMSettings, checkpoint_of
+from emonb.releases import Release
+from emonb.releases.imports import listing_digest, read_dataset, write_table
+from emonb.settings import SPLITS, NetworkSettings, VLMSettings, checkpoint_of, project_root
 from emonb.store import Artifact, Recipe, stage
 from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network
 from emonb.training import outputs
 from emonb.triplets import triplet_lines
 from emonb.tuning import adapted, add_lora, save_adapter, tune
 from emonb.vlm import VLM, VisualTokens, answer_distribution, generate, load_vlm, patches, visual_tokens
+from emonb.world import DRAWN, draw_dataset
 
 if TYPE_CHECKING:
     from emonb.run import Run
 
 SHARD = 512  # pictures; ours: minutes of work for a 7B model, and a multiple of the usual batch sizes
+
+
+# ---- 01, 02: pictures and triplets ---------------------------------------------------------------------------------
+
+
+@stage("01_data", side_by_side=True)
+def samples(run: Run, dataset: str) -> Recipe:
+    """Sample table of one dataset: drawn, imported, or a release on disk.
+
+    Files: `samples.parquet`, `meta.json` (labels, root), `integrity.json`; of a drawn one also `images/`.
+    """
+    if dataset in DRAWN:
+        return _drawn(run, dataset)
+    if run.settings.images_path is None:
+        raise EmonbError(
+            f"unknown dataset {dataset!r}: drawn ones are {', '.join(DRAWN)}; "
+            "for a dataset on disk also give its folder's parent: IMAGES=ROOT"
+        )
+    return _on_disk(run.settings.images_path / dataset)
+
+
+def _drawn(run: Run, dataset: str) -> Recipe:
+    taxonomy = taxonomy_for_dataset(dataset)
+    sizes = dict(zip(SPLITS, getattr(run.settings.world, taxonomy.name), strict=True))
+
+    def build(folder: Path, parts: Path) -> None:
+        release = Release(draw_dataset(dataset, folder, sizes), folder, taxonomy.labels)
+        meta = write_table(release, folder, dataset, "drawn", where=dataset)
+        write_json(folder / "meta.json", {**meta, "root": ".", "pictures": ".", "drawn": True})
+
+    return Recipe(build, {"source": "drawn", "sizes": sizes}, root="_drawn")
+
+
+def _on_disk(source: Path) -> Recipe:
+    if not source.is_dir():
+        raise EmonbError(f"{source}: no such folder; IMAGES must be the folder that contains {source.name!r}")
+
+    def build(folder: Path, parts: Path) -> None:
+        meta = read_dataset(source, folder)
+        places = {key: os.path.relpath(meta[key], project_root()) for key in ("root", "pictures")}
+        write_json(folder / "meta.json", {**meta, **places, "drawn": False})
+
+    params = {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
+    return Recipe(build, params, root="_on_disk")
 
 
 # ---- 03: the vision-language model ---------------------------------------------------------------------------------
@@ -469,3 +518,36 @@ def assemble(tuned: VLM, head: Path, gate: Path, config: Mapping[str, Any]) -> E
     end, classes = f"seed{config['seed']}.safetensors", len(config["labels"])
     student = load_head(head / f"head.{end}", config["hidden"], classes)
     return EmoVLMKD(tuned, student, load_gate(gate / f"emovlmkd.{end}", config["gate"], classes), dict(config)).eval()
+
+
+@stage("06_gate")
+def cost(run: Run, dataset: str, *, samples: Artifact, adapter: Artifact, head: Artifact, gate: Artifact) -> Recipe:
+    """What an answer of each model costs (`cost.json`); a stored result stays as it was measured."""
+    settings, labels, networks = run.settings, read_json(head.path / "heads.json")["labels"], {}
+    for name in settings.teacher.networks:
+        with suppress(EmonbError):  # a network that failed has no cost
+            networks[name] = run.find("teacher", dataset, name)
+
+    def build(folder: Path, parts: Path) -> None:
+        paths = read_samples(samples.path, "test", ["path"])["path"].head(PICTURES).tolist()
+        config = {"labels": labels, "seed": settings.seed}
+        config |= {"hidden": settings.distill.hidden, "gate": settings.gate.kind}
+        with adapted(base_vlm(run), adapter.path) as tuned:
+            models = parts_of(assemble(tuned, head.path, gate.path, config))
+            models |= {name: _measured(artifact.path) for name, artifact in networks.items()}
+            write_json(folder / "cost.json", measure(models, paths, tuned.device))
+
+    params = {"pictures": PICTURES, "warm_up": WARM_UP, "seed": settings.seed, **settings.vlm.model_dump(mode="json")}
+    return Recipe(build, params, inputs=list(networks.values()))
+
+
+def _measured(folder: Path) -> Measured:
+    """A conventional network as `cost.measure` takes it."""
+    net, settings, _ = load_network(folder)
+    net.to(get_device())
+    colours = colours_of(settings.name, settings.pretrained)
+
+    def answer(path: str) -> Tensor:
+        return net(Pictures([path], [0], settings.image_size, colours)[0][0][None].to(get_device()))
+
+    return Measured(answer, count(net), count(net))

@@ -100,7 +100,7 @@ class Run:
             about = (job[0], self.settings.teacher.teacher) if need == "teacher" else (job[0],)
             needs[need] = self.find(need, *about)
         recipe = stage.recipe(self, *job, **needs)
-        return stage.name, "--".join(job), recipe.made_of(needs.values()), stage_code(stage.name)
+        return stage.name, "--".join(job), recipe.made_of(needs.values()), stage_code(recipe.root or stage.name)
 
     # ---- what notebooks read
 

@@ -58,11 +58,13 @@ class Recipe:
             `parts` (finished shards, checkpoints) outlives a kill and is there when it is called again.
         params: JSON types, tuples or settings sections.
         inputs: results of earlier stages, besides the `needs` of the stage.
+        root: the function of `emonb.pipeline` whose code counts; "": the stage's own.
     """
 
     build: Callable[[Path, Path], None]
     params: Mapping[str, Any]
     inputs: Sequence[Artifact] = ()
+    root: str = ""
 
     def made_of(self, needs: Iterable[Artifact]) -> Recipe:
         """The same recipe with more inputs."""

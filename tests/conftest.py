@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,25 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
 @pytest.fixture(scope="session")
 def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of the stand-in's architecture with random weights."""
-    from emonb.standin import random_base
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    return random_base(tmp_path_factory.mktemp("base"))
+    from emonb.files import resource_path
+
+    base, folder = resource_path("base"), tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(base)).save_pretrained(folder)
+    for file in (*base.glob("*token*"), *base.glob("*processor*"), *base.glob("*template*")):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny steps: two threads on a busy machine only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -11,61 +11,43 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLForConditionalGeneration
 
-from emonb import pool, pretrain
-from emonb.dialogues import Described, Encoder, caption_dialogue, image_dialogue, text_dialogue
-from emonb.emotions import TAXONOMIES
-from emonb.scenes import draw_scene, mood_background
-from emonb.standin import (
-    BASE_PATH,
-    SPECIAL,
-    build_processor,
-    model_config,
-    random_base,
-    resource,
-    vocabulary,
-    words_of_resources,
-)
-
-QUESTION = "Which emotion does this image evoke? Choose one of: fear, awe. Answer as {'emotion': 'label'}."
+from emonb.data import TAXONOMIES
+from emonb.files import resource
+from tools.pretrain import lessons, train
+from tools.pretrain.checkpoint import BASE, SPECIAL, build_processor, model_config, vocabulary, words_of_resources
 
 
 @pytest.fixture(scope="module")
 def base():
-    return AutoModelForImageTextToText.from_pretrained(BASE_PATH).eval(), AutoProcessor.from_pretrained(BASE_PATH)
+    return AutoModelForImageTextToText.from_pretrained(BASE).eval(), AutoProcessor.from_pretrained(BASE)
 
 
 @pytest.fixture(scope="module")
 def drawings():
     rng = np.random.default_rng(3)
-    return [pool.random_scene(rng) for _ in range(4)]
+    return [lessons.random_scene(rng) for _ in range(24)]
 
 
-def _prompt(processor, text: str = QUESTION) -> str:
+def prompt(processor, text="Describe what you see in this image."):
     content = [{"type": "image"}, {"type": "text", "text": text}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 def test_loads_by_the_auto_classes_in_float32_and_is_small(base):
     model, processor = base
-    assert type(model).__name__ == "Qwen2VLForConditionalGeneration"
+    assert isinstance(model, Qwen2VLForConditionalGeneration)
     assert type(processor).__name__ == "Qwen2VLProcessor"
     assert model.dtype == torch.float32
-    assert 1.2e6 < sum(p.numel() for p in model.parameters()) < 1.8e6
-    assert sum(f.stat().st_size for f in BASE_PATH.rglob("*") if f.is_file()) <= 6e6
+    assert sum(p.numel() for p in model.parameters()) == 1_463_104
+    assert sum(f.stat().st_size for f in BASE.rglob("*") if f.is_file()) <= 6e6
 
 
 def test_vocabulary_is_frozen_and_covers_prompts_and_labels(base):
-    _, processor = base
-    tokenizer = processor.tokenizer
-    assert vocabulary() == [*SPECIAL, *words_of_resources()]
-    assert len(tokenizer) == len(vocabulary())
-    prompts = json.dumps(resource("prompts.yaml"), ensure_ascii=False).replace("\\", " ")
-    assert tokenizer.unk_token_id not in tokenizer(re.sub(r"[\d_]+", " ", prompts))["input_ids"]
-    for taxonomy in TAXONOMIES.values():
-        for label in taxonomy.labels:
-            ids = tokenizer(label)["input_ids"]
-            assert len(ids) == 1
-            assert tokenizer.decode(ids) == label
+    tokenizer = base[1].tokenizer
+    assert vocabulary() == [*SPECIAL, *words_of_resources()], "a new word needs a new vocabulary.txt and a new base"
+    assert tokenizer.get_vocab() == build_processor().tokenizer.get_vocab()
+    for label in {label for taxonomy in TAXONOMIES.values() for label in taxonomy.labels}:
+        assert len(tokenizer(label)["input_ids"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -79,9 +61,8 @@ def test_decoding_gives_readable_text(base, text):
 @pytest.mark.parametrize(("size", "tokens"), [((96, 96), 16), ((48, 48), 16), ((640, 480), 12), ((200, 120), 15)])
 def test_a_picture_gives_about_sixteen_tokens(base, size, tokens):
     model, processor = base
-    batch = processor(text=[_prompt(processor)], images=[Image.new("RGB", size)], return_tensors="pt")
+    batch = processor(text=[prompt(processor)], images=[Image.new("RGB", size)], return_tensors="pt")
     assert (batch["input_ids"] == model.config.image_token_id).sum() == tokens
-    assert model(**batch).logits.shape[-1] == len(processor.tokenizer)
 
 
 def test_chat_template_has_the_messages_in_order(base):
@@ -97,108 +78,78 @@ def test_chat_template_has_the_messages_in_order(base):
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Why?<|im_end|>\n"
         "<|im_start|>assistant\nNo.<|im_end|>\n"
     )
-    assert _prompt(base[1]).startswith(f"<|im_start|>system\n{resource('prompts.yaml')['system']}<|im_end|>")
+    assert prompt(base[1]).startswith(f"<|im_start|>system\n{resource('prompts.yaml', 'system')}<|im_end|>")
 
 
-def test_fast_tower_equals_the_library(base, drawings):
+def test_what_is_trained_on_equals_what_the_library_computes(base, drawings):
+    """Visual tokens, token ids and positions: the pre-training has faster ways of its own."""
     model, processor = base
-    pictures = [p for p, _ in drawings]
-    batch = processor.image_processor([Image.fromarray(p) for p in pictures], return_tensors="pt")
+    pictures = [Image.fromarray(picture) for picture, _ in drawings[:4]]
+    rng, turns = np.random.default_rng(0), []
+    for _, scene in drawings[:4]:
+        turns.append(lessons.image_dialogue(rng, lessons.Described(scene, "dark", "vivid")))
+    for picture, dialogue in zip(pictures, turns, strict=True):
+        messages = []
+        for number, (question, answer) in enumerate(dialogue):
+            image = [{"type": "image"}] if number == 0 else []
+            messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        batch = processor(text=[processor.apply_chat_template(messages)], images=[picture], return_tensors="pt")
+        ids, learn = lessons.Encoder().encode(dialogue, True)
+        assert batch["input_ids"][0].tolist() == ids
+        learnt = processor.decode([i for i, yes in zip(ids, learn, strict=True) if yes])
+        assert learnt.count("<|im_end|>") == len(dialogue)
+        grid = {"image_grid_thw": batch["image_grid_thw"]}
+        want, _ = model.model.get_rope_index(batch["input_ids"], batch["mm_token_type_ids"], **grid)
+        assert torch.equal(train.positions(batch["input_ids"], model.config.image_token_id), want)
+    seen = processor.image_processor(pictures, return_tensors="pt")
+    patches = lessons.to_patches(np.stack([np.asarray(p) for p in pictures]))
     with torch.no_grad():
-        want = model.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output
-        patches = pool.to_patches(np.stack(pictures))
-        got = pretrain.tower(model.model.visual, patches, *pretrain.pixel_statistics(processor))
+        want = model.model.visual(seen["pixel_values"], grid_thw=seen["image_grid_thw"]).pooler_output
+        got = train.tower(model.model.visual, patches, *train.pixel_statistics(processor))
     torch.testing.assert_close(got.flatten(0, 1), want, atol=2e-4, rtol=1e-4)
 
 
-def test_training_sequences_and_positions_equal_the_library(base, drawings):
-    model, processor = base
-    rng = np.random.default_rng(0)
-    turns = image_dialogue(rng, Described(drawings[0][1], "dark", "vivid"))
-    messages = []
-    for number, (question, answer) in enumerate(turns):
-        picture = [{"type": "image"}] if number == 0 else []
-        messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    text = processor.apply_chat_template(messages)
-    batch = processor(text=[text], images=[Image.fromarray(drawings[0][0])], return_tensors="pt")
-    ids, learn = Encoder().encode(turns, True)
-    assert batch["input_ids"][0].tolist() == ids
-    assert len(learn) == len(ids)
-    assert (
-        processor.decode([i for i, yes in zip(ids, learn, strict=True) if yes][:1]).split()[0] in turns[0][1].lower()
-    )
-    want, _ = model.model.get_rope_index(
-        batch["input_ids"], batch["mm_token_type_ids"], image_grid_thw=batch["image_grid_thw"]
-    )
-    assert torch.equal(pretrain.positions(batch["input_ids"], model.config.image_token_id), want)
-
-
-def test_no_pretraining_text_about_a_picture_names_an_emotion():
+def test_no_lesson_about_a_picture_names_an_emotion(drawings):
     labels = {label for t in TAXONOMIES.values() for label in t.labels}
     rng = np.random.default_rng(1)
-    _, scene = draw_scene(rng, ["skull", "heart"], mood_background(rng, "fear"))
-    seen = Described(scene, "dark", "grey")
-    for _ in range(300):
-        for make in (image_dialogue, caption_dialogue):
-            words = set(re.findall(r"\w+", " ".join(q + " " + a for q, a in make(rng, seen))))
-            assert not words & (labels | {"emotion", "feeling"})
-    told = " ".join(q + " " + a for _ in range(200) for q, a in text_dialogue(rng))
-    assert labels <= set(re.findall(r"\w+", told))
+
+    def said(dialogue):
+        return set(re.findall(r"\w+", " ".join(f"{question} {answer}" for question, answer in dialogue)))
+
+    for _, scene in drawings * 10:
+        seen = lessons.Described(scene, "dark", "grey")
+        told = said(lessons.image_dialogue(rng, seen)) | said(lessons.caption_dialogue(rng, seen))
+        assert not told & (labels | {"emotion", "feeling"})
+    assert labels <= set().union(*(said(lessons.text_dialogue(rng)) for _ in range(200)))
 
 
-def _weights(folder) -> dict[str, torch.Tensor]:
-    return Qwen2VLForConditionalGeneration.from_pretrained(folder).state_dict()
-
-
-def test_first_steps_of_a_rebuild_are_reproducible(tmp_path):
-    def make(name: str, seed: int):
-        small = {"steps_a": 2, "steps_b": 2, "pool": 40, "measure": False, "log": lambda _: None}
-        return _weights(pretrain.rebuild(tmp_path / name, seed=seed, **small))
-
-    first, again, other = make("a", 0), make("b", 0), make("c", 1)
-    assert all(torch.equal(first[k], again[k]) for k in first)
-    assert not torch.equal(first["model.visual.merger.mlp.0.weight"], other["model.visual.merger.mlp.0.weight"])
-    processor = build_processor()
+def test_first_steps_of_a_rebuild_follow_from_the_seed(tmp_path, one_thread):
+    small = {"steps_a": 2, "steps_b": 2, "pool": 40, "measure": False, "log": lambda _: None}
+    found = []
+    for name in ("first", "again"):
+        folder = train.rebuild(tmp_path / name, seed=0, **small)
+        found.append(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
     torch.manual_seed(0)
-    start = Qwen2VLForConditionalGeneration(model_config(processor.tokenizer)).half().float().state_dict()
-    moved = [k for k in first if not torch.equal(first[k], start[k])]
+    model = Qwen2VLForConditionalGeneration(model_config(build_processor().tokenizer))
+    moved = [k for k, start in model.half().float().state_dict().items() if not torch.equal(found[0][k], start)]
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
     assert any(".visual." in k for k in moved)
     assert any(".language_model.layers." in k for k in moved)
-    assert (tmp_path / "a" / "README.md").is_file()
+    assert (tmp_path / "first" / "README.md").is_file()
 
 
-def test_random_base_has_the_real_processor(tmp_path, base):
-    folder = random_base(tmp_path / "base")
-    assert AutoProcessor.from_pretrained(folder).tokenizer.get_vocab() == base[1].tokenizer.get_vocab()
-
-
-def test_card_and_provenance_agree_and_name_no_place():
-    card = (BASE_PATH / "README.md").read_text("utf-8")
-    text = (BASE_PATH / "provenance.json").read_text("utf-8")
+def test_card_and_provenance_tell_of_the_base_that_is_here(base, drawings, one_thread):
+    card, text = ((BASE / name).read_text("utf-8") for name in ("README.md", "provenance.json"))
     provenance = json.loads(text)
-    assert {"seed", "pool", "steps_a", "steps_b", "seconds", "health", "versions", "code"} <= set(provenance)
     for name, value in provenance["health"].items():
         assert f"| {name.replace('_', ' ')} | {value:.3f} |" in card
-    assert provenance["health"]["glyph_recall"] > 0.8
     assert not re.search(r"/(home|root|tmp|work)\b", text + card)
-
-
-def test_base_was_made_by_the_recipe_that_is_here():
-    """A change of recipe, lexicon or texts needs `python -m emonb base --rebuild`."""
-    assert json.loads((BASE_PATH / "provenance.json").read_text("utf-8"))["code"] == pretrain.code_version()
-
-
-def test_base_sees_as_well_as_its_card_says(base, drawings):
+    assert provenance["lessons"] == lessons.lessons_digest(), "other lessons need a new base: python -m tools.pretrain"
     model, processor = base
-    rng = np.random.default_rng(11)
-    scenes = [pool.random_scene(rng) for _ in range(24)]
-    asked = [_prompt(processor, "Describe what you see in this image.")] * len(scenes)
-    pictures = [Image.fromarray(p) for p, _ in scenes]
-    batch = processor(text=asked, images=pictures, return_tensors="pt")
+    pictures = [Image.fromarray(picture) for picture, _ in drawings]
+    batch = processor(text=[prompt(processor)] * len(pictures), images=pictures, return_tensors="pt")
     ids = model.generate(**batch, max_new_tokens=40, do_sample=False)
     texts = processor.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    right = [name in text for text, (_, s) in zip(texts, scenes, strict=True) for name in s.objects]
-    card = json.loads((BASE_PATH / "provenance.json").read_text("utf-8"))["health"]
-    assert np.mean(right) == pytest.approx(card["glyph_recall"], abs=0.2)
-    assert np.mean([s.hue in text for text, (_, s) in zip(texts, scenes, strict=True)]) > 0.6
+    right = [name in text for text, (_, scene) in zip(texts, drawings, strict=True) for name in scene.objects]
+    assert np.mean(right) == pytest.approx(provenance["health"]["glyph_recall"], abs=0.2)

@@ -6,7 +6,6 @@ say how much of it the visual tokens *contain* (our choice: a reader should know
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -14,13 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
-from emonb.emotions import TAXONOMIES
-from emonb.scenes import Camera, draw_scene, glyph_names, lexicon, mood_background, with_article
-from emonb.standin import model_config, resource
-
-__all__ = ["linear_probes", "measure_health", "six_statistics", "write_card"]
+from emonb.data import TAXONOMIES
+from emonb.files import atomic_write, resource, write_json
+from emonb.world.scenes import Camera, draw_scene, glyph_names, mood_background, with_article
+from tools.pretrain.checkpoint import frames, model_config
+from tools.pretrain.lessons import lessons_digest, random_scene, to_patches
+from tools.pretrain.train import pixel_statistics, visual_tokens
 
 SEEN, PROBE = 300, (3000, 1000)  # captions; training and test pictures of a probe
 
@@ -64,10 +68,6 @@ def _has(text: str, word: str) -> bool:
 
 
 def _caption_recall(model, processor, seed: int) -> dict[str, float]:
-    from PIL import Image
-
-    from emonb.pool import random_scene
-
     rng = np.random.default_rng([seed, 5])
     pictures, scenes = zip(*(random_scene(rng) for _ in range(SEEN)), strict=True)
     asked = ["Describe what you see in this image."] * SEEN
@@ -85,7 +85,7 @@ def _caption_recall(model, processor, seed: int) -> dict[str, float]:
 
 
 def _associations(model, processor) -> dict[str, float]:
-    glyphs, question = lexicon()["glyphs"], resource("pretraining.yaml")["text"]["suggests"][0][0]
+    glyphs, question = resource("lexicon.yaml", "glyphs"), frames()["text"]["suggests"][0][0]
     found = {}
     for column, (name, taxonomy) in enumerate(TAXONOMIES.items(), start=1):
         rows = [(g, row[column]) for g, row in glyphs.items() if len(row) > 1]
@@ -109,19 +109,12 @@ def _mood_pictures(rng: np.random.Generator, count: int, telling: str) -> tuple[
 
 
 def _fit_score(x: np.ndarray, y: np.ndarray, train: int) -> float:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.3))
     return probe.fit(x[:train], y[:train]).score(x[train:], y[train:])
 
 
 def linear_probes(model, processor, seed: int) -> dict[str, float]:
     """Accuracy of a linear probe for the emotion on mean-pooled visual tokens (8 classes, chance .125)."""
-    from emonb.pool import to_patches
-    from emonb.pretrain import pixel_statistics, visual_tokens
-
     found = {}
     for telling in ("mood", "content"):
         pictures, classes = _mood_pictures(np.random.default_rng([seed, 6]), sum(PROBE), telling)
@@ -139,16 +132,18 @@ def six_statistics(seed: int, sizes: tuple[int, int] = PROBE) -> float:
 
 def write_card(folder: Path, recipe: dict, seconds: dict, health: dict) -> None:
     """Write `provenance.json` and the model card `README.md` from the same numbers."""
-    from emonb.pretrain import code_version
+    made_with = ("torch", "transformers", "tokenizers", "numpy", "pillow", "matplotlib")  # whose font the glyphs are
+    versions = {name: metadata.version(name) for name in made_with}
+    provenance = {**recipe, "seconds": seconds, "health": health, "versions": versions, "lessons": lessons_digest()}
+    write_json(folder / "provenance.json", dict(sorted(provenance.items())))
+    atomic_write(folder / "README.md", card(provenance))
 
-    versions = {n: metadata.version(n) for n in ("torch", "transformers", "tokenizers", "numpy", "pillow")}
-    versions["matplotlib"] = metadata.version("matplotlib")  # the glyphs are its font's
-    provenance = {**recipe, "seconds": seconds, "health": health, "versions": versions, "code": code_version()}
-    text = json.dumps(provenance, indent=2, sort_keys=True) + "\n"
-    (Path(folder) / "provenance.json").write_text(text, "utf-8")
-    table = "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in health.items())
-    card = CARD.format(**recipe, **{f"{k}_seconds": v for k, v in seconds.items()}, table=table)
-    (Path(folder) / "README.md").write_text(card, "utf-8")
+
+def card(provenance: dict) -> str:
+    """The model card of a checkpoint with this provenance."""
+    table = "\n".join(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in provenance["health"].items())
+    seconds = {f"{name}_seconds": value for name, value in provenance["seconds"].items()}
+    return CARD.format(**provenance, **seconds, table=table)
 
 
 CARD = """# emonb stand-in base
@@ -161,7 +156,7 @@ It was pre-trained on descriptions of everything visible (objects, places, colou
 common sense as text alone (which emotion word an object suggests, whether a feeling is positive). It was never shown
 or told the emotion of a scene; the pictures of its pool pair objects and backgrounds at random.
 
-Made by `python -m emonb base --rebuild`: seed {seed}, pool {pool} scenes ({pool_seconds} s), vision tower {steps_a}
+Made by `python -m tools.pretrain`: seed {seed}, pool {pool} scenes ({pool_seconds} s), vision tower {steps_a}
 steps ({stage_a_seconds} s), language model {steps_b} steps ({stage_b_seconds} s) on two cores. `provenance.json` has
 the recipe, the library versions and the numbers below.
 

@@ -1,42 +1,36 @@
 """The stand-in: a Qwen2-VL of 1.5 M parameters with its processor, the same classes as the 7B model.
 
-`BASE_PATH` is the checkpoint shipped with the package, made by `emonb.pretrain`. It loads by
-`AutoModelForImageTextToText.from_pretrained` and `AutoProcessor.from_pretrained` like Qwen/Qwen2-VL-7B-Instruct
-(our choice: the paper's pipeline must run where no GPU and no network is).
+The checkpoint that is made of it loads by `AutoModelForImageTextToText.from_pretrained` and
+`AutoProcessor.from_pretrained` like Qwen/Qwen2-VL-7B-Instruct (our choice: the paper's pipeline must run where no GPU
+and no network is).
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
     Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
 )
 
-from emonb.emotions import TAXONOMIES
+from emonb.data import TAXONOMIES
+from emonb.files import resource, resource_path
 
-__all__ = [
-    "BASE_PATH",
-    "build_processor",
-    "build_tokenizer",
-    "model_config",
-    "random_base",
-    "resource",
-    "save_base",
-    "vocabulary",
-    "words_of_resources",
-]
-
-BASE_PATH = Path(str(resources.files("emonb").joinpath("resources", "base")))
+BASE = resource_path("base")
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -59,11 +53,30 @@ CHAT_TEMPLATE = (
     "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_HERE = Path(__file__).parent
 
 
-def resource(name: str) -> Any:
-    """A parsed YAML file of `emonb/resources`."""
-    return yaml.safe_load(resources.files("emonb").joinpath("resources", name).read_text("utf-8"))
+@functools.cache
+def frames() -> dict[str, Any]:
+    """The questions and answers of the pre-training, `pretraining.yaml`."""
+    return yaml.safe_load((_HERE / "pretraining.yaml").read_text("utf-8"))
+
+
+def words(text: str) -> list[str]:
+    """Words and marks of a text as the tokenizer splits it."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def words_of_resources() -> list[str]:
+    """Every word and mark that the prompts, the lexicon, the pre-training texts and the labels use, sorted.
+
+    What `vocabulary.txt` was made of; whoever adds a word to these files needs a new file and a new base.
+    """
+    texts = [*_strings(resource("prompts.yaml")), *_strings(frames())]
+    texts += [name for group in ("glyphs", "hues", "textures", "lights") for name in resource("lexicon.yaml", group)]
+    texts += [label for taxonomy in TAXONOMIES.values() for label in taxonomy.labels]
+    texts += ["system user assistant a an and on with the . , : ; ? ! ' \" { } ( ) [ ] - / 0 1 2 3 4 5 6 7 8 9"]
+    return sorted({word for text in texts for word in words(text.replace("_", " "))})
 
 
 def _strings(node: Any) -> Iterator[str]:
@@ -78,29 +91,26 @@ def _strings(node: Any) -> Iterator[str]:
         yield node
 
 
-def words_of_resources() -> list[str]:
-    """Every word and mark that the prompts, the lexicon, the pre-training texts and the labels use, sorted."""
-    lexicon = resource("lexicon.yaml")
-    named = [*lexicon["glyphs"], *lexicon["hues"], *lexicon["textures"], *lexicon["lights"]]
-    texts = [*_strings(resource("prompts.yaml")), *_strings(resource("pretraining.yaml")), *named]
-    texts += [label for taxonomy in TAXONOMIES.values() for label in taxonomy.labels]
-    texts += ["system user assistant a an and on with the . , : ; ? ! ' \" { } ( ) [ ] - / 0 1 2 3 4 5 6 7 8 9"]
-    words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower().replace("_", " "))}
-    return sorted(words)
-
-
 def vocabulary() -> list[str]:
-    """The frozen vocabulary (`resources/vocabulary.txt`), special tokens first."""
-    text = resources.files("emonb").joinpath("resources", "vocabulary.txt").read_text("utf-8")
-    return [*SPECIAL, *text.split()]
+    """The frozen vocabulary (`vocabulary.txt`), special tokens first."""
+    return [*SPECIAL, *(_HERE / "vocabulary.txt").read_text("utf-8").split()]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level tokenizer: lower case, marks split off; decoding puts marks and quotes back in place."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+def build_processor() -> Qwen2VLProcessor:
+    """`Qwen2VLProcessor` for 12 px patches: a 96 x 96 picture gives 16 merged tokens, others about as many."""
+    size = {"shortest_edge": PIXELS * 3 // 4, "longest_edge": PIXELS}
+    common = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": TEMPORAL, "size": size}
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**common),
+        tokenizer=_tokenizer(),
+        video_processor=Qwen2VLVideoProcessor(**common),
+        chat_template=CHAT_TEMPLATE.replace("{{ default_system }}", resource("prompts.yaml", "system")),
+    )
 
-    words = vocabulary()
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level: lower case, marks split off; decoding puts marks and quotes back in place."""
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary())}, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "isolated")]
@@ -119,21 +129,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
-    )
-
-
-def build_processor() -> Qwen2VLProcessor:
-    """`Qwen2VLProcessor` for 12 px patches: a 96 x 96 picture gives 16 merged tokens, others about as many."""
-    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
-
-    size = {"shortest_edge": PIXELS * 3 // 4, "longest_edge": PIXELS}
-    common = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": TEMPORAL, "size": size}
-    template = CHAT_TEMPLATE.replace("{{ default_system }}", resource("prompts.yaml")["system"])
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**common),
-        tokenizer=build_tokenizer(),
-        video_processor=Qwen2VLVideoProcessor(**common),
-        chat_template=template,
     )
 
 
@@ -175,13 +170,8 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
     )
 
 
-def save_base(folder: Path, model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor) -> None:
+def save(folder: Path, model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor) -> None:
     """Write a checkpoint: weights in float16 (half the size), the config asking for float32 on loading."""
-    import json
-
-    from safetensors.torch import load_file, save_file
-
-    folder = Path(folder)
     model.save_pretrained(folder)
     weights = {k: v.to(torch.float16).contiguous() for k, v in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -189,11 +179,3 @@ def save_base(folder: Path, model: Qwen2VLForConditionalGeneration, processor: Q
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
-def random_base(folder: Path, seed: int = 0) -> Path:
-    """Write an untrained checkpoint with the real processor (for tests that need a model, not a good one)."""
-    torch.manual_seed(seed)
-    processor = build_processor()
-    save_base(folder, Qwen2VLForConditionalGeneration(model_config(processor.tokenizer)), processor)
-    return Path(folder)

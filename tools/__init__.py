@@ -1,0 +1,1 @@
+"""What makes files that ship with emonb, and measurements of it; not installed. See README.md."""
