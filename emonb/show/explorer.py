@@ -7,34 +7,38 @@ Not in the paper, which shows a few chosen pictures: here the reader chooses.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from emonb.complementarity import MODELS, UNPARSABLE, first_seed, joint
-from emonb.errors import EmonbError
-from emonb.paper_values import dataset_title
-from emonb.predictions import LoadedPredictions, Predictions, model_name, prediction_labels, probabilities
-from emonb.samples import read_samples
-from emonb.sprites import ACROSS, SIDE, TILES, sprites
+from emonb.data import read_samples, thumbnail
+from emonb.errors import EmonbError, UnreadablePicture
+from emonb.files import resource_path
+from emonb.predictions import (
+    MAIN,
+    UNPARSABLE,
+    LoadedPredictions,
+    Predictions,
+    dataset_title,
+    first_seed,
+    joint,
+    model_name,
+    prediction_labels,
+    probabilities,
+)
 from emonb.store import Store
-from emonb.workspace import Workspace
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-__all__ = ["Pictures", "choose_images", "explore", "explorer_html", "filters", "matrices", "sentence_only"]
-
-Pictures = Mapping[str, pd.DataFrame] | pd.DataFrame | Workspace | None
-
+SIDE = 80  # px, longest side of a thumbnail
+ACROSS, TILES = 32, 1024  # thumbnails per row and per sheet: 3,072 px square, far below WebP's 16,383
+QUALITY = 50  # of WebP: about 1.6 kB a picture as base64, measured on drawn ones
 LONGEST = 2000  # characters of a model's text
 _SENTENCE = (
     "The picture above shows the confusion matrices. To click through their images, run this notebook, or trust it "
@@ -45,9 +49,9 @@ _SENTENCE = (
 def explore(
     predictions: Predictions,
     dataset: str | Sequence[str] | None = None,
-    samples: Pictures = None,
+    samples: Mapping[str, pd.DataFrame] | None = None,
     *,
-    models: Sequence[str] = MODELS,
+    models: Sequence[str] = MAIN,
     limit: int = 1000,
 ) -> None:
     """Show clickable confusion matrices of the test split, as outputs of the cell: a picture, then HTML.
@@ -58,8 +62,7 @@ def explore(
     Args:
         predictions: {(dataset, model): frame}, as `load_all` gives them.
         dataset: one or some of the datasets; default all.
-        samples: where the pictures are: a workspace, a sample table (`image_id, path`) or one for each
-            dataset; default: the run that `load_all` read from.
+        samples: {dataset: table with `image_id, path`}; default: those of the run that `load_all` read from.
         models: in this order, where there are predictions; the last is shown first.
         limit: pictures embedded of each dataset, errors first. The counts are always those of all images.
             1,000 pictures are about 1.6 MB of notebook.
@@ -69,20 +72,21 @@ def explore(
     """
     from IPython.display import HTML, display
 
-    from emonb.figures import as_image
+    from emonb.figures import as_image, confusion_overview
 
     names = _datasets(predictions, dataset)
     html = explorer_html(predictions, names, samples, models=models, limit=limit)
-    display(as_image(matrices(predictions, names, models), f"confusion matrices of {', '.join(names)}", dpi=80))
+    matrices = confusion_overview({dataset_title(name): _frames(predictions, name, models)[1] for name in names})
+    display(as_image(matrices, f"confusion matrices of {', '.join(names)}", dpi=90))
     display(HTML(html))
 
 
 def explorer_html(
     predictions: Predictions,
     dataset: str | Sequence[str] | None = None,
-    samples: Pictures = None,
+    samples: Mapping[str, pd.DataFrame] | None = None,
     *,
-    models: Sequence[str] = MODELS,
+    models: Sequence[str] = MAIN,
     limit: int = 1000,
 ) -> str:
     """The explorer as HTML that stands alone in any page; arguments and errors as in `explore`.
@@ -95,8 +99,7 @@ def explorer_html(
     paths = [_paths(predictions, name, samples) for name in names]
     with ThreadPoolExecutor() as pool:  # pictures are decoded and packed outside Python's lock
         sets = list(pool.map(lambda name, found: _dataset(predictions, name, found, models, limit), names, paths))
-    resources = files("emonb") / "resources"
-    script, style = ((resources / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    script, style = (resource_path(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     data = {"css": style, "side": SIDE, "across": ACROSS, "tiles": TILES, "sets": sets}
     # "<" as an escape: neither "</script>" nor "<!--" in a text can end the block
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
@@ -116,61 +119,25 @@ def sentence_only(html: str) -> str:
     return html.split("<script", 1)[0] if html.startswith('<div class="emonb-explorer"') else html
 
 
-def matrices(
-    predictions: Predictions, dataset: str | Sequence[str] | None = None, models: Sequence[str] = MODELS
-) -> Figure:
-    """The same matrices as one figure: a row for each dataset, a column for each model."""
-    from matplotlib.figure import Figure
-
-    rows = {name: _frames(predictions, name, models)[1] for name in _datasets(predictions, dataset)}
-    sizes = [len(prediction_labels(next(iter(frames.values())))) for frames in rows.values()]
-    columns = max(map(len, rows.values()))
-    heights = [0.3 * max(4, size) + 1.2 for size in sizes]  # inches: cells, then title and names below
-    fig = Figure(figsize=(columns * (0.3 * max(4, *sizes) + 0.3) + 1, sum(heights)), layout="constrained")
-    axes = fig.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for line, (name, frames) in zip(axes, rows.items(), strict=True):
-        for ax in line[len(frames) :]:
-            ax.set_axis_off()
-        for ax, (model, frame) in zip(line, frames.items(), strict=False):
-            _matrix(ax, frame, f"{model_name(model)}\n{dataset_title(name)}, n = {len(frame)}, 1 seed")
-        line[0].set_yticklabels(prediction_labels(next(iter(frames.values()))), parse_math=False)
-        line[0].set_ylabel("true")
-    return fig
-
-
-def _matrix(ax: Axes, frame: pd.DataFrame, title: str) -> None:
-    """One panel: row percent as colour, counts as text. `figures.confusion` is finer, and 35 of them too slow."""
-    from emonb.figures_confusion import confusion_counts, row_percent
-
-    table = confusion_counts(frame)
-    counts, share = table.to_numpy(), row_percent(table).to_numpy() / 100
-    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row, col in zip(*np.nonzero(counts), strict=True):
-        ink = "white" if share[row, col] > 0.7 else "black"
-        ax.text(col, row, str(counts[row, col]), ha="center", va="center", fontsize=7, color=ink)
-    ax.set_xticks(range(len(table.columns)), table.columns, rotation=90, fontsize=7, parse_math=False)
-    ax.set_yticks(range(len(table)), [""] * len(table), fontsize=7)
-    ax.tick_params(length=0)
-    ax.set_title(title, fontsize=8, parse_math=False)  # a name is no formula
-
-
 def filters(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Which images of a joint table each filter keeps: {name: (N,) bool}; those whose models are missing are left out.
 
     Args:
-        table: `label` and a column of answers for each model (`complementarity.joint`).
+        table: `label` and a column of answers for each model (`predictions.joint`).
     """
     right = {model: (table[model] == table["label"]).to_numpy() for model in table.columns.drop("label")}
-    found = {"all": np.ones(len(table), bool)}
-    if {"vlm_tuned", "vit"} <= set(right):
-        vlm, vit = right["vlm_tuned"], right["vit"]
-        found |= {"VLM right, ViT wrong": vlm & ~vit, "ViT right, VLM wrong": vit & ~vlm}
-    found["all wrong"] = ~np.logical_or.reduce(list(right.values()))
-    if {"vlm_tuned", "vit"} <= set(right):
-        if "emovlmkd" in right:
-            found["EmoVLM-KD right, both wrong"] = right["emovlmkd"] & ~vlm & ~vit
-        found["VLM and ViT disagree"] = (table["vlm_tuned"] != table["vit"]).to_numpy()
-    return found
+    wrong = ~np.logical_or.reduce(list(right.values()))
+    if not {"vlm_tuned", "vit"} <= right.keys():
+        return {"all": np.ones(len(table), bool), "all wrong": wrong}
+    vlm, vit, ours = right["vlm_tuned"], right["vit"], right.get("emovlmkd")
+    return {
+        "all": np.ones(len(table), bool),
+        "VLM right, ViT wrong": vlm & ~vit,
+        "ViT right, VLM wrong": vit & ~vlm,
+        "all wrong": wrong,
+        **({} if ours is None else {"EmoVLM-KD right, both wrong": ours & ~vlm & ~vit}),
+        "VLM and ViT disagree": (table["vlm_tuned"] != table["vit"]).to_numpy(),
+    }
 
 
 def choose_images(table: pd.DataFrame, limit: int) -> np.ndarray:
@@ -184,8 +151,28 @@ def choose_images(table: pd.DataFrame, limit: int) -> np.ndarray:
     return np.sort(np.lexsort((chance, kind))[:limit])
 
 
+def sprites(paths: Sequence[str | None]) -> tuple[list[str], list[tuple[int, int]]]:
+    """Thumbnails on sheets of at most `TILES`, as WebP in base64, and each one's size; (0, 0) = no picture."""
+    sheets, sizes = [], []
+    for start in range(0, len(paths), TILES):
+        part = paths[start : start + TILES]
+        sheet = Image.new("RGB", (min(len(part), ACROSS) * SIDE, -(-len(part) // ACROSS) * SIDE), "white")
+        for i, path in enumerate(part):
+            try:
+                picture = thumbnail(path, SIDE)
+            except UnreadablePicture:  # missing or damaged: the others are still worth showing
+                sizes.append((0, 0))
+                continue
+            sheet.paste(picture, (i % ACROSS * SIDE, i // ACROSS * SIDE))
+            sizes.append(picture.size)
+        buffer = io.BytesIO()
+        sheet.save(buffer, "WEBP", quality=QUALITY, method=2)
+        sheets.append(base64.b64encode(buffer.getvalue()).decode())
+    return sheets, sizes
+
+
 def _datasets(predictions: Predictions, dataset: str | Sequence[str] | None) -> list[str]:
-    there = list(dict.fromkeys(name for name, model in predictions if model in MODELS))
+    there = list(dict.fromkeys(name for name, model in predictions if model in MAIN))
     wanted = there if dataset is None else [dataset] if isinstance(dataset, str) else list(dataset)
     missing = [name for name in wanted if name not in {d for d, _ in predictions}]
     if missing or not wanted:
@@ -208,26 +195,19 @@ def _frames(
     return table, frames
 
 
-def _paths(predictions: Predictions, dataset: str, samples: Pictures) -> pd.Series:
+def _paths(predictions: Predictions, dataset: str, samples: Mapping[str, pd.DataFrame] | None) -> pd.Series:
     """Paths of the test pictures by image_id."""
-    store = samples.store if isinstance(samples, Workspace) else None
+    table = None if samples is None else samples.get(dataset)
     if samples is None and isinstance(predictions, LoadedPredictions):
-        store = _store_beside(predictions.folder)
-    if store:
-        samples = read_samples(store.find("samples", dataset), "test", ["image_id", "path"])
-    table = samples if isinstance(samples, pd.DataFrame) else (samples or {}).get(dataset)
+        store = predictions.folder.parent / "artifacts"
+        if store.is_dir():
+            table = read_samples(Store(store).find("samples", dataset).path, "test", ["image_id", "path"])
     if table is None:
-        raise EmonbError(f"{dataset}: where are its pictures? Give explore(..., samples=ws), or a sample table")
+        raise EmonbError(f"{dataset}: where are its pictures? Give explore(..., samples={{dataset: sample table}})")
     lacking = {"image_id", "path"} - set(table.columns)
     if lacking:
-        raise EmonbError(f"samples of {dataset}: column {lacking.pop()!r} is missing; see emonb.samples.read_samples")
+        raise EmonbError(f"samples of {dataset}: column {lacking.pop()!r} is missing; see emonb.data.read_samples")
     return table.drop_duplicates("image_id").set_index("image_id")["path"]
-
-
-def _store_beside(folder: Path) -> Store | None:
-    """The store of the run whose `predictions` folder this is."""
-    root = folder.parent / "artifacts"
-    return Store(root) if root.is_dir() else None
 
 
 def _dataset(
@@ -241,14 +221,12 @@ def _dataset(
     place = {name: i for i, name in enumerate(columns)} | {"": len(labels)}
     truth = table["label"].map(place).to_numpy()
     answers = {model: table[model].map(place).to_numpy() for model in frames}
-    kept = filters(table)
-    size = len(labels) * len(columns)
-    pairs = {model: truth * len(columns) + answer for model, answer in answers.items()}
+    pairs = [truth * len(columns) + answer for answer in answers.values()]
+    kept, size = filters(table), len(labels) * len(columns)
     chosen = choose_images(table, limit)
     ids = [table.index[i] for i in chosen]
     sheets, sizes = sprites([paths.get(name) for name in ids])
-    seeds = sorted({int(predictions[dataset, model]["seed"].nunique()) for model in frames})
-    sure = [_confidence(frame)[chosen].tolist() for frame in frames.values()]
+    seeds = max(predictions[dataset, model]["seed"].nunique() for model in frames)
     return {
         "title": dataset_title(dataset),
         "labels": labels,
@@ -256,25 +234,25 @@ def _dataset(
         "models": [model_name(model) for model in frames],
         "filters": list(kept),
         "totals": [int(mask.sum()) for mask in kept.values()],
-        "counts": [[np.bincount(p[m], minlength=size).tolist() for p in pairs.values()] for m in kept.values()],
+        "counts": [[np.bincount(p[m], minlength=size).tolist() for p in pairs] for m in kept.values()],
         "n": len(table),
-        "seeds": "Of models with several seeds the first is shown." if seeds[-1] > 1 else "",
+        "seeds": "Of models with several seeds the first is shown." if seeds > 1 else "",
         "kept": f"first the errors of {model_name([*frames][-1])}, then of any other model, then a sample of the hits",
         "id": ids,
         "label": truth[chosen].tolist(),
         "mask": sum(mask[chosen].astype(int) << bit for bit, mask in enumerate(kept.values())).tolist(),
         "answer": [answer[chosen].tolist() for answer in answers.values()],
-        "sure": sure,
+        "sure": [_confidence(frame.iloc[chosen]) for frame in frames.values()],
         "text": _texts([frame["raw_text"].iloc[chosen] for frame in frames.values()]),
         "size": sizes,
         "sprites": sheets,
     }
 
 
-def _confidence(frame: pd.DataFrame) -> np.ndarray:
+def _confidence(frame: pd.DataFrame) -> list[int]:
     """Probability of the answer in whole percent; -1 = no answer."""
     percent = np.rint(100 * probabilities(frame).max(axis=1)).astype(int)
-    return np.where(frame["prediction"] == "", -1, percent)
+    return np.where(frame["prediction"] == "", -1, percent).tolist()
 
 
 def _texts(columns: Sequence[pd.Series]) -> dict[int, list[tuple[int, str]]]:
