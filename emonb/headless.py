@@ -38,7 +38,8 @@ from emonb.reach import reached_by
 from emonb.releases.imports import listing_digest
 from emonb.run import parse_stages, stage_code
 from emonb.settings import Settings, load_settings, project_root
-from emonb.show import report
+from emonb.show.notebooks import sign
+from emonb.show.report import write_report
 from emonb.store import STAGES, Store
 from emonb.world import DRAWN
 
@@ -193,8 +194,8 @@ class _Run:
 
     def _report(self) -> None:
         self._write()
-        report.write_report(self.out)
-        report.sign(self.out / "notebooks")
+        write_report(self.out)
+        sign(self.out / "notebooks")
 
     def _execute_one(self, source: Path, parameters: Mapping[str, str], bar: Bar, *, partial: bool = False) -> None:
         """Execute and record one notebook; `partial`: over incomplete results, so the next run does it again."""
