@@ -6,20 +6,20 @@ import filecmp
 import functools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 
-from emonb import pipeline
+from emonb import annotate, pipeline
 from emonb.data import read_samples, sample_labels, thumbnail
 from emonb.distill import Cached
 from emonb.errors import EmonbError
 from emonb.files import atomic_write, make_folder, read_json
 from emonb.gate import Opinions
-from emonb.machine import get_device, keep_freed_memory, library_versions, process_count, side_by_side
+from emonb.machine import get_device, is_main, keep_freed_memory, library_versions, process_count, side_by_side
 from emonb.predictions import (
     LoadedPredictions,
     dataset_title,
@@ -33,7 +33,7 @@ from emonb.reach import reached
 from emonb.settings import Settings, load_settings
 from emonb.store import STAGES, Artifact, Stage, Store
 from emonb.tables import csv_text, latex_text, markdown_text
-from emonb.triplets import source_note, triplet_lines
+from emonb.triplets import has_paid_answers, source_note, triplet_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +99,9 @@ class Run:
         for file in sorted(artifact.path.rglob("*")) if name == "model" else ():
             if file.is_file() and file.name != "provenance.json":
                 self._copy(file, f"models/{job[0]}/{file.relative_to(artifact.path).as_posix()}")
+        if name == "triplets":
+            annotate.show_offline(artifact.path / "triplets.jsonl", self.out / "triplets" / f"{job[0]}.jsonl")
+            self._note(f"triplets/{job[0]}.jsonl")
         return artifact
 
     def find(self, name: str, *job: str) -> Artifact:
@@ -147,7 +150,7 @@ class Run:
 
     def triplets(self, dataset: str) -> list[dict[str, Any]]:
         """The triplets of a dataset's training pictures."""
-        return [row for row, *_ in triplet_lines(self.find("triplets", dataset).path / "triplets.jsonl")]
+        return list(triplet_lines(self.find("triplets", dataset).path / "triplets.jsonl"))
 
     def tokens(self, dataset: str, split: str) -> pipeline.Source:
         """Called with image ids: their visual tokens."""
@@ -294,3 +297,67 @@ def _make_elsewhere(
     """One result, in a process of its own."""
     run = Run(settings, force=force, keep=keep)
     return run.store.get(*run._order(STAGES[name], job))
+
+
+def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> None:
+    """Make one stage for every dataset, and before it what it needs; `all`: every stage up to the gates.
+
+    Under `accelerate launch` all processes call this; the first one tells of each result by `say`.
+    """
+    if name not in (*STAGES, "all"):
+        raise EmonbError(f"stage {name!r}: unknown; use one of {', '.join(STAGES)}, all")
+    wanted = {"gate"} if name == "all" else {name}
+    for stage in reversed(STAGES.values()):
+        wanted |= {*stage.needs} if stage.name in wanted else set()
+    wanted |= {"base_predictions"} if name == "all" else set()
+    for stage in [stage for stage in STAGES if stage in wanted]:
+        for artifact in run.make(stage).values():
+            how = artifact.provenance
+            if is_main():
+                say(
+                    f"{stage} of {artifact.name}: {how['seconds']:.0f} s, {how['processes']} processes, {artifact.path}"
+                )
+
+
+def write_triplets(
+    profile: str,
+    dataset: str,
+    *,
+    images: str = "",
+    out: str = "",
+    changes: Mapping[str, Any],
+    only_estimate: bool = False,
+    import_file: str = "",
+    patient: bool = True,
+    say: Callable[[str], None] = print,
+) -> None:
+    """`python -m emonb triplets`: write `OUT/triplets/<dataset>.jsonl` and its result, or only print the price.
+
+    Args:
+        changes: fields of `settings.triplets` to change.
+        only_estimate: print tokens and price, send nothing, write nothing but the sample table.
+        import_file: take the triplets from this JSON file.
+        patient: with the Batch API: wait until all is there.
+    """
+    from emonb.annotate.others import import_triplets
+    from emonb.annotate.prices import estimate_text
+
+    run = Run(load_settings(profile, datasets=dataset, images=images, out=out, triplets=dict(changes)))
+    samples, terms = run.make("samples")[dataset], run.settings.triplets
+    frame, labels, path = read_samples(samples.path), sample_labels(samples.path), run.out / "triplets"
+    path /= f"{dataset}.jsonl"
+    batch, paid = terms.annotator == "batch", terms.annotator in ("openai", "batch")
+    if only_estimate:
+        say(estimate_text(frame, labels, path, terms, batch=batch))
+        return
+    if import_file:
+        import_triplets(Path(import_file), frame, labels, path, terms, say=say)
+    elif paid:
+        annotate.write_triplets(frame, labels, path, terms, batch=batch, patient=patient, say=say)
+        if not has_paid_answers(path):
+            say("no triplets yet")
+            return
+    if paid or import_file:  # what is there, without asking again
+        run = Run(load_settings(profile, datasets=dataset, images=images, out=out))
+    artifact = run.make("triplets")[dataset]
+    say(f"triplets/{dataset}.jsonl; result: artifacts/triplets/{artifact.key}/triplets.jsonl")

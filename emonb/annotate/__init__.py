@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from emonb.errors import EmonbError
+from emonb.files import atomic_write
 from emonb.settings import TripletSettings
+from emonb.triplets import has_paid_answers
 
 
 def write_triplets(
@@ -60,3 +63,26 @@ def write_triplets(
     if stopped:
         say(f"stopped: {stopped}")
     return stopped
+
+
+def refuse_offline(path: Path) -> None:
+    """Raise `EmonbError` where the offline annotator would replace a file that was paid for, or is being asked for."""
+    from emonb.annotate.batch import refuse_open_parts
+    from emonb.annotate.log import lock_triplets
+
+    with lock_triplets(path):
+        refuse_open_parts(path)
+        if has_paid_answers(path):
+            raise EmonbError(
+                f"{path.name}: holds answers that were paid for; set triplets.annotator to auto to use them "
+                "(or leave out --annotator), or choose another results folder with OUT (--out)"
+            )
+
+
+def show_offline(made: Path, path: Path) -> None:
+    """Put the offline annotator's triplets where people look for them, unless there are answers that were paid for."""
+    from emonb.annotate.log import lock_triplets
+
+    with lock_triplets(path):
+        if not has_paid_answers(path):
+            atomic_write(path, made.read_bytes())
