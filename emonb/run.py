@@ -107,7 +107,7 @@ class Run:
     def find(self, name: str, *job: str) -> Artifact:
         """The result of a stage that an earlier notebook made."""
         artifact = self.store.find(name, "--".join(job))
-        self.store.note(stage=name, name=artifact.name, key=artifact.key, hit=True)
+        self.store.note_use(artifact)
         return artifact
 
     def jobs(self, name: str) -> list[tuple[str, ...]]:
@@ -314,9 +314,8 @@ def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> N
         for artifact in run.make(stage).values():
             how = artifact.provenance
             if is_main():
-                say(
-                    f"{stage} of {artifact.name}: {how['seconds']:.0f} s, {how['processes']} processes, {artifact.path}"
-                )
+                cost = f"{how['seconds']:.0f} s, {how['processes']} processes"
+                say(f"{stage} of {artifact.name}: {cost}, {artifact.path}")
 
 
 def write_triplets(
