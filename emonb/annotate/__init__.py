@@ -46,10 +46,10 @@ def write_triplets(
             Answers that arrived before are on disk.
     """
     from emonb.annotate.batch import Batches, open_parts, refuse_open_parts
-    from emonb.annotate.log import open_answers
+    from emonb.annotate.log import Answers
     from emonb.annotate.online import Online
 
-    with open_answers(samples, labels, path, settings, batch=batch) as answers:
+    with Answers(samples, labels, path, settings, batch=batch) as answers:
         if not batch:
             refuse_open_parts(path)
         answers.check_fit({(part["asked_of"], part["prompt_sha256"]) for part in open_parts(path)})
