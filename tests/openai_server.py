@@ -133,6 +133,8 @@ class Server:
                 said = {"response": {"status_code": status, "body": body}, "error": None}
                 said = {"response": None, "error": {"code": "batch_expired", "message": "late"}} if expired else said
                 lines[row["paid"]].append(json.dumps({"custom_id": item["custom_id"], **said}))
+            counts = {"completed": len(lines[True]), "failed": len(lines[False])}
+            batch["request_counts"] = {**counts, "total": sum(counts.values())}
             for name, kind in (("output_file_id", True), ("error_file_id", False)):
                 batch[name] = self.add_file(name, "\n".join(lines[kind]).encode())["id"] if lines[kind] else None
             batch["status"] = "completed"

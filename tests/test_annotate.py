@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -169,7 +170,7 @@ def test_retry_after_holds_for_all(small, monkeypatch):
     times = [row["t"] for row in server.log]
     assert len(times) == 29
     assert times[4] - times[0] >= 0.5
-    assert max(b - a for a, b in zip(times[12:17], times[13:18], strict=True)) >= 0.35  # not one but all have waited
+    assert max(b - a for a, b in itertools.pairwise(times[12:18])) >= 0.35  # not one but all have waited
 
 
 def test_a_server_that_goes_away_is_said_once(small, monkeypatch):
@@ -295,6 +296,7 @@ def test_answers_of_another_model_or_other_pictures_are_not_mixed_in(small, monk
     with asked_of(monkeypatch) as server:  # what another model failed at does not count
         small.ask(retries=0)
         small.assert_complete()
+        assert {t["answer_format"] for t in small.accepted} == {"schema"}
         with pytest.raises(EmonbError, match=r"max_cost: the price of 'tiny-local' is unknown"):
             small.ask(max_cost=5.0)
         with pytest.raises(EmonbError, match=r"holds answers of gpt-4.1 .*now asked is gpt-4o.*triplets.mix"):

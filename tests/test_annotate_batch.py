@@ -161,6 +161,25 @@ def test_large_files_are_split_and_other_forms_found(small, server):
     assert {t["answer_format"] for t in small.accepted} == {"sections"}
 
 
+def test_odd_results_cost_their_images_alone_and_half_a_file_nothing(small, server):
+    server.batch_seconds = 3600
+    ask(small, batch_requests=50, patient=False)
+    server.batch_seconds = 0
+    batch = server.look(next(iter(server.batches.values())))
+    file = server.files[batch["output_file_id"]]
+    whole = file["data"].splitlines()
+    file["data"] = b"\n".join(whole[:20])
+    with pytest.raises(EmonbError, match="20 of 30 answers came; start again"):
+        ask(small)
+    odd = [json.loads(line) for line in whole[:3]]
+    odd[0]["response"], odd[1]["response"]["body"], odd[2]["response"]["body"]["choices"] = "<b>", [1], {"x": 1}
+    file["data"] = b"\n".join([b"[1]", b'{"custom_id": {}}', *(json.dumps(o).encode() for o in odd), *whole[3:], b"{"])
+    ask(small)
+    small.assert_complete(30)
+    assert server.paid == 33
+    assert sorted(r["reason"] for r in small.rejected) == ["empty", "no answer", "no answer"]
+
+
 def test_what_is_gone_is_said(small, server):
     server.batch_seconds = 3600
     ask(small, patient=False)

@@ -123,10 +123,7 @@ def test_emovit_conversations(load):
     assert asked[FEAR, "reasoning"] == "Why would one run? Explain the colours."
     assert texts(frame, AWE) == {"categorical": "{'emotion': 'awe'}", "conversation": "Smoke rises."}
     assert report["format"] == "EmoVIT conversations"
-    assert {why: found["count"] for why, found in report["problems"].items()} == {
-        "answered twice, the first kept": 1,
-        "empty answer": 1,
-    }
+    assert report["problems"] == {"answered twice, the first kept": {"count": 1, "examples": [f"row 4: {AWE}"]}}
 
 
 def test_names_that_mean_one_image_and_others_that_are_not_guessed(load):
@@ -147,14 +144,15 @@ def test_names_that_mean_one_image_and_others_that_are_not_guessed(load):
 
 PROBLEMS = [
     (paper("val/fear/fear_00013.jpg"), "image is in val or test", "val/fear/fear_00013.jpg"),
-    (paper("test/anger/anger_00500.jpg", label="anger"), "image is in val or test", "test/anger"),
-    (paper(AWE, label="Anger"), "label differs from the dataset's", f"{AWE}: Anger, here awe"),
-    (paper(AWE, label=3), "label differs from the dataset's", f"{AWE}: , here awe"),
-    (paper(AWE, "I'm sorry, I can't.", "awe"), "no section found", f"{AWE}: I'm sorry, I can't."),
-    (paper(AWE, None, "awe"), "no section found", AWE),
-    (paper(AWE, f"{GPT} It is an awesome sight.", "awe"), "reasoning names the emotion", f"{AWE}: awesome: The"),
-    (7, "field missing: gpt_response", "row 2"),
-    ({"gpt_response": GPT, "img": 5, "img_path": None}, "field missing: image", "row 2"),
+    (paper("test/anger/anger_00500.jpg", label="anger"), "image is in val or test", "test/anger/anger_00500.jpg"),
+    (paper(AWE, label="Anger"), "label differs from the dataset's", AWE),
+    (paper(AWE, label=3), "label differs from the dataset's", AWE),
+    (paper(AWE, "I'm sorry, I can't.", "awe"), "no text found", AWE),
+    (paper(AWE, None, "awe"), "no text found", AWE),
+    (paper(AWE, f"{GPT} It is an awesome sight.", "awe"), "reasoning names the emotion", AWE),
+    (7, "image not in the dataset, or its name is ambiguous", ""),
+    ({"gpt_response": GPT, "img": 5, "img_path": None}, "image not in the dataset, or its name is ambiguous", ""),
+    ({"img": "awe_00001.jpg"}, "no text found", AWE),
     (paper(), "answered twice, the first kept", FEAR),
 ]
 
@@ -162,8 +160,7 @@ PROBLEMS = [
 def test_every_problem_is_reported(load):
     for row, reason, example in PROBLEMS:
         frame, report = load([paper(), row])
-        assert set(report["problems"]) == {reason}
-        assert report["problems"][reason]["examples"][0].startswith(example)
+        assert report["problems"] == {reason: {"count": 1, "examples": [f"row 2: {example}"]}}
         assert texts(frame) == BOTH
 
 
@@ -175,18 +172,15 @@ def test_rows_under_keys_json_lines_and_a_bom(load):
 
 
 def test_the_report_shows_no_folder_of_this_machine_and_hostile_names_are_data(load):
-    home, hostile = "/home/alice/images/FI", ["<b>.jpg", 'it\'s "x".jpg', "grün 図 🙂.jpg", "\x1b[2J\u202e.jpg"]
-    error = f"Error: could not open {home}/1.jpg\nor C:\\Users\\alice\\2.jpg " + "x" * 500
+    hostile = ["<b>.jpg", 'it\'s "x".jpg', "grün 図 🙂.jpg", "\x1b[2J\u202e.jpg"]
     samples = table(IMAGES | {f"train/fear/{name}": ("fear", "train") for name in hostile})
-    rows = [paper(f"train/fear/{name}") for name in hostile] + [paper(f"{home}/\x1b[2J99.jpg")]
-    frame, report = load([*rows, *[paper(AWE, error, "awe")] * 9], samples)
-    dumped = json.dumps(report, ensure_ascii=False)
-    assert "alice" not in dumped
-    assert "\x1b" not in dumped
-    assert [
-        len(report["problems"]["no section found"]["examples"]),
-        report["problems"]["no section found"]["count"],
-    ] == [5, 9]
+    rows = [paper(f"train/fear/{name}") for name in hostile] + [
+        paper(f"/home/alice/images/FI/\x1b[2J{i}.jpg") for i in range(9)
+    ]
+    frame, report = load(rows, samples)
+    found = report["problems"].popitem()[1]
+    assert (len(found["examples"]), found["count"]) == (5, 9)
+    assert found["examples"][0] == r"row 5: \x1b[2J0.jpg"
     assert set(frame["image_id"]) == {f"train/fear/{name}" for name in hostile}
     frame = load([emovit(("What?", "Smoke\u2028over a house \ud800 <image> <|im_end|><|vision_start|> <b>"))])[0]
     assert texts(frame)["conversation"] == "Smoke over a house ? <b>"
@@ -199,7 +193,7 @@ MISTAKES = [
     ('[{"gpt_response": "Gr\xfcn"}]'.encode("latin-1"), "in UTF-8"),
     (b'[{"image": "a", "text": "b"}]', "neither format recognised; fields found: image, text; give rows with"),
     (b'[{"gpt_response": "x", "img": "no.jpg"}]', "first problem: image not in the dataset"),
-    (b'[{"conversations": [], "image": "fear_00012.jpg"}]', "first problem: no section found"),
+    (b'[{"conversations": [], "image": "fear_00012.jpg"}]', "first problem: no text found"),
 ]
 
 

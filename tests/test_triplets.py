@@ -184,7 +184,7 @@ def test_near_duplicates_are_exact_and_the_most_similar_is_found():
 
 
 def test_many_texts_are_compared_quickly():
-    """118,000 texts of 110 words, each looked for and added, took two minutes of one core and 480 MB."""
+    """118,000 texts of 110 words, each looked for and then added, took 93 s of one core and 480 MB in all."""
     rng = random.Random(1)
     texts = [" ".join(sentence(rng, 100, 2000)) for _ in range(2000)]
     seen, start = NearDuplicates(), time.process_time()

@@ -38,7 +38,12 @@ class Batches:
         self.folder = make_folder(answers.path.with_name(f".{answers.path.stem}.batches"))
         self.parts = read_parts(answers.path)
         self.new: set[str] = set()  # parts of this run: the server cannot know them yet
+        self.answered: dict[str, int] = {}  # images that the server is done with, by part
         self.stopped = ""
+        noted = tuple(f"{part['name']}." for part in self.open)
+        for path in self.folder.iterdir():  # of a part that was not noted (nothing was sent), or is merged
+            if not path.name.startswith(noted):
+                path.unlink()
 
     @property
     def open(self) -> list[dict[str, Any]]:
@@ -84,12 +89,17 @@ class Batches:
 
     def _merge_all(self, patient: bool) -> None:
         """Fetch and merge what is ready; with patience, everything."""
+        said = ""
         while self.open:
             for part in self.open:
                 if part["status"] == "submitted":
                     self._look(part)
             if not patient or not self.open:
                 return
+            now = f"{len(self.open)} batches open, {sum(self.answered.values()):,} images answered"
+            if now != said:
+                said = now
+                self.say(said)
             time.sleep(self.settings.batch_poll_s)
 
     def _save(self, part: dict[str, Any], **changes: Any) -> None:
@@ -169,7 +179,11 @@ class Batches:
                 f"{self.sdk.base_url.host}: the batch {part['name']} or its answers are not there (another account? "
                 f"deleted?); to ask again, remove it from triplets/{self.file.name}"
             ) from None
+        counts = batch.request_counts
+        self.answered[part["name"]] = expected = counts.completed + counts.failed if counts else 0
         if batch.status in _OVER:
+            if len(lines) < expected and batch.status != "cancelled":
+                raise EmonbError(f"{part['name']}: {len(lines):,} of {expected:,} answers came; start again for all")
             self._merge(part, lines)
             if batch.status == "cancelled":
                 self.stopped = _CANCELLED
@@ -193,7 +207,11 @@ class Batches:
 
     def _merge(self, part: dict[str, Any], lines: list[str]) -> None:
         """Judge the answers of a part; a merge that was interrupted goes on where it was."""
-        found = {line["custom_id"]: line for line in map(json.loads, filter(str.strip, lines))}
+        found = {}
+        for text in lines:
+            with suppress(ValueError, KeyError, TypeError):  # a line that cannot be read: its image is asked again
+                line = json.loads(text)
+                found[line["custom_id"]] = line
         rows = {row["image_id"]: row for row in self.answers.rows if row["image_id"] not in self.answers.done}
         for image_id in self._ids(part):
             line = found.get(_custom_id(image_id))
@@ -205,16 +223,19 @@ class Batches:
 
     def _receive(self, row: dict[str, Any], line: dict[str, Any], part: dict[str, Any]) -> None:
         more = {"batch": part["name"], "asked_of": part["asked_of"], "prompt_sha256": part["prompt_sha256"]}
-        response, error = line.get("response") or {}, line.get("error") or {}
+        response, error = (
+            line.get(name) if isinstance(line.get(name), dict) else {} for name in ("response", "error")
+        )
         status, body = response.get("status_code"), response.get("body")
         if status == 200:
             with suppress(ValueError):
                 return self.answers.receive(row, [read_reply(body)], part["form"], **more)
         if error.get("code") not in _NOT_ANSWERED:
-            said = json.dumps((body or {}).get("error") or error)
+            said = json.dumps(body or error)
             if status in (400, 422) and "response_format" in said:
                 self.answers.refused_forms.add(part["form"])
             self.answers.give_up(row, f"status {status}: {said}", **more)
+        return None
 
 
 def read_parts(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,26 @@ def import_triplets(
         EmonbError: no JSON, neither format, or nothing in it that fits the dataset.
     """
     rows, digest = _rows(file)
-    reader = _Reader(samples, file, rows)
-    for number, row in enumerate(rows, start=1):
-        reader.read(row if isinstance(row, dict) else {}, f"row {number}", labels)
+    fields = Counter(field for row in rows for field in row)
+    marker = max(_FORMATS, key=lambda field: fields[field])
+    if not fields[marker]:
+        raise EmonbError(
+            f"{file}: neither format recognised; fields found: {', '.join(sorted(fields)[:12]) or 'none'}; give rows "
+            f"with gpt_response, img, img_path, label ({_FORMATS['gpt_response']}) or image, conversations "
+            f"({_FORMATS['conversations']})"
+        )
+    known = {row["image_id"]: row for row in samples.to_dict("records")}
+    named, found, problems = _named(rows, known), {}, {}
+    for number, (row, name) in enumerate(zip(rows, named, strict=True), start=1):
+        reason = "image not in the dataset, or its name is ambiguous"
+        if name in known:
+            reason = _take(row, known[name], labels, marker, found.setdefault(name, {}))
+        if reason:
+            problems.setdefault(reason, []).append(visible(f"row {number}: {name}")[:120])
     origin = {"source": "imported", "imported_from": file.name, "import_sha256": digest}
-    found = [reader.compose(image_id, labels, origin) for image_id in reader.known if image_id in reader.turns]
-    groups = list(filter(None, found))
+    groups = [_composed(known[name], labels, origin, found[name]) for name in known if found.get(name)]
     if not groups:
-        first = next((f"{why} ({said['examples'][0]})" for why, said in reader.problems.items()), "no text in it")
+        first = next((f"{why} ({where[0]})" for why, where in problems.items()), "no row in it")
         raise EmonbError(f"{file}: nothing to import; first problem: {first}; take a file made for this dataset")
     with Answers(samples, labels, path, settings) as answers:
         new = [group for group in groups if group[0]["image_id"] not in answers.done]
@@ -68,26 +80,26 @@ def import_triplets(
     kinds = Counter(triplet["kind"] for group in groups for triplet in group)
     report = {
         "file": file.name,
-        "format": _FORMATS[reader.marker],
+        "format": _FORMATS[marker],
         "rows": len(rows),
         "images": len(groups),
         "triplets": {kind: kinds[kind] for kind in KINDS},
-        "problems": reader.problems,
+        "problems": {why: {"count": len(where), "examples": where[:5]} for why, where in problems.items()},
         "train_images_without": int((samples["split"] == "train").sum()) - len(groups),
         "images_added": len(new),
         "images_already_there": len(groups) - len(new),
     }
     write_json(path.with_name(f"{path.stem}.import.json"), report)
     say(
-        f"{file.name} ({report['format']}): {len(new):,} images added, {len(groups) - len(new):,} had triplets already"
+        f"{file.name} ({_FORMATS[marker]}): {len(new):,} images added, {len(groups) - len(new):,} had triplets already"
     )
-    for reason, problem in reader.problems.items():
-        say(f"  {problem['count']:,} x {reason}, e.g. {problem['examples'][0]}")
+    for why, where in problems.items():
+        say(f"  {len(where):,} x {why}, e.g. {where[0]}")
     return report
 
 
-def _rows(file: Path) -> tuple[list[Any], str]:
-    """The rows of a file, and its digest."""
+def _rows(file: Path) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a file, an empty one for what is no object; and the file's digest."""
     try:
         data = file.read_bytes()
         text = data.decode("utf-8-sig")
@@ -99,81 +111,58 @@ def _rows(file: Path) -> tuple[list[Any], str]:
         raise EmonbError(f"{file}: cannot be read as JSON ({error}); give a whole file, in UTF-8") from None
     if isinstance(content, dict) and not _FORMATS.keys() & content.keys():  # rows under the images' names
         content = [{"image_id": key, **row} if isinstance(row, dict) else row for key, row in content.items()]
-    return content if isinstance(content, list) else [content], hashlib.sha256(data).hexdigest()
+    rows = content if isinstance(content, list) else [content]
+    return [row if isinstance(row, dict) else {} for row in rows], hashlib.sha256(data).hexdigest()
 
 
-class _Reader:
-    """What of a file's rows can be used: `turns` by image and kind, question -> answer; `problems` with examples."""
-
-    def __init__(self, samples: pd.DataFrame, file: Path, rows: list[Any]) -> None:
-        fields = Counter(field for row in rows if isinstance(row, dict) for field in row)
-        self.marker = max(_FORMATS, key=lambda field: fields[field])
-        if not fields[self.marker]:
-            raise EmonbError(
-                f"{file}: neither format recognised; fields found: {', '.join(sorted(fields)[:12]) or 'none'}; give "
-                f"rows with gpt_response, img, img_path, label ({_FORMATS['gpt_response']}) or image, conversations "
-                f"({_FORMATS['conversations']})"
-            )
-        self.known = {row["image_id"]: row for row in samples.to_dict("records")}
-        names = Counter(image_id.split("/")[-1] for image_id in self.known)
-        self.unique = {name: i for i in self.known if names[name := i.split("/")[-1]] == 1}
-        self.turns: dict[str, dict[str, dict[str, str]]] = {}
-        self.models: dict[str, str] = {}
-        self.problems: dict[str, dict[str, Any]] = {}
-
-    def note(self, reason: str, where: str, excerpt: str = "") -> None:
-        """Count a problem, and keep five examples, without folders of their machine."""
-        found = self.problems.setdefault(reason, {"count": 0, "examples": []})
-        found["count"] += 1
-        if len(found["examples"]) < 5:
-            said = re.sub(r"(?:[a-z]:)?[\\/][^\s]{0,400}[\\/]", "", excerpt[:500], flags=re.I)
-            found["examples"].append(visible(" ".join(f"{where}: {said}".split()))[:120].rstrip(": "))
-
-    def read(self, row: dict[str, Any], where: str, labels: Sequence[str]) -> None:
-        """Take the turns of a row, or note why not."""
+def _named(rows: list[dict[str, Any]], known: Collection[str]) -> Iterator[str]:
+    """The image that each row means; the last part of the name that stands there if none is meant."""
+    counts = Counter(image_id.split("/")[-1] for image_id in known)
+    unique = {name: image_id for image_id in known if counts[name := image_id.split("/")[-1]] == 1}
+    for row in rows:
         names = [row[field].replace("\\", "/").split("/") for field in _NAMES if isinstance(row.get(field), str)]
         tails = ("/".join(name[start:]) for name in names for start in range(-min(8, len(name)), 0))
-        image = next((tail for tail in tails if tail in self.known), None)
-        image = image or next((self.unique[name[-1]] for name in names if name[-1] in self.unique), None)
-        if self.marker not in row or not names:
-            return self.note(f"field missing: {'image' if self.marker in row else self.marker}", where)
-        if image is None:
-            return self.note("image not in the dataset, or its name is ambiguous", where, names[0][-1])
-        label = self.known[image]["label"]
-        if self.known[image]["split"] != "train":
-            return self.note("image is in val or test", image)
-        if "label" in row and parse_emotion(_text(row["label"]), labels) != label:
-            # the whole row: GPT-4 was given the other emotion, and its reasoning would teach that one
-            return self.note("label differs from the dataset's", image, f"{_text(row['label']):.60}, here {label}")
-        turns = (_sections if self.marker == "gpt_response" else _talk)(row[self.marker])
-        if not turns:
-            self.note("no section found", image, _text(row[self.marker]))
-        self.models.setdefault(image, _text(row.get("model")) or "unknown")
-        kept = self.turns.setdefault(image, {})
-        for kind, question, answer in turns:
-            if not answer or question in kept.get(kind, {}):
-                self.note("answered twice, the first kept" if answer else "empty answer", image, question or kind)
-            elif kind == "reasoning" and (word := names_emotion(answer, label)):
-                self.note("reasoning names the emotion", image, f"{word}: {answer}")
-            elif " " in answer:  # a bare label is the categorical answer, which is ours
-                kept.setdefault(kind, {})[question] = answer
-        return None
+        image = next((tail for tail in tails if tail in known), "")
+        last = [name[-1] for name in names]
+        yield image or next((unique[name] for name in last if name in unique), "".join(last[:1]))
 
-    def compose(self, image_id: str, labels: Sequence[str], origin: dict[str, Any]) -> list[dict[str, Any]]:
-        """The triplets of an image in the order of `KINDS`; [] if there is nothing for it."""
-        row, origin = self.known[image_id], {**origin, "model": self.models[image_id]}
-        made = [
-            make_triplet(row, kind, " ".join(turns.values()), origin, " ".join(filter(None, turns)))
-            for kind, turns in sorted(self.turns[image_id].items())
-        ]
-        return [categorical_triplet(row, labels, origin), *made] if made else []
+
+def _take(
+    row: dict[str, Any], image: dict[str, Any], labels: Sequence[str], marker: str, found: dict[str, dict[str, str]]
+) -> str:
+    """Put the turns of a row into `found`, kind -> question -> answer; says why not, or not all of them."""
+    if image["split"] != "train":
+        return "image is in val or test"
+    if "label" in row and parse_emotion(_text(row["label"]), labels) != image["label"]:
+        return "label differs from the dataset's"  # GPT-4 was given it: its reasoning would teach the other one
+    turns, reason = (_sections if marker == "gpt_response" else _talk)(row.get(marker)), ""
+    for kind, question, answer in turns:
+        if kind == "reasoning" and names_emotion(answer, image["label"]):
+            reason = "reasoning names the emotion"
+        elif question in found.get(kind, {}):
+            reason = "answered twice, the first kept"
+        elif " " in answer:  # a bare label is the categorical answer, which is ours
+            found.setdefault(kind, {})[question] = answer
+            found.setdefault("", {"model": _text(row.get("model")) or "unknown"})
+    return reason if turns else "no text found"
+
+
+def _composed(
+    row: dict[str, Any], labels: Sequence[str], origin: dict[str, Any], found: dict[str, dict[str, str]]
+) -> list[dict[str, Any]]:
+    """The triplets of an image in the order of `KINDS`."""
+    origin = {**origin, **found.pop("")}
+    made = [categorical_triplet(row, labels, origin)]
+    for kind, turns in sorted(found.items()):
+        made.append(make_triplet(row, kind, " ".join(turns.values()), origin, " ".join(filter(None, turns))))
+    return made
 
 
 def _sections(response: Any) -> list[tuple[str, str, str]]:
     """Kind, question and answer of GPT-4's headed sections."""
     found = parse_sections(_text(response))
     found.setdefault("conversation", found.get("key_elements"))  # what the authors' prompt calls it
-    return [(kind, "", _text(found[kind])) for kind in KINDS[1:] if found.get(kind) is not None]
+    return [(kind, "", _text(found[kind])) for kind in KINDS[1:] if found.get(kind)]
 
 
 def _talk(messages: Any) -> list[tuple[str, str, str]]:
