@@ -82,12 +82,10 @@ def test_the_authors_annotations(load, tmp_path):
     assert set(line) == {*FIELDS, "imported_from", "import_sha256"}
     assert line["import_sha256"] == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     assert (line["source"], line["imported_from"]) == ("imported", "odd name.json")
-    assert report.pop("triplets") == {"categorical": 2, "conversation": 2, "reasoning": 2}
-    numbers = {"rows": 2, "images": 2, "train_images_without": 2, "images_added": 2, "images_already_there": 0}
-    assert report == {"file": "odd name.json", "format": "EmoVLM-KD annotations", **numbers, "problems": {}}
+    assert report == {"file": "odd name.json", "rows": 2, "images": 2, "images_added": 2, "problems": {}}
     more = [paper(response=GPT.replace("dark", "red")), paper(AWE, label="awe"), paper("train/fear/7.jpg")]
     frame, report = load(more, fresh=False)
-    assert (report["images_added"], report["images_already_there"]) == (1, 2)
+    assert (report["images"], report["images_added"]) == (3, 1)
     assert texts(frame) == BOTH  # what is there is left as it is
 
 
@@ -115,6 +113,7 @@ def test_emovit_conversations(load):
         emovit(("Which emotion?", "Predict emotion: fear"), ("Which?", "fear")),
         emovit(("Explain the colours.", "Dark, as at night."), ("Where are they?", "Under the sky.")),
         emovit(("What?", "Smoke rises."), ("What?", "Fire burns."), ("Why?", ""), image=AWE),
+        7,
     ]
     frame, report = load(rows)
     asked = frame.set_index(["image_id", "kind"])["instruction"]
@@ -122,8 +121,7 @@ def test_emovit_conversations(load):
     assert texts(frame)["reasoning"] == "Tools are raised. Dark, as at night."
     assert asked[FEAR, "reasoning"] == "Why would one run? Explain the colours."
     assert texts(frame, AWE) == {"categorical": "{'emotion': 'awe'}", "conversation": "Smoke rises."}
-    assert report["format"] == "EmoVIT conversations"
-    assert report["problems"] == {"answered twice, the first kept": {"count": 1, "examples": [f"row 4: {AWE}"]}}
+    assert list(report["problems"].values()) == [{"count": 1, "examples": ["row 5: "]}]
 
 
 def test_names_that_mean_one_image_and_others_that_are_not_guessed(load):
@@ -138,10 +136,10 @@ def test_names_that_mean_one_image_and_others_that_are_not_guessed(load):
         assert texts(frame)["conversation"] == "Smoke rises.", name
     for name in ("7.jpg", "elsewhere/7.jpg", "fear_00012", "fear_00012.png", "12.jpg"):
         report = load([emovit(("What?", "Smoke rises.")), emovit(("What?", "Fog."), image=name)])[1]
-        entry = {"count": 1, "examples": [f"row 2: {name.split('/')[-1]}"]}
-        assert report["problems"] == {"image not in the dataset, or its name is ambiguous": entry}
+        assert report["problems"] == {UNKNOWN: {"count": 1, "examples": [f"row 2: {name.split('/')[-1]}"]}}
 
 
+UNKNOWN = "image not in the dataset, or its name is ambiguous"
 PROBLEMS = [
     (paper("val/fear/fear_00013.jpg"), "image is in val or test", "val/fear/fear_00013.jpg"),
     (paper("test/anger/anger_00500.jpg", label="anger"), "image is in val or test", "test/anger/anger_00500.jpg"),
@@ -150,10 +148,8 @@ PROBLEMS = [
     (paper(AWE, "I'm sorry, I can't.", "awe"), "no text found", AWE),
     (paper(AWE, None, "awe"), "no text found", AWE),
     (paper(AWE, f"{GPT} It is an awesome sight.", "awe"), "reasoning names the emotion", AWE),
-    (7, "image not in the dataset, or its name is ambiguous", ""),
-    ({"gpt_response": GPT, "img": 5, "img_path": None}, "image not in the dataset, or its name is ambiguous", ""),
+    ({"gpt_response": GPT, "img": 5, "img_path": None}, UNKNOWN, ""),
     ({"img": "awe_00001.jpg"}, "no text found", AWE),
-    (paper(), "answered twice, the first kept", FEAR),
 ]
 
 
@@ -162,13 +158,6 @@ def test_every_problem_is_reported(load):
         frame, report = load([paper(), row])
         assert report["problems"] == {reason: {"count": 1, "examples": [f"row 2: {example}"]}}
         assert texts(frame) == BOTH
-
-
-def test_rows_under_keys_json_lines_and_a_bom(load):
-    one, two = json.dumps(paper()), json.dumps(paper(AWE, label="awe"))
-    for content in (f"{one}\n{two}\n", f"\ufeff{one}\r\n\r\n{two}", f"\ufeff[{one}, {two}]"):
-        assert load(content.encode())[1]["images"] == 2
-    assert load(one.encode())[1]["rows"] == load({FEAR: {"gpt_response": GPT}})[1]["images"] == 1
 
 
 def test_the_report_shows_no_folder_of_this_machine_and_hostile_names_are_data(load):
@@ -187,13 +176,12 @@ def test_the_report_shows_no_folder_of_this_machine_and_hostile_names_are_data(l
 
 
 MISTAKES = [
-    (b"", "neither format recognised; fields found: none"),
-    (b'{"img": "a"}\n\n{"img": ', "cannot be read as JSON"),
+    (b"", "cannot be read as JSON"),
+    (b'{"img": "a"}', "it is no list of rows; give rows with gpt_response"),
     (b"[" * 100_000, "cannot be read as JSON"),
     ('[{"gpt_response": "Gr\xfcn"}]'.encode("latin-1"), "in UTF-8"),
-    (b'[{"image": "a", "text": "b"}]', "neither format recognised; fields found: image, text; give rows with"),
-    (b'[{"gpt_response": "x", "img": "no.jpg"}]', "first problem: image not in the dataset"),
-    (b'[{"conversations": [], "image": "fear_00012.jpg"}]', "first problem: no text found"),
+    (b'[{"gpt_response": "x", "img": "no.jpg"}]', "nothing to import: image not in the dataset"),
+    (b'[{"conversations": [], "image": "fear_00012.jpg"}]', "no text found .row 1: train/fear/fear_00012.jpg"),
 ]
 
 
