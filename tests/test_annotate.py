@@ -25,7 +25,7 @@ from emonb.settings import TripletSettings
 FAULTS = {"rate_limit": 0.05, "server_error": 0.03, "unavailable": 0.02, "stall": 0.01, "cut": 0.03, "bad_body": 0.02,
           "malformed": 0.02, "refusal": 0.02, "refusal_text": 0.02, "wrong_schema": 0.02, "length": 0.01,
           "empty": 0.01, "names_emotion": 0.02, "duplicate": 0.01, "filter": 0.01}  # fmt: skip
-assert round(sum(FAULTS.values()), 2) == 0.30
+USD = (245 * 2 + 90 * 8) / 1e6  # of an answer of the loopback server
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,25 @@ def _no_key(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+def completion(content, **more):
+    message = {"role": "assistant", "content": content}
+    usage = {"prompt_tokens": 100, "completion_tokens": 50}
+    return {"model": "m", "choices": [{"finish_reason": "stop", "message": message}], "usage": usage, **more}
+
+
+def text(number, words="stone door lamp field"):
+    """An answer that fits the schema, another one for each number."""
+    said = " ".join(random.Random(number).choices(("amber", "brass", "cedar", "delta", "ember", "flint"), k=30))
+    return json.dumps({"conversation": f"{said} {words}", "reasoning": f"{said[::-1]} {words}", "key_elements": []})
+
+
+def question(request):
+    return request["messages"][1]["content"][1]["text"]
+
+
+# ---- faults, kills -------------------------------------------------------------------------------------------------
+
+
 def test_every_image_gets_its_triplets(small, monkeypatch):
     with asked_of(monkeypatch) as server:
         assert small.ask() == ""
@@ -60,8 +79,8 @@ def test_every_image_gets_its_triplets(small, monkeypatch):
 
 def test_500_images_with_30_percent_faults(tmp_path, monkeypatch):
     many = Asking(tmp_path, make_samples(tmp_path, 500))
-    with asked_of(monkeypatch, faults=FAULTS, stall_s=1) as server:
-        assert many.ask(concurrency=16, timeout_s=0.5) == ""
+    with asked_of(monkeypatch, faults=FAULTS, stall_s=3) as server:
+        assert many.ask(concurrency=16, timeout_s=2) == ""
     outcomes = {}
     for row in server.log:
         outcomes.setdefault(row["image"], []).append(row["outcome"])
@@ -69,7 +88,7 @@ def test_500_images_with_30_percent_faults(tmp_path, monkeypatch):
     assert set(FAULTS) <= set(counted)
     assert len(outcomes) == 500
     for found in outcomes.values():
-        assert "good" not in found[:-1], [(r["reason"], r["detail"], r["image_id"]) for r in many.rejected if r["reason"]=="no answer"]+[found]
+        assert "good" not in found[:-1]  # none is asked again after a good answer
     accepted, rejected = many.accepted, many.rejected
     assert len(accepted) >= 495
     assert len({r["image_id"] for r in [*accepted, *rejected]}) == 500  # each has its triplets or a reason
@@ -81,11 +100,11 @@ def test_500_images_with_30_percent_faults(tmp_path, monkeypatch):
     assert reasons["near-duplicate"] >= counted["duplicate"] - 1  # the first of them is like no other
 
 
-def test_20_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
-    asking = Asking(tmp_path, make_samples(tmp_path, 400))
+def test_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
+    asking = Asking(tmp_path, make_samples(tmp_path, 250))
     rng, before = random.Random(0), set()
     with asked_of(monkeypatch, latency_s=0.1) as server:
-        for _ in range(20):
+        for _ in range(10):
             size = asking.path.stat().st_size if asking.path.is_file() else 0
             process = os.fork()
             if not process:
@@ -103,9 +122,24 @@ def test_20_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
         asked = len(server.log)
         server.latency_s = 0.0
         assert asking.ask() == ""
-        asking.assert_complete(400)
-        assert len(server.log) - asked == 400 - len(before)  # the last run asked for exactly what was missing
-        assert server.paid - 400 <= 20 * 8
+        asking.assert_complete(250)
+        assert len(server.log) - asked == 250 - len(before)  # the last run asked for exactly what was missing
+        assert server.paid - 250 <= 10 * 8
+
+
+def test_an_interrupt_waits_for_what_is_paid(small, monkeypatch):
+    with asked_of(monkeypatch, latency_s=0.3) as server:
+        threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,)).start()
+        with pytest.raises(KeyboardInterrupt):
+            small.ask(concurrency=4)
+        assert any("images that are paid for" in line for line in small.said)
+        assert 0 < len(small.accepted) == server.paid < 24
+        server.latency_s = 0.0
+        assert small.ask() == ""
+    small.assert_complete()
+
+
+# ---- money, limits -------------------------------------------------------------------------------------------------
 
 
 def test_a_limit_on_the_cost_is_kept(small, monkeypatch):
@@ -113,8 +147,7 @@ def test_a_limit_on_the_cost_is_kept(small, monkeypatch):
         assert "raise --max-cost" in small.ask(max_cost=0.02, concurrency=4)
         first = len(small.accepted)
         assert 8 <= first < 24
-        spent = sum(r["tokens"] for r in server.log)
-        assert server.paid * (245 * 2 + 90 * 8) / 1e6 < 0.02 < (server.paid + 8) * (245 * 2 + 90 * 8) / 1e6, spent
+        assert server.paid * USD < 0.02 < (server.paid + 8) * USD
         assert small.ask(max_cost=0.02)  # the limit counts what was spent before
         assert len(server.log) == first
         assert small.ask(max_cost=5.0) == ""
@@ -164,7 +197,7 @@ def test_retry_after_holds_for_all(small, monkeypatch):
         busy = error(429, "slow down", "rate_limit_exceeded", wait=0.4 if number > 12 else 600)
         return busy if number <= 4 or number == 13 else completion(text(number))
 
-    monkeypatch.setattr("emonb.annotate.ask._LONGEST", 0.5)  # the SDK alone gives up above two minutes
+    monkeypatch.setattr("emonb.annotate.ask._LONGEST", 0.5)
     with asked_of(monkeypatch, answer=answer) as server:
         small.ask(concurrency=4, near_duplicate=1.0)
         small.assert_complete()
@@ -176,13 +209,16 @@ def test_retry_after_holds_for_all(small, monkeypatch):
 
 def test_a_server_that_goes_away_is_said_once(small, monkeypatch):
     with asked_of(monkeypatch, down_after=2) as server:
-        with pytest.raises(EmonbError, match=r"127.0.0.1: .*start again"):
+        with pytest.raises(EmonbError, match=r"127.0.0.1: Connection error.*; start again to go on"):
             small.ask(concurrency=4, transport_retries=1)
         assert len(small.accepted) == 2
         assert {r["reason"] for r in small.rejected} == {"no answer"}
         server.down_after = None
         assert small.ask() == ""
     small.assert_complete()
+
+
+# ---- what a server can do, and says --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -196,25 +232,13 @@ def test_what_the_server_can_do_is_found(small, monkeypatch, config, form):
         small.assert_complete()
         assert {t["answer_format"] for t in small.accepted} == {form}
         assert len(server.log) - 24 <= 2
-        if config == {"usage": False}:
+        if config == {"usage": False}:  # the most that it can be
             assert all(t["usage"]["prompt_tokens"] > 500 for t in small.accepted)
-
-
-def completion(content, **more):
-    message = {"role": "assistant", "content": content}
-    usage = {"prompt_tokens": 100, "completion_tokens": 50}
-    return {"model": "m", "choices": [{"finish_reason": "stop", "message": message}], "usage": usage, **more}
-
-
-def text(number, words="stone door lamp field"):
-    """An answer that fits the schema, another one for each number."""
-    said = " ".join(random.Random(number).choices(("amber", "brass", "cedar", "delta", "ember", "flint"), k=30))
-    return json.dumps({"conversation": f"{said} {words}", "reasoning": f"{said[::-1]} {words}", "key_elements": []})
 
 
 def test_a_model_that_keeps_to_no_form_is_asked_one_question_a_request(small, monkeypatch):
     def answer(number, request):
-        asked = request["messages"][1]["content"][1]["text"]
+        asked = question(request)
         return completion("nonsense" if "Write three things" in asked else f"{asked} {text(number)}")
 
     with asked_of(monkeypatch, answer=answer) as server:
@@ -227,7 +251,7 @@ def test_a_model_that_keeps_to_no_form_is_asked_one_question_a_request(small, mo
 
 def test_half_an_image_that_is_paid_for_is_recorded(small, monkeypatch):
     def answer(number, request):
-        first = "visual elements" in str(request) or "Describe" in str(request) or "look at first" in str(request)
+        first = any(words in question(request) for words in ("visual elements", "Describe", "look at first"))
         return completion("a stone and a lamp on a wide field of grass") if first else error(400, "not this", "no")[:2]
 
     with asked_of(monkeypatch, answer=answer):
@@ -240,10 +264,9 @@ def test_rejected_answers_are_asked_again_with_the_reason_told(small, monkeypatc
     told = Counter()
 
     def answer(number, request):
-        asked = request["messages"][1]["content"][1]["text"]
-        told.update(["again" if "too short (reasoning" in asked else "first"])
+        told.update(["again" if "too short (reasoning" in question(request) else "first"])
         short = {"conversation": "a stone door and a lamp in the field", "reasoning": "Dark.", "key_elements": []}
-        return completion(text(number) if "could not be used" in asked else json.dumps(short))
+        return completion(text(number) if "could not be used" in question(request) else json.dumps(short))
 
     with asked_of(monkeypatch, answer=answer):
         small.ask(near_duplicate=1.0)
@@ -252,26 +275,25 @@ def test_rejected_answers_are_asked_again_with_the_reason_told(small, monkeypatc
     small.assert_complete()
 
 
-ODD = {
-    "a lone surrogate": lambda n: completion(text(n).replace("stone", "\ud83d")),
-    "no choice": lambda n: completion("", choices=[]),
-    "a list of parts": lambda n: completion([{"type": "text", "text": text(n)}]),
-    "odd counts": lambda n: completion(text(n), usage={"prompt_tokens": "many"}),
-    "negative counts": lambda n: completion(text(n), usage={"prompt_tokens": -5, "completion_tokens": 1}),
-    "deep": lambda n: completion('{"conversation": ' + "[" * 50_000),
-    "html": lambda n: completion(text(n, "<script>alert(1)</script> $x$ \x1b[2J")),
+ODD = {  # whether it is accepted, answer
+    "a lone surrogate": (True, lambda n: completion(text(n).replace("stone", "\ud83d"))),
+    "no choice": (False, lambda n: completion("", choices=[])),
+    "a list of parts": (False, lambda n: completion([{"type": "text", "text": text(n)}])),
+    "odd counts": (True, lambda n: completion(text(n), usage={"prompt_tokens": "many"})),
+    "negative counts": (True, lambda n: completion(text(n), usage={"prompt_tokens": -5, "completion_tokens": 1})),
+    "deep": (False, lambda n: completion('{"conversation": ' + "[" * 50_000)),
+    "html": (True, lambda n: completion(text(n, "<script>alert(1)</script> $x$ \x1b[2J"))),
 }
 
 
-@pytest.mark.parametrize("odd", ODD)
-def test_an_odd_answer_is_written_down_and_nothing_breaks(small, monkeypatch, odd):
-    with asked_of(monkeypatch, answer=lambda number, _: ODD[odd](number)) as server:
+@pytest.mark.parametrize(("good", "answer"), ODD.values(), ids=ODD)
+def test_an_odd_answer_is_written_down_and_nothing_breaks(small, monkeypatch, good, answer):
+    with asked_of(monkeypatch, answer=lambda number, _: answer(number)) as server:
         small.ask(near_duplicate=1.0, retries=0, answer_format="schema")
         assert len(small.accepted) + len(small.rejected) == server.paid == 24
         assert all(r["usage"]["prompt_tokens"] > 0 for r in [*small.accepted, *small.rejected])
     for path in small.path.parent.glob("*.jsonl"):
         path.read_text(encoding="utf-8")
-    good = odd in ("odd counts", "negative counts", "html", "a lone surrogate")
     assert len(small.accepted) == 24 * good
 
 
@@ -280,7 +302,7 @@ def test_images_that_a_server_refuses_do_not_block_the_others(small, monkeypatch
 
     def answer(number, request):
         picture = str(request["messages"][1]["content"][0])
-        if "anger" in request["messages"][1]["content"][1]["text"] or len(refused) < 12:
+        if "anger" in question(request) or len(refused) < 12:
             refused[picture] += 1
             return error(400, "content policy", "policy")[:2]
         return completion(text(number))
@@ -315,7 +337,7 @@ def test_an_unreadable_picture_is_left_out_with_its_reason(tmp_path, monkeypatch
     with asked_of(monkeypatch):
         assert asking.ask() == ""
     assert len(asking.accepted) == 11
-    assert asking.rejected[0]["detail"] == "not a readable picture"
+    assert asking.rejected[0]["detail"].startswith("[path]: not a readable picture")
 
 
 MODEL = "/home/somebody/models/qwen"
@@ -352,15 +374,7 @@ def test_neither_key_nor_path_gets_out(small, samples, monkeypatch):
         assert secret not in "\n".join([shown, written, *small.said]), secret
 
 
-def test_an_interrupt_waits_for_what_is_paid(small, monkeypatch):
-    with asked_of(monkeypatch, latency_s=0.3) as server:
-        threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,)).start()
-        assert small.ask(concurrency=4) == "interrupted"
-        assert any("images that are paid for" in line for line in small.said)
-        assert 0 < len(small.accepted) == server.paid < 24
-        server.latency_s = 0.0
-        assert small.ask() == ""
-    small.assert_complete()
+# ---- the files -----------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_said_and_leaves_whole_lines(small, monkeypatch):

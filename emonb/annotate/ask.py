@@ -13,19 +13,19 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any
 
 import openai
 
 from emonb.annotate.log import Answers, batches_path, open_batches
-from emonb.annotate.request import Reply, dig, encode_picture, read_reply, scrub
+from emonb.annotate.request import dig, encode_picture, read_reply, scrub
 from emonb.errors import EmonbError, UnreadablePicture
 from emonb.files import write_json
 from emonb.progress import progress
 from emonb.settings import TripletSettings
 
 _LIMIT = "the next answer could exceed the limit of ${:g}; raise --max-cost to go on"
-_INTERRUPTED = "interrupted"
 _MINUTE = 61.0  # seconds; requests travel for different times, and the server counts arrivals
 _BACKOFF, _LONGEST = 0.5, 120.0  # seconds before the second attempt, and that a server may make us wait at a time
 _IN_A_ROW = 20  # images without an answer, one after another: the server is down, not the images at fault
@@ -39,10 +39,7 @@ _REMEDIES = {
 
 
 def connect(settings: TripletSettings) -> openai.OpenAI:
-    """The official SDK's client of the server that OPENAI_BASE_URL and OPENAI_API_KEY name.
-
-    Raises `EmonbError` where neither a key nor a server of one's own is named.
-    """
+    """The official SDK's client of the server that OPENAI_BASE_URL and OPENAI_API_KEY name; `EmonbError` for none."""
     key, base_url = (os.environ.get(f"OPENAI_{name}", "").strip() for name in ("API_KEY", "BASE_URL"))
     if not key and not base_url:
         raise EmonbError(
@@ -69,8 +66,6 @@ def _explained(error: Exception, sdk: openai.OpenAI, missing: str = _REMEDIES[40
 
 def _said_by(error: Exception) -> str:
     """The server's own words where there are any; else the SDK's or the connection's."""
-    if isinstance(error, UnreadablePicture):
-        return "not a readable picture"
     words = dig(getattr(error, "body", None), "message")
     return scrub(str(words or f"{error} ({type(error.__cause__ or error).__name__})"))
 
@@ -96,17 +91,15 @@ class Online:
     def __init__(self, answers: Answers) -> None:
         self.answers, self.settings, self.lock = answers, answers.settings, threading.Lock()
         self.sdk = connect(self.settings).with_options(max_retries=0)  # retries keep the limits, too
-        self.limits = _token_limits(self.sdk)
-        self.limit = self.limits[0]
+        answers.limit, self.other_limit = _token_limits(self.sdk)
         self.waiting, self.attempts = deque(answers.missing()), Counter[str]()
-        self.under_way: dict[Future[Any], tuple[Any, ...]] = {}
+        self.under_way = set[Future[Any]]()
         self.next_at, self.lost, self.in_a_row = 0.0, 0.0, 0
 
     def run(self, say: Callable[[str], None]) -> str:
         """Ask until nothing is missing; returns why it ended early, or "".
 
-        Raises:
-            EmonbError: nothing can be asked (no key, unknown model, no credit left, server down, disk full).
+        Raises `EmonbError` where nothing can be asked: no key, unknown model, no credit left, server down, disk full.
         """
         what, total = f"{self.answers.asked[0]} on {self.answers.path.stem}", len(self.waiting)
         with self.sdk, ThreadPoolExecutor(self.settings.concurrency) as pool:
@@ -115,7 +108,7 @@ class Online:
                     pass
             except KeyboardInterrupt:
                 say(f"\ninterrupted: waiting for {len(self.under_way)} images that are paid for")
-                return _INTERRUPTED
+                raise
         return _LIMIT.format(self.settings.max_cost) if self.waiting else ""
 
     def _finished(self, pool: ThreadPoolExecutor) -> Iterator[None]:
@@ -123,20 +116,19 @@ class Online:
         terms, most = self.settings, sum(self.answers.most)
         pace = max(1 / (terms.requests_per_minute or math.inf), most / (terms.tokens_per_minute or math.inf)) * _MINUTE
         while self.waiting or self.under_way:
-            form, limit, delay = self.answers.form, self.limit, self.next_at - time.monotonic()
+            form, delay = self.answers.form, self.next_at - time.monotonic()
             requests = 2 if form == "questions" else 1
             reserved = self.lost + (len(self.under_way) + 1) * requests * self.answers.most_usd
             affordable = self.answers.spent["usd"] + reserved <= (terms.max_cost or math.inf)
             sendable = self.waiting and affordable and len(self.under_way) < terms.concurrency
             if sendable and delay <= 0:
-                row = self.waiting.popleft()
-                self.under_way[pool.submit(self._ask, row, form, limit)] = (row, form, limit)
+                self.under_way.add(pool.submit(self._ask, self.waiting.popleft(), form))
                 self.next_at = time.monotonic() + pace * requests
             elif self.under_way:
                 pause = min(max(delay, 0.01), 1.0) if sendable else 1.0
-                for future in wait(self.under_way, pause, FIRST_COMPLETED).done:
-                    row, *how = self.under_way.pop(future)
-                    if self._again(row, *how, *future.result()):
+                done, self.under_way = wait(self.under_way, pause, FIRST_COMPLETED)
+                for row, *answer in (future.result() for future in done):
+                    if self._again(row, *answer):
                         self.waiting.appendleft(row)
                     else:
                         yield
@@ -145,27 +137,26 @@ class Online:
             else:
                 return
 
-    def _ask(self, row: dict[str, Any], form: str, limit: str) -> tuple[list[Reply], Exception | None]:
+    def _ask(
+        self, row: dict[str, Any], form: str
+    ) -> tuple[dict[str, Any], str, list[dict[str, Any]], Exception | None]:
         """In a thread: ask for an image and write down the answer; returns also what went wrong."""
-        replies = list[Reply]()
+        replies = list[dict[str, Any]]()
         try:
             picture = encode_picture(row["path"], self.settings.max_side)
-            for body in self.answers.requests(row, picture, form, limit):
+            for body in self.answers.requests(row, picture, form):
                 raw = self.sdk.chat.completions.with_raw_response.create(**body)
                 replies.append(read_reply(raw.http_response.json()))
         except (openai.APIError, UnreadablePicture, ValueError, RecursionError) as error:
-            return replies, error
+            return row, form, replies, error
         with self.lock:
             self.answers.receive(row, replies, form)
-        return replies, None
+        return row, form, replies, None
 
-    def _again(
-        self, row: dict[str, Any], form: str, limit: str, replies: list[Reply], error: Exception | None
-    ) -> bool:
+    def _again(self, row: dict[str, Any], form: str, replies: list[dict[str, Any]], error: Exception | None) -> bool:
         """Whether an image is to be asked for again; if not, and it got no (whole) answer, that is written down.
 
-        Raises:
-            EmonbError: it is not the image's fault: the key, the model, no credit, the server is down.
+        Raises `EmonbError` where it is not the image's fault: the key, the model, no credit, the server is down.
         """
         image_id, status = row["image_id"], getattr(error, "status_code", 0)
         if error is None:
@@ -174,13 +165,12 @@ class Online:
         self.attempts[image_id] += 1
         no_credit = getattr(error, "code", None) == "insufficient_quota"
         refused = 400 <= status < 500 or isinstance(error, UnreadablePicture)  # nobody worked on it: not billed
-        passing = status in (408, 409, 429) and not no_credit
-        if passing or not refused:
+        if not refused or (status in (408, 409, 429) and not no_credit):  # it may pass
             self.lost += 0.0 if refused else self.answers.most_usd
             self.next_at = max(self.next_at, time.monotonic() + _pause(error, self.attempts[image_id]))
             again = self.attempts[image_id] <= self.settings.transport_retries
         else:
-            again = self._adapts(error, form, limit)
+            again = self._adapts(f"{getattr(error, 'param', '')} {_said_by(error)}", form, image_id)
         if replies or not again:
             with self.lock:
                 self.answers.receive(row, replies, form, _said_by(error))
@@ -190,12 +180,11 @@ class Online:
             raise _explained(error, self.sdk)
         return again
 
-    def _adapts(self, error: Exception, form: str, limit: str) -> bool:
+    def _adapts(self, said: str, form: str, image_id: str) -> bool:
         """Whether a server that refuses a request may understand the token limit's other name, or another form."""
-        said = f"{getattr(error, 'param', '')} {_said_by(error)}"
-        if limit in said and limit == self.limits[0]:
-            self.limit = self.limits[1]
-            return True
+        if re.search("max_(completion_)?tokens", said):
+            self.answers.limit = self.other_limit
+            return self.attempts[image_id] == 1
         if form == "schema" and re.search("response_format|schema", said):
             self.answers.unread[form] = math.inf
             return self.settings.answer_format == "auto"
@@ -215,15 +204,14 @@ class Batches:
     def __init__(self, answers: Answers, say: Callable[[str], None]) -> None:
         self.answers, self.settings, self.say = answers, answers.settings, say
         self.sdk = connect(self.settings)
+        answers.limit, _ = _token_limits(self.sdk)
         self.open = open_batches(answers.path)
 
     def run(self, patient: bool) -> str:
         """Submit what is missing, wait, merge, until a round brings nothing more; returns why it ended early, or "".
 
-        Raises:
-            EmonbError: the server refuses the key, the model or a batch; a form that batches cannot have.
+        Raises `EmonbError` where the server refuses the key, the model or a batch.
         """
-        stopped, name = "", batches_path(self.answers.path).name
         try:
             self._look_up()
             self._fetch(patient)
@@ -232,13 +220,11 @@ class Batches:
                 stopped = self._submit_missing()
                 self._fetch(patient)
                 if before == (self.answers.spent["answers"], self.answers.form):
-                    break
-        except KeyboardInterrupt:
-            stopped = _INTERRUPTED
+                    return stopped
         except (openai.APIError, AttributeError) as error:  # a page instead of an answer has no attributes
-            raise _explained(error, self.sdk, f"a batch that is gone there is to be removed from {name}") from None
-        under_way = f"{len(self.open)} batches are under way at the server; the same command fetches them"
-        return "; ".join(filter(None, (stopped, under_way if self.open else "")))
+            note = batches_path(self.answers.path).name
+            raise _explained(error, self.sdk, f"a batch that is gone there is to be removed from {note}") from None
+        return f"{len(self.open)} batches are under way at the server; the same command fetches them"
 
     def _note(self, batches: list[dict[str, Any]]) -> None:
         self.open = batches
@@ -279,7 +265,7 @@ class Batches:
             except UnreadablePicture as error:
                 self.answers.receive(row, [], form, _said_by(error))
                 continue
-            body = self.answers.requests(row, picture, form, _token_limits(self.sdk)[0])[0]
+            body = self.answers.requests(row, picture, form)[0]
             yield json.dumps({"custom_id": _custom_id(row), "method": "POST", "url": _ENDPOINT, "body": body}).encode()
 
     def _submit(self, lines: list[bytes]) -> None:
@@ -329,20 +315,14 @@ class Batches:
                 continue
             row = rows.pop(str(dig(line, "custom_id")), None)
             if row and batch["name"] not in [r.get("batch") for r in self.answers.rejected.get(row["image_id"], ())]:
-                replies, problem = _replies(line)
-                if "response_format" in problem:
+                replies, body = list[dict[str, Any]](), dig(line, "response", "body")
+                with suppress(ValueError):
+                    replies.append(read_reply(body))
+                why = f"status {dig(line, 'response', 'status_code')}: {json.dumps(body or dig(line, 'error'))}"
+                if not replies and "response_format" in why:
                     self.answers.unread[batch["form"]] = math.inf
-                self.answers.receive(row, replies, batch["form"], problem, **more)
+                self.answers.receive(row, replies, batch["form"], "" if replies else why, **more)
         self._note([other for other in self.open if other is not batch])
-
-
-def _replies(line: Any) -> tuple[list[Reply], str]:
-    """What a line of a batch's results holds: the answer, or why there is none."""
-    status, body = dig(line, "response", "status_code"), dig(line, "response", "body")
-    try:
-        return [read_reply(body)], ""
-    except ValueError:
-        return [], f"status {status}: {json.dumps(body or dig(line, 'error'))}"
 
 
 def _custom_id(row: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ import pandas as pd
 
 from emonb import triplets as room
 from emonb.annotate import request as asking
-from emonb.annotate.request import FORMS, TOKENS, Answer, Reply
+from emonb.annotate.request import FORMS, TOKENS, Answer
 from emonb.errors import EmonbError
 from emonb.files import locked, make_folder
 from emonb.settings import TripletSettings
@@ -60,7 +60,7 @@ class Answers:
 
     Attributes:
         rows: the training images.
-        asked: model and hash of the prompt that are asked now.
+        asked: model and hash of the prompt that are asked now; `limit`: what the server calls the token limit.
         done: images that have their triplets.
         rejected: image -> its rejected records, oldest first.
         unread: form -> answers that were not in it; minus infinity once one was, infinity if the server refuses it.
@@ -73,6 +73,7 @@ class Answers:
     ) -> None:
         self.labels, self.path, self.settings, self.batch = labels, path, settings, batch
         self.rows = samples[samples["split"] == "train"].to_dict("records")
+        self.limit = "max_tokens"
         self.asked = (asking.public_name(settings.model), room.prompts_sha256("annotator.yaml"))
         self.prices, self.unpriced = asking.load_prices(settings), set[str]()
         price = self._price(self.asked[0])
@@ -131,15 +132,15 @@ class Answers:
         records = self.rejected.get(image_id, ())
         return [record for record in records if record["reason"] != _NO_ANSWER and _asked(record) == self.asked]
 
-    def requests(self, row: dict[str, Any], picture: str, form: str, limit: str) -> list[dict[str, Any]]:
+    def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
         """Bodies of the requests for one image; why its last answer could not be used is told."""
         told = [f"{r['reason']} ({r['detail']})".replace(" ()", "") for r in self._failed(row["image_id"])]
         if told and told[-1].startswith("near-duplicate"):  # the other image's name tells the model nothing
             told.append("it is nearly the same as the answer for another image")
-        return asking.requests_for(row, picture, form, self.settings, told[-1] if told else "", limit)
+        return asking.requests_for(row, picture, form, self.settings, told[-1] if told else "", self.limit)
 
     def receive(
-        self, row: dict[str, Any], replies: Sequence[Reply], form: str, problem: str = "", **more: Any
+        self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str, problem: str = "", **more: Any
     ) -> None:
         """Judge the replies for one image and write them down.
 
@@ -155,8 +156,8 @@ class Answers:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         origin |= {"prompt_sha256": self.asked[1], "asked_of": self.asked[0], "answer_format": form, **more}
-        if replies and replies[-1].model:
-            origin["model"] = asking.public_name(replies[-1].model)
+        if replies and replies[-1]["model"]:
+            origin["model"] = asking.public_name(replies[-1]["model"])
         usage = self._usage(replies) if replies else None
         if isinstance(verdict, Answer):
             answer = verdict.model_dump()
@@ -166,7 +167,7 @@ class Answers:
             self.accept(triplets)
         else:
             why = {"image_id": row["image_id"], "reason": verdict[0], "detail": asking.scrub(verdict[1])}
-            record = {**why, "text": "\n\n".join(reply.text for reply in replies), **origin, "usage": usage}
+            record = {**why, "text": "\n\n".join(reply["text"] for reply in replies), **origin, "usage": usage}
             _append(room.rejected_path(self.path), json.dumps(record, ensure_ascii=False) + "\n")
             self._note_rejected(record)
 
@@ -176,12 +177,12 @@ class Answers:
         for group in groups:
             self._note_accepted(group)
 
-    def _judge(self, row: dict[str, Any], replies: Sequence[Reply], form: str) -> Answer | tuple[str, str]:
+    def _judge(self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str) -> Answer | tuple[str, str]:
         """The answer, or (reason, detail) why it cannot be used."""
         for reply in replies:
-            if failure := room.check_reply(reply.text, reply.finish_reason, reply.refusal):
+            if failure := room.check_reply(reply["text"], reply["finish"], reply["refusal"]):
                 return failure
-        answer = asking.parse_reply([reply.text for reply in replies], form)
+        answer = asking.parse_reply([reply["text"] for reply in replies], form)
         if answer is None:
             return _UNREAD, form
         bounds = {"min_words": self.settings.min_words, "max_words": self.settings.max_words}
@@ -190,10 +191,10 @@ class Answers:
         similar = self._seen.find(f"{answer.conversation}\n{answer.reasoning}")
         return ("near-duplicate", f"{similar[1]:.2f} like that of {similar[0]}") if similar else answer
 
-    def _usage(self, replies: Sequence[Reply]) -> dict[str, Any]:
+    def _usage(self, replies: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Tokens of an image's replies; where the server does not count, the most that it can be."""
         most = dict(zip(TOKENS, self.most, strict=True))
-        tokens = {name: sum((reply.usage or most)[name] for reply in replies) for name in TOKENS}
+        tokens = {name: sum((reply["usage"] or most)[name] for reply in replies) for name in TOKENS}
         return {**tokens, "batch": True} if self.batch else tokens
 
     def _note_accepted(self, triplets: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -113,16 +113,6 @@ _PRIVATE = {
 }
 
 
-class Reply(NamedTuple):
-    """What a server said to one request, and the tokens that it counted (None: it does not count)."""
-
-    text: str
-    refusal: str
-    model: str
-    finish_reason: str | None
-    usage: dict[str, int] | None
-
-
 def dig(tree: Any, *path: str | int) -> Any:
     """An entry of what a server sent, which may be anything; None where it is not there."""
     with suppress(KeyError, IndexError, TypeError):
@@ -132,16 +122,19 @@ def dig(tree: Any, *path: str | int) -> Any:
     return None
 
 
-def read_reply(completion: Any) -> Reply:
-    """What a chat completion (JSON) says; with tokens alone it was paid for. Raises ValueError if it is none."""
+def read_reply(completion: Any) -> dict[str, Any]:
+    """What a chat completion (JSON) says: text, refusal, model, finish, and usage, None where the server counts none.
+
+    One with tokens alone was paid for, too. Raises ValueError for anything else.
+    """
     usage = {name: dig(completion, "usage", name) for name in TOKENS}
     counted = all(isinstance(n, int) and 0 <= n < 10**9 for n in usage.values()) and any(usage.values())
-    message = dig(completion, "choices", 0, "message")
+    message, finish = (dig(completion, "choices", 0, name) for name in ("message", "finish_reason"))
     if not counted and not isinstance(message, dict):
         raise ValueError("the server's answer is not a chat completion")
-    said = dig(message, "content"), dig(message, "refusal"), dig(completion, "model")
-    texts = [str(text or "").encode("utf-8", "replace").decode() for text in said]
-    return Reply(*texts, dig(completion, "choices", 0, "finish_reason"), usage if counted else None)
+    said = {"text": dig(message, "content"), "refusal": dig(message, "refusal"), "model": dig(completion, "model")}
+    reply = {name: str(text or "").encode("utf-8", "replace").decode() for name, text in said.items()}
+    return {**reply, "finish": finish, "usage": usage if counted else None}
 
 
 def parse_sections(text: str) -> dict[str, str]:
