@@ -315,10 +315,9 @@ def triplet_sources(out: Path) -> dict[str, str]:
 
 def source_note(out: Path, datasets: Sequence[str]) -> str:
     """One line for every page: who wrote the triplets of these datasets, or "" where there are none yet."""
-    groups: dict[str, list[str]] = {}
     sources = triplet_sources(out)
-    for dataset in filter(sources.get, datasets):
-        groups.setdefault(sources[dataset], []).append(dataset)
+    writers = dict.fromkeys(filter(None, map(sources.get, datasets)))
+    groups = {who: [dataset for dataset in datasets if sources.get(dataset) == who] for who in writers}
     return "; ".join(f"triplets of {', '.join(names)}: {who}" for who, names in groups.items())
 
 

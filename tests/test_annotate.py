@@ -152,7 +152,9 @@ def test_a_limit_on_the_cost_is_kept(small, monkeypatch):
         assert len(server.log) == first
         assert small.ask(max_cost=5.0) == ""
         assert len(server.log) == 24
-    with pytest.raises(EmonbError, match=r"price of 'nobody-knows' is unknown; add it to emonb/resources/prices.yaml"):
+    with pytest.raises(
+        EmonbError, match=r"price of nobody-knows, .* is unknown; add it to emonb/resources/prices.yaml"
+    ):
         small.ask(max_cost=1.0, model="nobody-knows", mix=True)
 
 
@@ -320,7 +322,7 @@ def test_answers_of_another_model_are_not_mixed_in(small, monkeypatch):
         small.ask(retries=0)
         small.assert_complete()
         assert {t["answer_format"] for t in small.accepted} == {"schema"}
-        with pytest.raises(EmonbError, match=r"max_cost: the price of 'tiny-local' is unknown"):
+        with pytest.raises(EmonbError, match=r"max_cost: the price of gpt-4.1, or of a model .* is unknown"):
             small.ask(max_cost=5.0)
         with pytest.raises(EmonbError, match=r"holds answers of gpt-4.1 .*now asked is gpt-4o.*triplets.mix"):
             small.ask(model="gpt-4o")
@@ -421,7 +423,7 @@ def test_every_cut_of_the_file_costs_its_last_answer_alone(written):
     assert written.path.read_bytes() == whole
     rejected = written.path.with_name("small.rejected.jsonl")
     rejected.write_bytes(b'{"image_id": "a", "reason": "empty"}\n{"image_')
-    assert [r["reason"] for r in reopened(written).rejected["a"]] == ["empty"]
+    assert "rejected: empty 1" in str(reopened(written))
 
 
 def test_damage_in_the_middle_is_named_not_guessed(written):

@@ -119,7 +119,7 @@ class Online:
             form, delay = self.answers.form, self.next_at - time.monotonic()
             requests = 2 if form == "questions" else 1
             reserved = self.lost + (len(self.under_way) + 1) * requests * self.answers.most_usd
-            affordable = self.answers.spent["usd"] + reserved <= (terms.max_cost or math.inf)
+            affordable = terms.max_cost is None or self.answers.spent["usd"] + reserved <= terms.max_cost
             sendable = self.waiting and affordable and len(self.under_way) < terms.concurrency
             if sendable and delay <= 0:
                 self.under_way.add(pool.submit(self._ask, self.waiting.popleft(), form))
@@ -219,7 +219,7 @@ class Batches:
                 before = self.answers.spent["answers"], self.answers.form
                 stopped = self._submit_missing()
                 self._fetch(patient)
-                if before == (self.answers.spent["answers"], self.answers.form):
+                if not self.open and before == (self.answers.spent["answers"], self.answers.form):
                     return stopped
         except (openai.APIError, AttributeError) as error:  # a page instead of an answer has no attributes
             note = batches_path(self.answers.path).name
@@ -314,7 +314,7 @@ class Batches:
             except ValueError:  # its image is asked for again
                 continue
             row = rows.pop(str(dig(line, "custom_id")), None)
-            if row and batch["name"] not in [r.get("batch") for r in self.answers.rejected.get(row["image_id"], ())]:
+            if row and (row["image_id"], batch["name"]) not in self.answers.merged:
                 replies, body = list[dict[str, Any]](), dig(line, "response", "body")
                 with suppress(ValueError):
                     replies.append(read_reply(body))

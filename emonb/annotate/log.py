@@ -62,10 +62,11 @@ class Answers:
         rows: the training images.
         asked: model and hash of the prompt that are asked now; `limit`: what the server calls the token limit.
         done: images that have their triplets.
-        rejected: image -> its rejected records, oldest first.
+        tries: image -> why its answers were rejected, and the form of those that could not be read.
+        merged: (image, batch) of rejected answers.
         unread: form -> answers that were not in it; minus infinity once one was, infinity if the server refuses it.
         most, most_usd: tokens in and out that one request takes at most, and what these cost.
-        spent: tokens of all paid `answers`, and their `usd`, but for those of `unpriced` models.
+        spent: tokens of all paid `answers`, and their `usd` (NaN: a price is unknown).
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class Answers:
         self.rows = samples[samples["split"] == "train"].to_dict("records")
         self.limit = "max_tokens"
         self.asked = (asking.public_name(settings.model), room.prompts_sha256("annotator.yaml"))
-        self.prices, self.unpriced = asking.load_prices(settings), set[str]()
-        price = self._price(self.asked[0])
+        self.prices = asking.load_prices(settings)
+        price = asking.find_price(self.prices, self.asked[0])
         self.most = max(asking.most_tokens(settings, labels, form, price["image"]) for form in FORMS)
         self.most_usd = asking.cost(price, *self.most, batch=batch)
-        self.done, self.rejected = set[str](), defaultdict[str, list[dict[str, Any]]](list)
-        self.unread, self.spent = Counter[str](), Counter[str]()
+        self.done, self.merged = set[str](), set[tuple[str, str]]()
+        self.tries = defaultdict[str, list[tuple[str, str]]](list)
+        self.unread, self.spent, self._reasons = Counter[str](), Counter[str](), Counter[str]()
         self._others = set[tuple[str, str]]()  # models and prompts of the accepted answers
         self._seen = room.NearDuplicates(settings.near_duplicate)
         for _, group in groupby(room.triplet_lines(path), lambda triplet: triplet["image_id"]):
@@ -89,11 +91,6 @@ class Answers:
             if not isinstance(record, dict) or not {"image_id", "reason"} <= record.keys():
                 raise EmonbError(f"{where}: field 'image_id' or 'reason' missing; delete the line")
             self._note_rejected(record)
-
-    def _price(self, model: str) -> dict[str, Any]:
-        price = asking.find_price(self.prices, model)
-        self.unpriced |= set() if price else {model}
-        return price or asking.FREE
 
     def check_fit(self) -> None:
         """Before anything is asked: raise `EmonbError` if files and settings do not belong together.
@@ -108,8 +105,9 @@ class Answers:
                 f"triplets/{self.path.name}: holds answers of {theirs}, now asked is {now}; choose another results "
                 "folder with --out, go on with the old one by --model, or set triplets.mix: true to have both"
             )
-        if self.settings.max_cost is not None and self.unpriced:
-            raise EmonbError(f"max_cost: {asking.unknown_price(min(self.unpriced), self.settings)}")
+        if self.settings.max_cost is not None and math.isnan(self.spent["usd"] + self.most_usd):
+            models = f"{self.asked[0]}, or of a model that answered before,"
+            raise EmonbError(f"max_cost: {asking.unknown_price(models, self.settings)}")
 
     @property
     def form(self) -> str:
@@ -120,24 +118,17 @@ class Answers:
 
     def is_missing(self, image_id: str) -> bool:
         """Whether an image has neither triplets nor used up its tries; an unread answer is no try in another form."""
-        failed = [r for r in self._failed(image_id) if r["reason"] != _UNREAD or r["answer_format"] == self.form]
-        return image_id not in self.done and len(failed) <= self.settings.retries
+        tries = [form for _, form in self.tries[image_id] if form in ("", self.form)]
+        return image_id not in self.done and len(tries) <= self.settings.retries
 
     def missing(self) -> list[dict[str, Any]]:
         """Training images that are to be asked for."""
         return [row for row in self.rows if self.is_missing(row["image_id"])]
 
-    def _failed(self, image_id: str) -> list[dict[str, Any]]:
-        """Rejected answers for an image; what another model failed at does not count."""
-        records = self.rejected.get(image_id, ())
-        return [record for record in records if record["reason"] != _NO_ANSWER and _asked(record) == self.asked]
-
     def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
         """Bodies of the requests for one image; why its last answer could not be used is told."""
-        told = [f"{r['reason']} ({r['detail']})".replace(" ()", "") for r in self._failed(row["image_id"])]
-        if told and told[-1].startswith("near-duplicate"):  # the other image's name tells the model nothing
-            told.append("it is nearly the same as the answer for another image")
-        return asking.requests_for(row, picture, form, self.settings, told[-1] if told else "", self.limit)
+        why = self.tries[row["image_id"]][-1][0] if self.tries[row["image_id"]] else ""
+        return asking.requests_for(row, picture, form, self.settings, why, self.limit)
 
     def receive(
         self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str, problem: str = "", **more: Any
@@ -207,26 +198,32 @@ class Answers:
             self.unread[record.get("answer_format", "")] = -math.inf
 
     def _note_rejected(self, record: dict[str, Any]) -> None:
+        image_id, reason, form = record["image_id"], record["reason"], record.get("answer_format", "")
         self._note_cost(record)
-        record = {**record, "detail": record.get("detail") or "", "answer_format": record.get("answer_format", "")}
-        self.rejected[record["image_id"]].append(record)
-        self.unread[record["answer_format"]] += record["reason"] == _UNREAD and _asked(record) == self.asked
+        self._reasons[reason] += 1
+        self.merged.add((image_id, record.get("batch", "")))
+        if reason != _NO_ANSWER and _asked(record) == self.asked:  # what another model failed at does not count
+            why = f"{reason} ({record.get('detail') or ''})".replace(" ()", "")
+            if reason == "near-duplicate":  # the other image's name tells the model nothing
+                why = "it is nearly the same as the answer for another image"
+            self.tries[image_id].append((why, form if reason == _UNREAD else ""))
+            self.unread[form] += reason == _UNREAD
 
     def _note_cost(self, record: dict[str, Any]) -> None:
         if usage := record.get("usage"):
             tokens = {name: usage.get(name) or 0 for name in TOKENS}
-            usd = asking.cost(self._price(_asked(record)[0]), *tokens.values(), batch=bool(usage.get("batch")))
+            price = asking.find_price(self.prices, _asked(record)[0])
+            usd = asking.cost(price, *tokens.values(), batch=bool(usage.get("batch")))
             self.spent.update(answers=1, usd=usd, **tokens)
 
     @property
     def bill(self) -> str:
         """What all answers in the files cost, as people read it."""
-        return "price unknown" if self.unpriced else f"${self.spent['usd']:,.4f}"
+        return "price unknown" if math.isnan(self.spent["usd"]) else f"${self.spent['usd']:,.4f}"
 
     def __str__(self) -> str:
         done, missing = sum(row["image_id"] in self.done for row in self.rows), len(self.missing())
-        reasons = Counter(record["reason"] for records in self.rejected.values() for record in records)
-        rejected = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
+        rejected = ", ".join(f"{reason} {n:,}" for reason, n in self._reasons.most_common())
         return (
             f"{done:,} of {len(self.rows):,} training images have triplets, "
             f"{len(self.rows) - done - missing:,} were given up, {missing:,} are missing\n"

@@ -184,8 +184,8 @@ def scrub(text: str) -> str:
 
 # ---- what it costs -------------------------------------------------------------------------------------------------
 
-_IMAGE = {"rule": "tiles", "base": 85, "tile": 170}  # of the GPT-4o and GPT-4.1 models
-FREE = {"input": 0.0, "output": 0.0, "batch": 1.0, "image": _IMAGE}
+# A model that is not in the price file; its pictures are counted as those of GPT-4o and GPT-4.1.
+_UNKNOWN = {"input": math.nan, "output": math.nan, "batch": 1.0, "image": {"rule": "tiles", "base": 85, "tile": 170}}
 # Output tokens: two texts of two sentences of ten words, or of four of 25, at 1.25 or 1.6 tokens a word; key elements.
 _SHORT, _LONG = 2 * 2 * 10 * 1.25 + 6, 2 * 4 * 25 * 1.6 + 40
 
@@ -199,24 +199,31 @@ def load_prices(settings: TripletSettings) -> dict[str, Any]:
     try:
         prices = yaml.safe_load(path.read_text(encoding="utf-8"))
         for where, price in prices["models"].items():
-            prices["models"][where] = price = {"batch": 1.0, "image": _IMAGE, **price}
-            if min(picture_tokens(price["image"], (512, 512), settings), cost(price, 1, 0), cost(price, 0, 1)) < 0:
-                raise ValueError("a price is below zero")
+            prices["models"][where] = price = {**_UNKNOWN, **price}
+            numbers = (
+                price["input"],
+                price["output"],
+                price["batch"],
+                picture_tokens(price["image"], (512, 512), settings),
+            )
+            if not all(number >= 0 for number in numbers):
+                raise ValueError("input and output must be 0 or more")
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"{where}: {type(error).__name__} {' '.join(str(error).split())}"
         raise EmonbError(f"{path.name}: {why}; correct the file, or triplets.prices") from None
     return prices
 
 
-def find_price(prices: dict[str, Any], model: str) -> dict[str, Any] | None:
-    """Price of a model; a dated name (`gpt-4.1-2025-04-14`) has that of its family. None if unknown."""
-    return prices["models"].get(model) or prices["models"].get(re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model))
+def find_price(prices: dict[str, Any], model: str) -> dict[str, Any]:
+    """Price of a model, NaN if unknown; a dated name (`gpt-4.1-2025-04-14`) has that of its family."""
+    family = re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model)
+    return prices["models"].get(model) or prices["models"].get(family) or _UNKNOWN
 
 
 def unknown_price(model: str, settings: TripletSettings) -> str:
     """What to do about a model that is not in the price file."""
     file = settings.prices or "emonb/resources/prices.yaml"
-    return f"the price of {model!r} is unknown; add it to {file} (zeros for a server that costs nothing)"
+    return f"the price of {model} is unknown; add it to {file} (zeros for a server that costs nothing)"
 
 
 def cost(price: dict[str, Any], prompt_tokens: float, completion_tokens: float, *, batch: bool = False) -> float:
@@ -268,15 +275,14 @@ def estimate_table(
         Rows of a `part`: input, output, total; columns `tokens_*`, `usd_*` (NaN: price unknown) for low, high, worst.
     """
     price = find_price(load_prices(settings), public_name(settings.model))
-    rule, side = (price or FREE)["image"], settings.max_side
-    pictures = [picture_tokens(rule, size, settings) for size in sizes or [(side, side)]]
+    pictures = [picture_tokens(price["image"], size, settings) for size in sizes or [(settings.max_side,) * 2]]
     texts = _text_tokens(settings, labels, settings.answer_format.replace("auto", "schema"))
     asked = sum(texts) + len(texts) * sum(pictures) / len(pictures)
     answered = (_SHORT, _LONG, settings.max_output_tokens * len(texts))
     tokens = pd.DataFrame({"input": asked, "output": answered}, index=["low", "high", "worst"])
     tokens.loc["worst"] *= 1 + settings.retries
     tokens = (tokens * images).round().astype("int64")
-    usd = tokens * ([cost(price, *n, batch=batch) for n in ((1, 0), (0, 1))] if price else math.nan)
+    usd = tokens * [cost(price, 1, 0, batch=batch), cost(price, 0, 1, batch=batch)]
     tokens["total"], usd["total"] = tokens.sum(axis=1), usd.sum(axis=1, skipna=False)
     return tokens.T.add_prefix("tokens_").join(usd.T.add_prefix("usd_")).rename_axis("part").reset_index()
 
