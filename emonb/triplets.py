@@ -332,7 +332,7 @@ def rejected_answers(path: Path) -> pd.DataFrame:
     `path` is `OUT/triplets/<dataset>.jsonl`; the table is empty where nothing was asked.
     """
     records = [record for _, record in json_lines(rejected_path(path))]
-    return pd.DataFrame(records, columns=["image_id", "reason", "detail", "text"]).fillna("")
+    return pd.DataFrame(records, columns=["image_id", "reason", "detail", "text"], dtype=object).fillna("")
 
 
 def rejection_rates(out: Path, datasets: Sequence[str]) -> pd.DataFrame:

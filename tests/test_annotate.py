@@ -60,9 +60,6 @@ def question(request):
     return request["messages"][1]["content"][1]["text"]
 
 
-# ---- faults, kills -------------------------------------------------------------------------------------------------
-
-
 def test_every_image_gets_its_triplets(small, monkeypatch):
     with asked_of(monkeypatch) as server:
         assert small.ask() == ""
@@ -139,9 +136,6 @@ def test_an_interrupt_waits_for_what_is_paid(small, monkeypatch):
     small.assert_complete()
 
 
-# ---- money, limits -------------------------------------------------------------------------------------------------
-
-
 def test_a_limit_on_the_cost_is_kept(small, monkeypatch):
     with asked_of(monkeypatch) as server:
         assert "raise --max-cost" in small.ask(max_cost=0.02, concurrency=4)
@@ -176,7 +170,7 @@ def test_no_credit_left_ends_the_run_and_the_next_goes_on(small, monkeypatch):
             small.ask(concurrency=3)
         assert len(small.accepted) == 7
         assert sum(row["outcome"] == "quota" for row in server.log) <= 3  # not retried
-        server.quota_after = None
+        server.quota_after = float("inf")
         assert small.ask() == ""
         small.assert_complete()
 
@@ -215,12 +209,9 @@ def test_a_server_that_goes_away_is_said_once(small, monkeypatch):
             small.ask(concurrency=4, transport_retries=1)
         assert len(small.accepted) == 2
         assert {r["reason"] for r in small.rejected} == {"no answer"}
-        server.down_after = None
+        server.down_after = float("inf")
         assert small.ask() == ""
     small.assert_complete()
-
-
-# ---- what a server can do, and says --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -254,7 +245,7 @@ def test_a_model_that_keeps_to_no_form_is_asked_one_question_a_request(small, mo
 def test_half_an_image_that_is_paid_for_is_recorded(small, monkeypatch):
     def answer(number, request):
         first = any(words in question(request) for words in ("visual elements", "Describe", "look at first"))
-        return completion("a stone and a lamp on a wide field of grass") if first else error(400, "not this", "no")[:2]
+        return completion("a stone and a lamp on a wide field of grass") if first else error(400, "not this", "no")
 
     with asked_of(monkeypatch, answer=answer):
         small.ask(answer_format="questions")
@@ -306,7 +297,7 @@ def test_images_that_a_server_refuses_do_not_block_the_others(small, monkeypatch
         picture = str(request["messages"][1]["content"][0])
         if "anger" in question(request) or len(refused) < 12:
             refused[picture] += 1
-            return error(400, "content policy", "policy")[:2]
+            return error(400, "content policy", "policy")
         return completion(text(number))
 
     with asked_of(monkeypatch, answer=answer):
@@ -363,7 +354,7 @@ def test_neither_key_nor_path_gets_out(small, samples, monkeypatch):
         shown = "".join(traceback.format_exception(caught.value))
         server.api_key = None
         said = "temperature must be 1; key {} in /srv/private/models, {}".format(KEY, Path.home() / "x")
-        server.answer = lambda *_: error(400, said, "no")[:2]
+        server.answer = lambda *_: error(400, said, "no")
         with pytest.raises(EmonbError, match=r"temperature must be 1; key .key. in .path.") as caught:
             small.ask(model=MODEL)
         shown += "".join(traceback.format_exception(caught.value))
@@ -374,9 +365,6 @@ def test_neither_key_nor_path_gets_out(small, samples, monkeypatch):
     folder = str(Path(samples["path"][0]).parent)
     for secret in (KEY, "pass-word", "bWU6cGFzcy13b3Jk", "/srv/private", "somebody", folder):
         assert secret not in "\n".join([shown, written, *small.said]), secret
-
-
-# ---- the files -----------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_said_and_leaves_whole_lines(small, monkeypatch):

@@ -38,10 +38,10 @@ def sent(path):
     return media, base64.b64decode(content)
 
 
-@pytest.mark.parametrize(("name", "form"), [("a.png", "PNG"), ("a.jpg", "PNG"), ("a.png", "WEBP"), ("a.gif", "JPEG")])
-def test_a_small_picture_is_sent_as_it_is_with_its_true_media_type(tmp_path, name, form):
-    path = picture(tmp_path / name, format=form)
-    assert sent(path) == (f"image/{form.lower()}", path.read_bytes())
+def test_a_small_picture_is_sent_as_it_is_with_its_true_media_type(tmp_path):
+    for name, form in (("a.png", "PNG"), ("a.jpg", "PNG"), ("a.png", "WEBP"), ("a.gif", "JPEG")):
+        path = picture(tmp_path / name, format=form)
+        assert sent(path) == (f"image/{form.lower()}", path.read_bytes())
 
 
 def test_other_pictures_become_jpegs_as_people_see_them(tmp_path):
@@ -107,10 +107,10 @@ def test_json_and_sections_are_read_tolerantly():
     assert parse_sections(text)["conversation"].endswith("easy here.")  # words within a text are no headings
 
 
-@pytest.mark.parametrize("text", ["\n" * 20_000, "* \n" * 20_000, "- " * 20_000, "1. " * 20_000, "#" * 50_000])
-def test_odd_texts_are_read_quickly(text):
+def test_odd_texts_are_read_quickly():
     start = time.process_time()
-    parse_sections(text)
+    for text in ("\n" * 20_000, "* \n" * 20_000, "- " * 20_000, "1. " * 20_000, "#" * 50_000):
+        parse_sections(text)
     assert time.process_time() - start < 2
 
 
