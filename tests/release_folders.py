@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from emonb.data import TAXONOMIES
-from emonb.pipeline_samples import samples
+from emonb.pipeline import samples
 from emonb.releases.imports import import_release
 from emonb.settings import load_settings
 from emonb.store import Store

@@ -10,17 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import util
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from emonb.data import TAXONOMIES, brightness_colorfulness
-from emonb.errors import EmonbError
 from emonb.files import resource
-from emonb.world.textures import Textures, hsv, lit
+from emonb.world.textures import draw_texture, hsv, lit
 
 SIDE = 96  # pixels; 16 merged visual tokens of the stand-in
+INK, HALO = (22, 20, 28), (250, 250, 250)
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def with_article(name: str) -> str:
 
 def listing(objects: Sequence[str]) -> str:
     """`a skull, a heart and an urn`."""
-    names = [with_article(o) for o in objects]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    *others, last = map(with_article, objects)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def measured_words(picture: np.ndarray) -> tuple[str, str]:
@@ -96,31 +97,29 @@ def measured_words(picture: np.ndarray) -> tuple[str, str]:
     return _brightness_word(picture), colour
 
 
+def _value(picture: np.ndarray) -> float:
+    return picture.max(axis=-1).mean()  # of HSV, 0-255
+
+
 def _brightness_word(picture: np.ndarray) -> str:
-    value = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2]).mean() / 255
-    return next(word for limit, word in resource("prompts.yaml", "brightness") if value < limit)
+    return next(w for limit, w in resource("prompts.yaml", "brightness") if _value(picture) / 255 < limit)
 
 
 @lru_cache(1)
-def _font_path() -> str:
-    # find_spec: importing matplotlib takes a second and only its font file is needed
-    spec = util.find_spec("matplotlib")
-    path = Path(spec.origin if spec else ".").parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-    if not path.is_file():
-        raise EmonbError(f"{path}: the font of the drawn world is missing; reinstall matplotlib")
-    return str(path)
+def _font() -> ImageFont.FreeTypeFont:
+    fonts = Path(util.find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"  # no import: it takes 1 s
+    return ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), 160)
 
 
 @lru_cache(None)
 def _glyph_mask(name: str) -> Image.Image:
     """A glyph (0-255) in a 128 px square, its larger side filling it."""
-    font = ImageFont.truetype(_font_path(), 160)
     character = chr(resource("lexicon.yaml", "glyphs")[name][0])
-    left, top, right, bottom = font.getbbox(character)
+    left, top, right, bottom = _font().getbbox(character)
     side = max(right - left, bottom - top)
     mask = Image.new("L", (side, side))
     at = ((side - (right - left)) // 2 - left, (side - (bottom - top)) // 2 - top)
-    ImageDraw.Draw(mask).text(at, character, fill=255, font=font)
+    ImageDraw.Draw(mask).text(at, character, fill=255, font=_font())
     mask = mask.resize((128, 128), Image.Resampling.BICUBIC)
     thin = np.asarray(mask).mean() < 60  # hairline glyphs vanish at sticker size: thicken them
     return mask.filter(ImageFilter.MaxFilter(5)) if thin else mask
@@ -129,33 +128,26 @@ def _glyph_mask(name: str) -> Image.Image:
 @lru_cache(None)
 def _sticker(name: str, side: int, angle: int) -> tuple[Image.Image, Image.Image]:
     """Dark glyph with a white halo, (RGB, alpha), `side` pixels wide: the halo keeps it legible anywhere."""
-    turned = Image.new("L", (side, side))
-    inner = _glyph_mask(name).rotate(angle, Image.Resampling.BICUBIC, expand=True)
-    inner = inner.crop(inner.getbbox())
-    inner.thumbnail((side - 5, side - 5), Image.Resampling.LANCZOS)
-    turned.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
-    alpha = turned.filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.BoxBlur(0.6))
-    picture = Image.new("RGB", (side, side), (250, 250, 250))
-    picture.paste((22, 20, 28), mask=turned)
-    return picture, alpha
+    glyph = _glyph_mask(name).rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    glyph = glyph.crop(glyph.getbbox())
+    glyph.thumbnail((side - 5, side - 5), Image.Resampling.LANCZOS)
+    left, top = (side - glyph.width) // 2, (side - glyph.height) // 2
+    glyph = glyph.crop((-left, -top, side - left, side - top))
+    picture = Image.composite(Image.new("RGB", glyph.size, INK), Image.new("RGB", glyph.size, HALO), glyph)
+    return picture, glyph.filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.BoxBlur(0.6))
 
 
 def _places(rng: np.random.Generator, sides: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Non-overlapping boxes near a 12 px grid; the four quarters when chance finds none."""
-    tries = 12
-    steps = rng.integers(0, 6, (tries, len(sides), 2)).tolist()
-    shake = rng.integers(-2, 4, (tries, len(sides), 2)).tolist()
-    for row, jitter in zip(steps, shake, strict=True):
-        boxes: list[tuple[int, int, int]] = []
-        for side, step, off in zip(sides, row, jitter, strict=True):
-            last = SIDE - side
-            x, y = (min(max(12 * min(a, last // 12) + b, 0), last) for a, b in zip(step, off, strict=True))
-            if all(abs(x - u) >= min(side, s) - 2 or abs(y - v) >= min(side, s) - 2 for u, v, s in boxes):
-                boxes.append((x, y, side))
-        if len(boxes) == len(sides):
+    """Non-overlapping boxes near a 12 px grid; the four quarters when chance finds none in twelve tries."""
+    last = SIDE - np.array(sides)[:, None]
+    steps = np.minimum(rng.integers(0, 6, (12, len(sides), 2)), last // 12)
+    corners = np.clip(12 * steps + rng.integers(-2, 4, steps.shape), 0, last)  # [tries, objects, 2]
+    for found in corners.tolist():
+        boxes = [(x, y, side) for (x, y), side in zip(found, sides, strict=True)]
+        if all(max(abs(x - u), abs(y - v)) >= min(s, t) - 2 for (x, y, s), (u, v, t) in combinations(boxes, 2)):
             return boxes
-    quarters = rng.permutation(4)[: len(sides)]
-    return [(3 + 48 * int(q % 2), 3 + 48 * int(q // 2), s) for q, s in zip(quarters, sides, strict=True)]
+    quarters = rng.permutation(4)[: len(sides)].tolist()
+    return [(3 + 48 * (q % 2), 3 + 48 * (q // 2), side) for q, side in zip(quarters, sides, strict=True)]
 
 
 def draw_background(rng: np.random.Generator, background: Background, camera: Camera) -> np.ndarray:
@@ -164,10 +156,9 @@ def draw_background(rng: np.random.Generator, background: Background, camera: Ca
     hue = (hue + rng.uniform(-0.02, 0.02)) % 1
     saturation = float(np.clip(saturation * rng.uniform(0.8, 1.2) * camera.saturation, 0, 1))
     canvas = Image.fromarray(lit(hsv(hue, saturation, 0.6), background.light, rng).astype(np.uint8))
-    getattr(Textures(rng, canvas, hue, saturation), background.texture)()
+    draw_texture(background.texture, canvas, hue, saturation, rng)
     picture = np.asarray(canvas, np.float32)
-    value = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2]).mean()
-    picture = picture * (255 * background.value / max(value, 1.0))
+    picture = picture * (255 * background.value / max(_value(picture), 1.0))
     mean = picture.mean((0, 1))
     # the strength of light and texture varies on its own, or the spread of the pixels would name the texture
     return np.clip(mean + (picture - mean) * camera.contrast * rng.uniform(0.6, 1.15), 0, 255)
