@@ -25,17 +25,6 @@ COLUMNS = ("image_id", "path", "split", "label", "caption", "objects", "scene", 
 DRAWN = ("mini-fi", "mini-emoset", "mini-emotion6", "mini-flickr", "mini-instagram")
 
 
-def _vocabulary_of(name: str, domain: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The glyphs that a dataset uses, per label ("" = neutral): a subset fixed by the dataset's name."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    pools = {}
-    for label in ("", *TAXONOMIES[domain["taxonomy"]].labels):
-        names = glyph_names(domain["taxonomy"], label)
-        keep = rng.permutation(len(names))[: max(3, round(domain["glyphs"] * len(names)))]
-        pools[label] = [names[i] for i in sorted(keep)]
-    return pools
-
-
 def _compose(
     rng: np.random.Generator, label: str, evidence: str, domain: Mapping[str, Any], pools: Mapping[str, list[str]]
 ) -> tuple[list[str], Background]:
@@ -63,22 +52,17 @@ def _swap_labels(rng: np.random.Generator, labels: list[str], share: float) -> l
 
 
 def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int]) -> pd.DataFrame:
-    """Draw one of the datasets in `DRAWN`, byte-equal every time, and write its pictures as PNG.
+    """Draw one of the datasets in `DRAWN`, byte-equal every time: `folder/images/<split>/<label>/<number>.png`.
 
-    Args:
-        name: one of `DRAWN`.
-        folder: pictures go to `folder/images/<split>/<label>/<number>.png`.
-        sizes: images per split; at least one per class.
-
-    Returns:
-        One row per image, with `COLUMNS`: path (relative to folder), label (after noise), evidence (content, mood or
-        both), noisy (whether the label was swapped), ...
-
-    Raises:
-        EmonbError: fewer images than classes.
+    `sizes` are images per split; fewer than classes raise `EmonbError`. Returns one row per image, with `COLUMNS`:
+    path (relative to folder), label (after noise), evidence (content, mood or both), noisy (label was swapped), ...
     """
     domain = resource("lexicon.yaml", "datasets")[name]
-    labels, pools = TAXONOMIES[domain["taxonomy"]].labels, _vocabulary_of(name, domain)
+    labels, own, pools = TAXONOMIES[domain["taxonomy"]].labels, np.random.default_rng(zlib.crc32(name.encode())), {}
+    for label in ("", *labels):  # the glyphs that this dataset uses, "": neutral ones; fixed by its name
+        names = glyph_names(domain["taxonomy"], label)
+        keep = own.permutation(len(names))[: max(3, round(domain["glyphs"] * len(names)))]
+        pools[label] = [names[i] for i in sorted(keep)]
     camera = Camera(domain["grain"], domain["saturation"], domain["contrast"], domain["vignette"])
     rows = []
     for number, split in enumerate(SPLITS):
