@@ -231,7 +231,10 @@ def inspect_picture(path: Path) -> Inspection:
 
 
 def inspected(frame: pd.DataFrame, root: Path, what: str) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """A table with `sha256` ("": cannot be used), `brightness` and `colorfulness`; the problems: kind -> image ids."""
+    """The pictures of a table that can be used, with `sha256`, `brightness` and `colorfulness`; kind -> image ids.
+
+    `frame` has the columns `image_id` and `path`, relative to `root`; `what` stands beside the progress bar.
+    """
     problems: dict[str, list[str]] = {}
     threads = Parallel(max(2, min(8, cores())), prefer="threads", return_as="generator")  # Pillow decodes without GIL
     with warnings.catch_warnings():
@@ -241,7 +244,8 @@ def inspected(frame: pd.DataFrame, root: Path, what: str) -> tuple[pd.DataFrame,
     for image_id, kinds in zip(frame["image_id"], found.pop("kinds"), strict=True):
         for kind in kinds:
             problems.setdefault(kind, []).append(image_id)
-    return frame.assign(**found), problems
+    frame = frame.assign(**found)
+    return frame[frame["sha256"] != ""].reset_index(drop=True), problems
 
 
 # ---- the sample table ----------------------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ A reader finds out which pictures a release has and how they are labelled; it op
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,17 @@ from emonb.errors import EmonbError
 from emonb.files import read_json, resource
 from emonb.settings import SPLITS
 
-BASS_BOUNDS = 4.5, 5.5  # ours: US mean valence on a 1-9 scale, the ambiguous middle left out
-OASIS_BOUNDS = 3.625, 4.375  # ours: the same share of OASIS's 1-7 scale
 MIKELS, EKMAN, SENTIMENT = (TAXONOMIES[name].labels for name in ("mikels8", "ekman6", "sentiment2"))
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _ATTRIBUTES = ("scene", "facial_expression", "human_action")  # EmoSet's, as text
-_FI_FOLDER = "emotion_dataset"  # which some unpack without
-Problems = dict[str, list[str]]
+_FI = "emotion_dataset"  # a folder that some unpack without
+_PARTS = {  # by which a release is recognised
+    "emotion6": "ground_truth.txt",
+    "oasis": "OASIS.csv",
+    "bass": "BASS_data.csv",
+    "emoset": "image/amusement",
+    "fi": _FI,
+}
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,10 @@ class Release:
 
     frame: pd.DataFrame  # image_id, path, label and optionally split, group (kept in one split), caption, objects, ...
     root: Path
-    labels: tuple[str, ...] | None = None  # class order; None: to be inferred
-    problems: Mapping[str, list[str]] = field(default_factory=dict)  # kind -> image ids
-    placeholders: bool = False  # whether exact copies stand for removed photos
+    labels: Sequence[str] | None = None  # class order; None: to be inferred
+    problems: dict[str, list[str]] = field(default_factory=dict)  # kind -> image ids
     found: Mapping[str, int] = field(default_factory=dict)  # pictures in the release, before any is left out
+    placeholders: bool = False  # whether exact copies stand for removed photos
 
 
 def recognise(source: Path, name: str = "") -> str:
@@ -54,7 +58,7 @@ def recognise(source: Path, name: str = "") -> str:
     FI's bare emotion folders look like any other tree: they are `fi` only where the dataset has that name, because
     FI's reader also looks for the placeholders of removed photos. Flickr and Instagram are read as plain trees.
     """
-    found = (form for form, files in _FILES.items() if all(os.path.exists(source / file) for file in files))
+    found = (form for form, part in _PARTS.items() if os.path.exists(source / part))
     return next(found, "fi" if name == "fi" else "folder")
 
 
@@ -68,7 +72,7 @@ def read_release(form: str, source: Path) -> Release:
         raise EmonbError(f"format {form!r}: unknown; use one of {', '.join(READERS)}")
     if not source.is_dir():
         raise EmonbError(f"{source}: no such folder; give the folder that the release was unpacked into")
-    if form != "fi" and not all(os.path.exists(source / file) for file in _FILES.get(form, ())):
+    if form != "fi" and not os.path.exists(source / _PARTS.get(form, ".")):
         made_of = resource("releases.yaml")[form]["made_of"]
         raise EmonbError(f"{source}: no {form} release: it is made of {made_of}; give the folder that holds these")
     try:
@@ -83,27 +87,45 @@ def read_release(form: str, source: Path) -> Release:
 
 def read_emoset(source: Path) -> Release:
     """EmoSet-118K: lists `{train,val,test}.json`, of which the last counts, and `annotation/<emotion>/*.json`."""
-    lists = {split: _emoset_list(file) for split in SPLITS if (file := source / f"{split}.json").is_file()}
+    lists = [_emoset_list(source, split) for split in SPLITS if (source / f"{split}.json").is_file()]
     if not lists:
         raise EmonbError(f"{source}: none of train.json, val.json, test.json beside info.json; add the lists")
-    frame = pd.concat([rows.assign(split=split) for split, rows in lists.items()], ignore_index=True)
-    frame, problems = _present(frame, source)
+    release = _release(pd.concat(lists, ignore_index=True), source, MIKELS)
+    frame, files = release.frame.drop(columns="annotation"), release.frame["annotation"]
     if (source / "annotation").is_dir():
-        frame, problems["annotation_missing"] = _with_attributes(frame, source)
-    found = {"total": sum(map(len, lists.values())), **{split: len(rows) for split, rows in lists.items()}}
-    return Release(frame.drop(columns="annotation", errors="ignore"), source, MIKELS, problems, found=found)
+        rows = [_attributes(source, file) for file in files]
+        kinds = {"objects": pd.ArrowDtype(pa.list_(pa.string())), **dict.fromkeys(_ATTRIBUTES, "str")}
+        for i, (name, kind) in enumerate(kinds.items()):
+            frame[name] = pd.Series([row[i] for row in rows], dtype=kind)
+    return replace(release, frame=frame)
 
 
-def _emoset_list(file: Path) -> pd.DataFrame:
+def _emoset_list(source: Path, split: str) -> pd.DataFrame:
     """The rows of a list, `[emotion, image, annotation]` or `[emotion, id, image, annotation]`."""
+    file = source / f"{split}.json"
     rows = read_json(file)
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
         whole = isinstance(row, list) and len(row) in (3, 4) and all(isinstance(x, str) for x in (row[0], *row[-2:]))
         if not whole or row[0] not in MIKELS:
-            why = f"row {number} is {json.dumps(row)[:120]}, not [emotion, image, annotation] with an emotion of"
-            raise _refused(file, f"{why} {', '.join(MIKELS)}")
+            form = f"[emotion, image, annotation] with an emotion of {', '.join(MIKELS)}"
+            raise EmonbError(f"{file}: row {number} is {row!r:.120}, not {form}; take the released file")
     table = [(plain_text(row[-2]), row[0], plain_text(row[-2]), plain_text(row[-1])) for row in rows]
-    return pd.DataFrame(table, columns=["image_id", "label", "path", "annotation"], dtype="str")
+    return pd.DataFrame(table, columns=["image_id", "label", "path", "annotation"], dtype="str").assign(split=split)
+
+
+def _attributes(root: Path, file: str) -> list[Any]:
+    """An annotation of EmoSet for the triplets alone: `objects`, a list of text, and `_ATTRIBUTES`, text or None."""
+    found = None
+    with suppress(EmonbError):  # damaged: no attributes
+        found = read_json(root / file) if _is_file_below(root, file) else None
+    found = found if isinstance(found, dict) else {}
+    objects = found.get("object") or []
+    objects = [_words(x) for x in (objects if isinstance(objects, list) else [objects])]
+    return [objects, *(_words(found.get(name) or "") or None for name in _ATTRIBUTES)]
+
+
+def _words(value: object) -> str:
+    return plain_text(" ".join(str(value).replace("_", " ").split()))
 
 
 def read_emotion6(source: Path) -> Release:
@@ -117,17 +139,17 @@ def read_emotion6(source: Path) -> Release:
     columns = {f"[{name}]": name for name in ("valence", "arousal")}
     columns |= {f"[prob. {emotion}]": f"share_{emotion}" for emotion in (*EKMAN, "neutral")}
     table = _table(source / "ground_truth.txt", ["[image_filename]"], [*columns], sep="\t", quoting=csv.QUOTE_NONE)
+    table = table.dropna().rename(columns=columns)
     names = table.pop("[image_filename]")
-    frame = pd.DataFrame({"image_id": names, "path": "images/" + names, "label": ""}).join(
-        table.rename(columns=columns)
-    )
-    frame, problems = _present(frame, source)
-    six = frame[[f"share_{e}" for e in EKMAN]].to_numpy()  # [N, 6]
-    frame["label"] = np.array(EKMAN)[six.argmax(axis=1)]
-    tied = (six >= six.max(axis=1, keepdims=True) - 1e-9).sum(axis=1) > 1
-    problems["tied_label"] = frame.loc[tied, "image_id"].tolist()
-    problems["neutral_dominant"] = frame.loc[frame["share_neutral"] > six.max(axis=1), "image_id"].tolist()
-    return Release(frame, source, EKMAN, problems, found={"total": len(table)})
+    shares = [f"share_{emotion}" for emotion in EKMAN]
+    label = table[shares].idxmax(axis=1).str.removeprefix("share_")
+    frame = pd.DataFrame({"image_id": names, "path": "images/" + names, "label": label}).join(table)
+    release = _release(frame, source, EKMAN)
+    frame, best = release.frame, release.frame[shares].max(axis=1)
+    tied = frame[shares].ge(best - 1e-9, axis=0).sum(axis=1) > 1
+    release.problems["tied_label"] = frame.loc[tied, "image_id"].tolist()
+    release.problems["neutral_dominant"] = frame.loc[frame["share_neutral"] > best, "image_id"].tolist()
+    return release
 
 
 def read_bass(source: Path) -> Release:
@@ -138,33 +160,28 @@ def read_bass(source: Path) -> Release:
     """
     table = _table(source / "BASS_data.csv", ["file_name", "keywords"], ["val_mean_us"])
     names = table["file_name"]
-    frame = pd.DataFrame({"image_id": names, "path": "images/" + names, "label": ""})
+    label = _by_valence(table["val_mean_us"], 4.5, 5.5)  # ours: of the US raters' 1-9
+    frame = pd.DataFrame({"image_id": names, "path": "images/" + names, "label": label})
     frame["caption"] = table["keywords"].str.strip()
     frame["group"] = [re.sub(r"\d+$", "", Path(name).stem) for name in names]
-    return _by_valence(frame, table["val_mean_us"], BASS_BOUNDS, source)
+    return _release(frame, source, SENTIMENT)
 
 
 def read_oasis(source: Path) -> Release:
     """OASIS: photos with mean valence on 1-7; pictures of one theme (Acorns 1, Acorns 2, ...) stay in one split."""
     table = _table(source / "OASIS.csv", ["Theme", "Category"], ["Valence_mean"])
-    folder = next((name for name in ("images", "Images") if (source / name).is_dir()), ".")
     # some themes end with a space, in the table or in the file's name
-    files = {p.stem.strip(): p.name for p in sorted((source / folder).iterdir()) if p.suffix.lower() == ".jpg"}
-    themes = table["Theme"].str.strip()
-    paths = [str(Path(folder, files.get(theme, f"{theme}.jpg"))) for theme in themes]
+    files, themes = {p.stem.strip(): p.name for p in (source / "images").iterdir()}, table["Theme"].str.strip()
+    paths = [f"images/{files.get(theme, f'{theme}.jpg')}" for theme in themes]
     words = themes.str.replace(r"\s*\d+$", "", regex=True).str.lower()
-    frame = pd.DataFrame({"image_id": paths, "path": paths, "label": "", "caption": words, "group": words})
-    frame["category"] = table["Category"].str.strip()
-    return _by_valence(frame, table["Valence_mean"], OASIS_BOUNDS, source)
+    label = _by_valence(table["Valence_mean"], 3.625, 4.375)  # ours: the same share of 1-7 as BASS' of 1-9
+    frame = pd.DataFrame({"image_id": paths, "path": paths, "label": label, "caption": words, "group": words})
+    return _release(frame.assign(category=table["Category"].str.strip()), source, SENTIMENT)
 
 
-def _by_valence(frame: pd.DataFrame, valence: pd.Series, bounds: tuple[float, float], source: Path) -> Release:
-    """Label a table of pictures by mean valence: the middle, both bounds excluded, has no label."""
-    negative, positive = valence <= bounds[0], valence >= bounds[1]
-    rated = frame.assign(label=np.where(positive, "positive", "negative"))[positive | negative]
-    present, problems = _present(rated, source)
-    problems["ambiguous_valence_left_out"] = frame.loc[~(positive | negative), "image_id"].tolist()
-    return Release(present, source, SENTIMENT, problems, found={"total": len(frame)})
+def _by_valence(valence: pd.Series, low: float, high: float) -> np.ndarray:
+    """Labels by mean valence; the ambiguous middle, both bounds excluded, has none ("")."""
+    return np.select([valence <= low, valence >= high], ["negative", "positive"], "")
 
 
 def _table(file: Path, text: list[str], numbers: list[str], **options: Any) -> pd.DataFrame:
@@ -177,31 +194,22 @@ def _table(file: Path, text: list[str], numbers: list[str], **options: Any) -> p
     try:
         table = pd.read_csv(file, usecols=[*types], dtype=types, encoding="utf-8-sig", **options)
     except ValueError as error:  # pandas' parser errors, too
-        raise _refused(file, f"needs columns {', '.join(types)} ({error})") from None
+        raise EmonbError(f"{file}: needs columns {', '.join(types)} ({error}); take the released file") from None
     return table.loc[table[text[0]] != "", [*types]].reset_index(drop=True)
 
 
-def _refused(file: Path, why: str) -> EmonbError:
-    return EmonbError(f"{file}: {why}; take the released file")
-
-
-def _present(frame: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, Problems]:
-    """The listed pictures that are there, each once (the last row counts), and the problems: kind -> image ids.
-
-    Raises:
-        EmonbError: more than half are missing: the pictures are elsewhere, or not unpacked.
-    """
-    twice = frame.loc[frame.duplicated("image_id"), "image_id"].unique().tolist()
-    frame = frame.drop_duplicates("image_id", keep="last")
+def _release(listed: pd.DataFrame, source: Path, labels: Sequence[str]) -> Release:
+    """A release of the listed pictures that have a label and are there, each once: the last row counts."""
+    rated = listed[listed["label"] != ""]
+    frame = rated.drop_duplicates("image_id", keep="last")
     there = np.array([_is_file_below(source, path) for path in frame["path"]], dtype=bool)
-    absent = frame[~there]
-    if 2 * len(absent) > len(frame):
-        raise EmonbError(
-            f"{source}: {len(absent)} of {len(frame)} listed pictures are not there, such as "
-            f"{absent['path'].iloc[0]!r}; unpack the pictures of the release into this folder"
-        )
-    problems = {"listed_twice": twice, "listed_but_missing": absent["image_id"].tolist()}
-    return frame[there].reset_index(drop=True), problems
+    problems = {
+        "listed_but_missing": frame.loc[~there, "image_id"].tolist(),
+        "listed_twice": rated.loc[rated.duplicated("image_id"), "image_id"].unique().tolist(),
+        "ambiguous_valence_left_out": listed.loc[listed["label"] == "", "image_id"].tolist(),
+    }
+    found = {"total": len(listed), **Counter(listed.get("split", ()))}
+    return Release(frame[there].reset_index(drop=True), source, labels, problems, found)
 
 
 def _is_file_below(root: Path, path: str) -> bool:
@@ -210,32 +218,6 @@ def _is_file_below(root: Path, path: str) -> bool:
         return not os.path.isabs(path) and ".." not in path.split("/") and stat.S_ISREG(os.stat(root / path).st_mode)
     except (OSError, ValueError):  # not there, a loop of links; a NUL character in the name
         return False
-
-
-def _with_attributes(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
-    """A table of EmoSet with its attributes, for the triplets alone: `objects` (list of text), `scene`, ...
-
-    They take the place of `annotation`, the file that they are in. Returned are, too, the image ids of pictures whose
-    file is missing or damaged: they have no objects and no attributes.
-    """
-    rows, lacking = [], []
-    for image_id, file in zip(frame["image_id"], frame.pop("annotation"), strict=True):
-        found = None
-        with suppress(EmonbError):
-            found = read_json(root / file) if _is_file_below(root, file) else None
-        if not isinstance(found, dict):
-            lacking.append(image_id)
-            found = {}
-        objects = found.get("object") or []
-        objects = [_words(x) for x in (objects if isinstance(objects, list) else [objects])]
-        rows.append((objects, *(_words(found[name]) if found.get(name) else None for name in _ATTRIBUTES)))
-    kinds = {"objects": pd.ArrowDtype(pa.list_(pa.string())), **dict.fromkeys(_ATTRIBUTES, "str")}
-    columns = zip(kinds.items(), zip(*rows, strict=True), strict=True)
-    return frame.assign(**{name: pd.Series(x, frame.index, kind) for (name, kind), x in columns}), lacking
-
-
-def _words(value: object) -> str:
-    return plain_text(" ".join(str(value).replace("_", " ").split()))
 
 
 def plain_text(text: str) -> str:
@@ -248,11 +230,10 @@ def plain_text(text: str) -> str:
 
 def read_fi(source: Path) -> Release:
     """FI: `emotion_dataset/<emotion>/*.jpg`, where one and the same picture stands for photos that were removed."""
-    folder = source / _FI_FOLDER
-    return read_tree(folder if folder.is_dir() else source, MIKELS, placeholders=True)
+    return replace(read_tree(source / _FI if (source / _FI).is_dir() else source, MIKELS), placeholders=True)
 
 
-def read_tree(root: Path, labels: Sequence[str] | None = None, placeholders: bool = False) -> Release:
+def read_tree(root: Path, labels: Sequence[str] | None = None) -> Release:
     """`<train|val|test>/<emotion>/*` or `<emotion>/*`; folder names count in lower case, the rest is reported.
 
     Raises:
@@ -275,7 +256,7 @@ def read_tree(root: Path, labels: Sequence[str] | None = None, placeholders: boo
     frame = pd.DataFrame(rows, columns=["image_id", "path", "label", "split"], dtype="str")
     frame = frame if splits else frame.drop(columns="split")
     problems = {"unused_file": [plain_text(str(p.relative_to(root))) + "/" * p.is_dir() for p in unused]}
-    return Release(frame, root, labels, problems, placeholders, {"total": len(frame)})
+    return Release(frame, root, labels, problems, {"total": len(frame)})
 
 
 def _entries(folder: Path, unused: list[Path]) -> Iterator[Path]:
@@ -296,11 +277,4 @@ READERS: dict[str, Callable[[Path], Release]] = {
     "oasis": read_oasis,
     "bass": read_bass,
     "folder": read_tree,
-}
-_FILES = {  # by which a release is recognised
-    "emotion6": ("ground_truth.txt",),
-    "oasis": ("OASIS.csv",),
-    "bass": ("BASS_data.csv",),
-    "emoset": ("info.json", "image"),
-    "fi": (_FI_FOLDER,),
 }

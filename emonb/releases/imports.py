@@ -41,7 +41,6 @@ LEFT_OUT = {
 }
 KEPT = {
     "listed_twice": "the release lists it more than once: the last of train, val, test counts",
-    "annotation_missing": "its annotation file is missing or damaged: no attributes for the triplets",
     "tied_label": "two emotions have the same highest probability: the first in class order is the label",
     "neutral_dominant": "neutral has the highest probability; labelled with the strongest of the six",
     "duplicate": "exactly the same picture twice within a split",
@@ -61,12 +60,8 @@ def write_table(
 ) -> dict[str, Any]:
     """Check every picture of a release, then write `integrity.json` and, last, `samples.parquet`.
 
-    Labels that the format (or "drawn") does not fix follow from the dataset's name, or from the labels found.
-
-    Args:
-        where: name of the source, for messages.
-        partial: whether a split may be missing as a whole.
-        imported: what `import.json` is to say besides what is returned; nothing: no such file.
+    Labels that the format (or "drawn") does not fix follow from the dataset's name, or from the labels found. `where`
+    names the source in messages, `partial` allows a split to be missing as a whole, `imported` is for `import.json`.
 
     Returns:
         `labels` (class order), `format`, and the folder `root` of paths.
@@ -79,31 +74,30 @@ def write_table(
         labels = (taxonomy_for_dataset(dataset) or infer_taxonomy({*frame["label"]}, where)).labels
     if odd := {*frame["label"]} - {*labels}:
         raise EmonbError(f"{where}: label {min(odd)!r} is not one of: {', '.join(labels)}; rename its folder")
-    absent = [s for s in ("train", "test") if "split" in frame and s not in {*frame["split"]}]
-    if absent and not partial:  # said before hours of reading
-        raise EmonbError(
-            f"{where}: no pictures of {' and '.join(absent)}, needs both train and test; add what is missing, or "
-            "import what is there: python -m emonb data import ... --allow-missing-split"
-        )
-    samples, problems = _usable(release, f"pictures of {dataset}")
+    samples, problems = inspected(frame, release.root, f"pictures of {dataset}")
+    if release.placeholders:  # copies that are no accident: five and more in a web-crawled set (ours), or two labels
+        groups = samples["label"].groupby(samples["sha256"])
+        copies = (groups.transform("size") >= 5) | (groups.transform("nunique") > 1)
+        problems["placeholder"], samples = samples.loc[copies, "image_id"], samples[~copies].reset_index(drop=True)
     if samples.empty:
-        raise EmonbError(f"{where}: no readable picture; put .jpg, .png or .webp files into <split>/<emotion>/")
+        raise EmonbError(f"{where}: no readable picture; put them where the release has them, or <split>/<emotion>/")
     samples = with_splits(samples, where).drop(columns="group", errors="ignore")
     counts = pd.crosstab(samples["split"], samples["label"]).reindex(index=SPLITS, columns=labels, fill_value=0)
     for split, row in counts.iterrows():
         if not row.all() and (row.any() or not partial):
             raise EmonbError(
-                f"{where}: split {split!r} ({row.sum()} readable pictures) has none of class {row.idxmin()}; add "
-                f"pictures to {split}/{row.idxmin()}/ or leave that class out of all splits and of the taxonomy"
+                f"{where}: split {split!r} ({row.sum()} readable pictures) has none of class {row.idxmin()}; add some "
+                "or leave the class out of all splits; no train or test at all: data import ... --allow-missing-split"
             )
-    copies = samples["split"].groupby(samples["sha256"]).transform("nunique")
-    problems["duplicate"] = samples.loc[samples.duplicated(["split", "sha256"], keep=False), "image_id"]
-    problems["duplicate_across_splits"] = samples.loc[copies > 1, "image_id"]
+    within, splits = samples.duplicated(["split", "sha256"], keep=False), samples["split"].groupby(samples["sha256"])
+    problems["duplicate"] = samples.loc[within, "image_id"]
+    problems["duplicate_across_splits"] = samples.loc[splits.transform("nunique") > 1, "image_id"]
+    every = {kind: sorted([*problems.get(kind, ()), *release.problems.get(kind, ())]) for kind in KINDS}
     official = resource("releases.yaml").get(form, {})
     sizes = official.get("sizes")
     report = {
         "counts": counts.to_dict("index"),
-        "problems": {kind: sorted(problems[kind]) for kind in KINDS if len(problems.get(kind, ()))},
+        "problems": {kind: ids for kind, ids in every.items() if ids},
         "found": release.found,
         "expected": {**sizes, "about": official.get("about", False)} if sizes else {},
     }
@@ -116,19 +110,6 @@ def write_table(
     table = pa.Table.from_pandas(samples, preserve_index=False).replace_schema_metadata(None)  # for any reader
     parquet.write_table(table, folder / "samples.parquet", row_group_size=4096)
     return meta
-
-
-def _usable(release: Release, what: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The pictures of a release that can be used, with their measures; all problems: kind -> image ids."""
-    samples, problems = inspected(release.frame, release.root, what)
-    for kind, ids in release.problems.items():
-        problems[kind] = [*problems.get(kind, ()), *ids]
-    samples = samples[samples["sha256"] != ""]
-    if release.placeholders:  # copies that are no accident: five and more in a web-crawled set (ours), or two labels
-        groups = samples["label"].groupby(samples["sha256"])
-        copies = (groups.transform("size") >= 5) | (groups.transform("nunique") > 1)
-        problems["placeholder"], samples = samples.loc[copies, "image_id"], samples[~copies]
-    return samples.reset_index(drop=True), problems
 
 
 def read_dataset(source: Path, folder: Path) -> dict[str, Any]:
@@ -201,24 +182,13 @@ def _listed(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
 
 
 def import_release(
-    form: str,
-    source: Path,
-    out: Path,
-    *,
-    name: str = "",
-    allow_missing_split: bool = False,
-    say: Callable[[str], Any] = print,
+    form: str, source: Path, out: Path, *, name: str = "", allow_missing_split: bool = False, say: Callable = print
 ) -> Path:
     """Import a release from a folder, which is only read, and return the dataset's folder, `out/<name>`.
 
-    Args:
-        form: a key of `emonb.releases.READERS`.
-        name: the dataset's name; default: the format's, for `folder` the source's.
-        allow_missing_split: import a release without train or test; a run refuses it, other tools need not.
-        say: gets one line for each finding.
-
-    Raises:
-        EmonbError: another format, a missing list, a name that is taken, a folder that cannot be written, ...
+    The name is by default the format's, for `folder` the source's. Without train or test only if told so: a run
+    refuses such a dataset, other tools need not. `say` gets one line for each finding. Raises `EmonbError` for another
+    format, a missing list, a name that is taken, a folder that cannot be written, ...
     """
     name = name or (source.resolve().name if form == "folder" else form)
     target, listed = out / name, listing_digest(source)
