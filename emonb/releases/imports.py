@@ -126,22 +126,21 @@ def read_import(imported: Path, folder: Path) -> dict[str, Any]:
     Raises:
         EmonbError: a file is missing or damaged, the pictures changed since, or the table lacks a split.
     """
-    record, wrong = _record(imported), ""
+    record = _record(imported)
     source = record["source"]
+    words = map(str, (record.get("format"), source, "--out", imported.parent, "--name", imported.name))
+    again = f"import again: python -m emonb data import {shlex.join(words)}"
     try:
         pd.read_parquet(imported / "samples.parquet")
         meta = {key: record[key] for key in ("labels", "format", "root")}
         counts = read_json(imported / "integrity.json")["counts"]
         absent = " and no ".join(split for split in SPLITS if not any(counts[split].values()))
-        if record["listing"] != listing_digest(Path(source)):
-            wrong = f"files in {source} changed since the import, or it is gone"
-        elif absent:
-            wrong = f"imported with --allow-missing-split, has no {absent}: a run needs all; add it to {source}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        wrong = f"the import is damaged ({error})"
-    if wrong:
-        words = ["data", "import", record.get("format"), source, "--out", imported.parent, "--name", imported.name]
-        raise EmonbError(f"{imported}: {wrong}; import again: python -m emonb {shlex.join(map(str, words))}")
+        raise EmonbError(f"{imported}: the import is damaged ({error}); {again}") from None
+    if record.get("listing") != listing_digest(Path(source)):
+        raise EmonbError(f"{imported}: files in {source} changed since the import, or it is gone; {again}")
+    if absent:
+        raise EmonbError(f"{imported}: has no {absent}, a run needs all splits; add what is missing and {again}")
     for name in ("samples.parquet", "integrity.json"):
         shutil.copyfile(imported / name, folder / name)
     return meta
@@ -157,13 +156,9 @@ def _record(imported: Path) -> dict[str, Any]:
 
 def listing_digest(folder: Path) -> str:
     """Sixteen digits that change when a file is added, removed, renamed or written, in an import's source too."""
-    digest, roots = hashlib.sha256(), [str(folder)]
-    if (folder / IMPORT_FILE).is_file():
-        roots.append(_record(folder)["source"])
-    for root in roots:
-        for line in _listed(root, "", set()):
-            digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]
+    roots = [str(folder), *([_record(folder)["source"]] if (folder / IMPORT_FILE).is_file() else [])]
+    lines = "".join(line for root in roots for line in _listed(root, "", set()))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _listed(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
