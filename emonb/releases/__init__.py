@@ -190,7 +190,7 @@ def _table(file: Path, text: list[str], numbers: list[str], **options: Any) -> p
     No name is taken for a number or a missing value.
     """
     types = dict.fromkeys(text, "str") | dict.fromkeys(numbers, "float64")
-    options |= {"keep_default_na": False, "na_values": dict.fromkeys(numbers, ""), "float_precision": "round_trip"}
+    options |= {"keep_default_na": False, "na_values": dict.fromkeys(numbers, "")}
     try:
         table = pd.read_csv(file, usecols=[*types], dtype=types, encoding="utf-8-sig", **options)
     except ValueError as error:  # pandas' parser errors, too

@@ -85,9 +85,10 @@ def write_table(
     counts = pd.crosstab(samples["split"], samples["label"]).reindex(index=SPLITS, columns=labels, fill_value=0)
     for split, row in counts.iterrows():
         if not row.all() and (row.any() or not partial):
+            lacking = ", ".join(row.index[row == 0])
             raise EmonbError(
-                f"{where}: split {split!r} ({row.sum()} readable pictures) has none of class {row.idxmin()}; add some "
-                "or leave the class out of all splits; no train or test at all: data import ... --allow-missing-split"
+                f"{where}: split {split!r} ({row.sum()} readable pictures) has none of {lacking}; add some or leave "
+                "the class out of all splits; without any train or test: data import ... --allow-missing-split"
             )
     within, splits = samples.duplicated(["split", "sha256"], keep=False), samples["split"].groupby(samples["sha256"])
     problems["duplicate"] = samples.loc[within, "image_id"]
