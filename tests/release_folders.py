@@ -22,7 +22,6 @@ EKMAN = TAXONOMIES["ekman6"].labels
 PAIR = {"positive": (220, 60, 40), "negative": (40, 60, 220)}
 SMALL = (24, 24)
 GREY = (120, 120, 120)
-FORMS = ("emoset", "emotion6", "fi", "flickr", "instagram", "oasis", "bass", "folder")
 
 
 def stage(root: Path, name: str, out: Path | None = None):

@@ -23,7 +23,7 @@ from emonb.releases import READERS, read_release, recognise
 from emonb.releases.imports import listing_digest
 
 
-@pytest.mark.parametrize("form", made.FORMS)
+@pytest.mark.parametrize("form", READERS)
 def test_an_imported_dataset_is_what_a_run_reads_directly(form, tmp_path):
     source = make_release(form, tmp_path / "direct" / "pets")
     before = state(source)

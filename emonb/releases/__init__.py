@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -159,8 +158,8 @@ def read_bass(source: Path) -> Release:
     keywords become captions, which only the training triplets use.
     """
     table = _table(source / "BASS_data.csv", ["file_name", "keywords"], ["val_mean_us"])
-    names = table["file_name"]
-    label = _by_valence(table["val_mean_us"], 4.5, 5.5)  # ours: of the US raters' 1-9
+    names, valence = table["file_name"], table["val_mean_us"]
+    label = np.select([valence <= 4.5, valence >= 5.5], ["negative", "positive"], "")  # ours: of the US raters' 1-9
     frame = pd.DataFrame({"image_id": names, "path": "images/" + names, "label": label})
     frame["caption"] = table["keywords"].str.strip()
     frame["group"] = [re.sub(r"\d+$", "", Path(name).stem) for name in names]
@@ -174,14 +173,10 @@ def read_oasis(source: Path) -> Release:
     files, themes = {p.stem.strip(): p.name for p in (source / "images").iterdir()}, table["Theme"].str.strip()
     paths = [f"images/{files.get(theme, f'{theme}.jpg')}" for theme in themes]
     words = themes.str.replace(r"\s*\d+$", "", regex=True).str.lower()
-    label = _by_valence(table["Valence_mean"], 3.625, 4.375)  # ours: the same share of 1-7 as BASS' of 1-9
+    valence = table["Valence_mean"]  # ours: the same share of 1-7 as BASS' of 1-9
+    label = np.select([valence <= 3.625, valence >= 4.375], ["negative", "positive"], "")
     frame = pd.DataFrame({"image_id": paths, "path": paths, "label": label, "caption": words, "group": words})
     return _release(frame.assign(category=table["Category"].str.strip()), source, SENTIMENT)
-
-
-def _by_valence(valence: pd.Series, low: float, high: float) -> np.ndarray:
-    """Labels by mean valence; the ambiguous middle, both bounds excluded, has none ("")."""
-    return np.select([valence <= low, valence >= high], ["negative", "positive"], "")
 
 
 def _table(file: Path, text: list[str], numbers: list[str], **options: Any) -> pd.DataFrame:
@@ -199,7 +194,10 @@ def _table(file: Path, text: list[str], numbers: list[str], **options: Any) -> p
 
 
 def _release(listed: pd.DataFrame, source: Path, labels: Sequence[str]) -> Release:
-    """A release of the listed pictures that have a label and are there, each once: the last row counts."""
+    """A release of the listed pictures that have a label (the ambiguous middle: "") and are there, each once.
+
+    Of several rows for one picture the last counts.
+    """
     rated = listed[listed["label"] != ""]
     frame = rated.drop_duplicates("image_id", keep="last")
     there = np.array([_is_file_below(source, path) for path in frame["path"]], dtype=bool)
@@ -214,10 +212,7 @@ def _release(listed: pd.DataFrame, source: Path, labels: Sequence[str]) -> Relea
 
 def _is_file_below(root: Path, path: str) -> bool:
     """Whether a path that a list gives is a file of the release: no folder or pipe, and nothing outside the root."""
-    try:
-        return not os.path.isabs(path) and ".." not in path.split("/") and stat.S_ISREG(os.stat(root / path).st_mode)
-    except (OSError, ValueError):  # not there, a loop of links; a NUL character in the name
-        return False
+    return not os.path.isabs(path) and ".." not in path.split("/") and os.path.isfile(root / path)
 
 
 def plain_text(text: str) -> str:

@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -170,11 +169,10 @@ def _listed(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
     with suppress(OSError):  # no permission, or gone since
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             with suppress(OSError):  # a broken link
-                state = entry.stat()
-                if stat.S_ISDIR(state.st_mode):
+                if entry.is_dir():
                     yield from _listed(entry.path, f"{prefix}{entry.name}/", seen)
-                elif stat.S_ISREG(state.st_mode):
-                    yield f"{prefix}{entry.name}|{state.st_size}|{state.st_mtime_ns}\n"
+                elif entry.is_file():
+                    yield f"{prefix}{entry.name}|{entry.stat().st_size}|{entry.stat().st_mtime_ns}\n"
 
 
 def import_release(

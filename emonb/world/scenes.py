@@ -210,33 +210,29 @@ def _draw_texture(name: str, canvas: Image.Image, hue: float, saturation: float,
     light = _hsv(hue + rng.uniform(-0.04, 0.04), saturation * 0.5, 0.92)
     dark = _hsv(hue + rng.uniform(-0.04, 0.04), saturation, 0.28)
     ink = light if rng.random() < 0.5 else dark
-
-    def points(n: int) -> np.ndarray:
-        return rng.uniform(0, 96, (n, 2))
-
     match name:
         case "rain":
             slant, length = rng.uniform(-4, 4), rng.uniform(9, 15)
-            for x, y in points(48):
+            for x, y in rng.uniform(0, SIDE, (48, 2)):
                 draw.line((x, y, x + slant, y + length), fill=light)
         case "snow":
-            for x, y in points(46):
+            for x, y in rng.uniform(0, SIDE, (46, 2)):
                 draw.circle((x, y), rng.uniform(1, 2.4), fill=light)
         case "bubbles":
-            for x, y in points(18):
+            for x, y in rng.uniform(0, SIDE, (18, 2)):
                 draw.circle((x, y), rng.uniform(3, 9), outline=light, width=2)
         case "stains":
-            for x, y in points(11):
+            for x, y in rng.uniform(0, SIDE, (11, 2)):
                 r = rng.uniform(3, 8)
                 for u, v in rng.uniform(-r, r, (4, 2)):
                     draw.circle((x + u, y + v), r * rng.uniform(0.4, 0.9), fill=ink)
         case "stars":
-            for x, y in points(30):
+            for x, y in rng.uniform(0, SIDE, (30, 2)):
                 r = rng.uniform(1.5, 4)
                 draw.line((x - r, y, x + r, y), fill=light)
                 draw.line((x, y - r, x, y + r), fill=light)
         case "confetti":
-            for x, y in points(44):
+            for x, y in rng.uniform(0, SIDE, (44, 2)):
                 u, v = rng.uniform(-4, 4, 2)
                 corners = (x, y), (x + u, y + v), (x + u - 0.6 * v, y + v + 0.6 * u), (x - 0.6 * v, y + 0.6 * u)
                 draw.polygon(corners, fill=_hsv(rng.random(), max(saturation, 0.3), rng.uniform(0.45, 1)))
@@ -258,7 +254,7 @@ def _draw_texture(name: str, canvas: Image.Image, hue: float, saturation: float,
                 draw.line([(x + r * u, y + r * v) for u, v in (*spokes, spokes[0])], fill=ink)
         case "cracks":
             for _ in range(int(rng.integers(4, 7))):
-                (start,), angle = points(1), rng.uniform(0, 2 * np.pi)
+                start, angle = rng.uniform(0, SIDE, 2), rng.uniform(0, 2 * np.pi)
                 angles = np.cumsum([angle, *rng.uniform(-0.9, 0.9, 12)])[1:12]
                 path = np.cumsum([start, *(9 * np.stack([np.cos(angles), np.sin(angles)], 1))], axis=0)
                 draw.line(path.ravel().tolist(), fill=ink, width=2)
