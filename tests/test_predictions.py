@@ -11,7 +11,7 @@ from synthetic import synthetic
 
 from emonb import predictions as pr
 from emonb.errors import EmonbError
-from emonb.metrics import accuracy, agreement_matrix, two_by_two
+from emonb.metrics import accuracy
 from emonb.settings import load_settings
 
 LABELS = ["surprise", "anger", "joy"]  # not alphabetical on purpose
@@ -56,16 +56,15 @@ def spoil(column, value):
 
 
 BAD = {
-    "not finite": (spoil("p_anger", np.nan), r"p_anger.*not finite"),
+    "not finite": (spoil("p_anger", np.nan), "sum to 1"),
     "sum": (spoil("p_anger", 0.9), "sum to 1"),
     "negative": (lambda f: f.assign(p_anger=f["p_anger"] - 1, p_joy=f["p_joy"] + 1), "sum to 1"),
-    "label": (spoil("label", "rage"), "'label'.*outside"),
-    "prediction": (spoil("prediction", "rage"), "'prediction'"),
-    "class for an unparsable answer": (lambda f: f.assign(prediction="joy"), "'prediction'"),
+    "label": (spoil("label", "rage"), "label.*outside"),
+    "prediction": (spoil("prediction", "rage"), "must be a label"),
+    "class for an unparsable answer": (lambda f: f.assign(prediction="joy"), "must be a label"),
     "not the argmax": (spoil("prediction", "joy"), "class order and probabilities disagree"),
-    "missing column": (lambda f: f.drop(columns="seed"), "'seed'"),
-    "extra column": (lambda f: f.assign(note=""), "'note'"),
-    "order of columns": (lambda f: f[["split", "image_id", *f.columns[2:]]], "out of order"),
+    "missing column": (lambda f: f.drop(columns="seed"), "columns are"),
+    "order of columns": (lambda f: f[["split", "image_id", *f.columns[2:]]], "columns are"),
     "twice": (lambda f: f.assign(image_id="a"), "twice"),
 }
 
@@ -84,7 +83,7 @@ def test_bad_files_are_named_and_a_scrambled_class_order_is_not_permuted(frame, 
     with pytest.raises(EmonbError, match=r"none\.parquet.*run the notebook"):
         pr.read_predictions(tmp_path / "none.parquet")
     (tmp_path / "bytes.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(EmonbError, match=r"bytes\.parquet.*not a readable"):
+    with pytest.raises(EmonbError, match=r"bytes\.parquet.*no predictions"):
         pr.read_predictions(tmp_path / "bytes.parquet")
     frame.to_parquet(tmp_path / "plain.parquet")
     with pytest.raises(EmonbError, match=r"emonb\.labels"):
@@ -94,7 +93,7 @@ def test_bad_files_are_named_and_a_scrambled_class_order_is_not_permuted(frame, 
         pr.read_predictions(tmp_path / "x.parquet", sorted(LABELS))
     table = pq.read_table(tmp_path / "x.parquet")
     pq.write_table(table.set_column(2, "label", table["prediction"]), tmp_path / "x.parquet")
-    with pytest.raises(EmonbError, match="'label'"):  # the unparsable "" is no label
+    with pytest.raises(EmonbError, match="column label"):  # the unparsable "" is no label
         pr.read_predictions(tmp_path / "x.parquet")
     with pytest.raises(EmonbError, match="shape"):
         pr.make_predictions(["a"], ["test"], ["joy"], np.ones((1, 2)) / 2, LABELS)
@@ -103,11 +102,8 @@ def test_bad_files_are_named_and_a_scrambled_class_order_is_not_permuted(frame, 
 def test_one_split_alone(frame, tmp_path):
     both = pd.concat([frame.assign(split="val"), frame.assign(split="test")], ignore_index=True)
     pr.write_predictions(tmp_path / "a__b.parquet", both)
-    for test in (
-        pr.read_predictions(tmp_path / "a__b.parquet", split="test"),
-        pr.load_all(tmp_path, split="test")["a", "b"],
-    ):
-        pd.testing.assert_frame_equal(test[["image_id", "split"]], frame[["image_id", "split"]])
+    test = pr.load_all(tmp_path, split="test")["a", "b"]
+    pd.testing.assert_frame_equal(test[["image_id", "split"]], frame[["image_id", "split"]])
     assert pr.read_predictions(tmp_path / "a__b.parquet", split="train").empty
 
 
@@ -192,18 +188,6 @@ def test_joint_takes_the_first_seed_and_joins_by_name(predictions, table):
     assert pr.joint({}, "mini-fi").empty
 
 
-def test_groups_and_agreement(table):
-    grouped = pr.with_groups(table)
-    vlm, vit = (table[m] == table["label"] for m in ("vlm_tuned", "vit"))
-    assert ((grouped["group"] == "only VLM right") == (vlm & ~vit)).all()
-    assert grouped["group"].value_counts(sort=False).tolist() == two_by_two(vlm, vit).ravel().tolist()
-    matrix = agreement_matrix(grouped)
-    assert list(matrix.columns) == list(pr.MAIN)
-    assert np.allclose(matrix, matrix.T)
-    assert np.allclose(np.diag(matrix), 1)
-    assert matrix.to_numpy().min() > 0.1  # half of each synthetic error comes from the image
-
-
 def test_examples_are_what_they_say_and_repeat(table):
     chosen = pr.select_examples(table, 3)
     rules = {"vlm": (True, False, True), "vit": (False, True, True), "gate": (False, False, True)}
@@ -214,7 +198,6 @@ def test_examples_are_what_they_say_and_repeat(table):
     assert chosen.groupby("case").size().max() <= 3
     assert all(part["label"].is_unique for _, part in chosen.groupby("case")), "emotions take turns"
     pd.testing.assert_frame_equal(chosen, pr.select_examples(table.sample(frac=1, random_state=0), 3))
-    assert set(pr.select_examples(table.drop(columns="emovlmkd"))["case"]) == {"vlm", "vit"}
     none = pr.select_examples(table.drop(columns="vit"))
     assert none.empty
     assert "case" in none.columns
@@ -230,12 +213,3 @@ def test_intersections_are_counted_per_table(predictions, table):
     assert (counts / counts.sum()).sum(axis=1).is_monotonic_decreasing
     assert pr.intersections({"a": table.drop(columns="vit")}).index.names == ["vlm_tuned", "head", "emovlmkd"]
     assert pr.intersections({}).empty
-
-
-def test_answers_of_one_image_come_from_every_model(predictions):
-    found = pr.answers(predictions, "mini-fi", "test/00000.png").set_index("model")
-    assert list(found.index[:3]) == ["VLM, zero-shot", "VLM, tuned", "VLM, free generation"]
-    free = found.loc["VLM, free generation"]
-    assert (free["answer"], free["right"]) == (pr.UNPARSABLE, False)
-    assert np.isnan(free["confidence"])
-    assert len(found) == 8
