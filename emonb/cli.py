@@ -207,7 +207,7 @@ def predict(
 def notebooks(out: Annotated[str, typer.Option(help="results of a run of the mini profile")] = "build/mini") -> None:
     """Copy the executed notebooks back into notebooks/, clean, and the headline figures into the README."""
     from emonb.settings import project_root
-    from emonb.show.report import copy_back, refresh_readme
+    from emonb.show.notebooks import copy_back, refresh_readme
 
     for path in copy_back(Path(out)):
         typer.echo(str(path))

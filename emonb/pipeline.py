@@ -6,6 +6,7 @@ are the results that a stage is made of. Rooms compute; here alone their inputs 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from emonb import annotate
 from emonb.cost import PICTURES, WARM_UP, Measured, count, measure, parts_of
 from emonb.data import parse_emotion, question, read_samples, sample_labels, taxonomy_for_dataset
 from emonb.distill import Cached, train_head
@@ -37,7 +39,7 @@ from emonb.settings import SPLITS, NetworkSettings, VLMSettings, checkpoint_of, 
 from emonb.store import Artifact, Recipe, stage
 from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network
 from emonb.training import outputs
-from emonb.triplets import triplet_lines
+from emonb.triplets import KINDS, has_paid_answers, offline_triplets, triplet_line, triplet_lines
 from emonb.tuning import adapted, add_lora, save_adapter, tune
 from emonb.vlm import VLM, VisualTokens, answer_distribution, generate, load_vlm, patches, visual_tokens
 from emonb.world import DRAWN, draw_dataset
@@ -90,6 +92,62 @@ def _on_disk(source: Path) -> Recipe:
 
     params = {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
     return Recipe(build, params, root="_on_disk")
+
+
+@stage("02_triplets")
+def triplets(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
+    """Triplets of the training images: `triplets.jsonl`.
+
+    Who writes them is `settings.triplets.annotator`: `auto` takes the answers in `OUT/triplets/<dataset>.jsonl`, and
+    the offline annotator where there are none; `openai` and `batch` first ask for what is missing there. Keywords,
+    captions and scene descriptions are read here and nowhere else: no model sees them at test.
+    """
+    path, terms = run.out / "triplets" / f"{dataset}.jsonl", run.settings.triplets
+    if terms.annotator in ("openai", "batch"):
+        frame, labels = read_samples(samples.path), sample_labels(samples.path)
+        stopped = annotate.write_triplets(frame, labels, path, terms, batch=terms.annotator == "batch")
+        if stopped.startswith("interrupted"):
+            raise EmonbError("interrupted; what was answered is saved: run it again to go on")
+    elif terms.annotator == "offline" or not has_paid_answers(path):
+        annotate.refuse_offline(path)
+        return _offline_triplets(dataset, samples)
+    return _written_triplets(dataset, samples, path)
+
+
+def _offline_triplets(dataset: str, samples: Artifact) -> Recipe:
+    def build(folder: Path, parts: Path) -> None:
+        rows, labels = read_samples(samples.path, "train").to_dict("records"), sample_labels(samples.path)
+        with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
+            for row in progress(rows, f"offline triplets of {dataset}"):
+                file.writelines(map(triplet_line, offline_triplets(row, labels)))
+
+    return Recipe(build, {"annotator": "offline"}, root="_offline_triplets")
+
+
+def _written_triplets(dataset: str, samples: Artifact, path: Path) -> Recipe:
+    """A snapshot of the triplets file, validated, in the samples' order: arrival must not decide the training."""
+    if not path.is_file() or not path.stat().st_size:
+        raise EmonbError(
+            f"triplets/{path.name}: no triplets yet; the reasons, if any, stand in {path.stem}.rejected.jsonl; "
+            f"ask again: python -m emonb triplets --dataset {dataset}"
+        )
+
+    def build(folder: Path, parts: Path) -> None:
+        train = read_samples(samples.path, "train", ["image_id"])["image_id"]
+        order = {image_id: i for i, image_id in enumerate(train)}
+        found = [t for t in triplet_lines(path) if t["image_id"] in order]  # another split: perhaps a test image now
+        if not found:
+            raise EmonbError(
+                f"triplets/{path.name}: none of its images is a training image of {dataset}; it belongs to other "
+                "pictures: move it away, or point IMAGES at them"
+            )
+        found.sort(key=lambda t: (order[t["image_id"]], KINDS.index(t["kind"])))
+        with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(map(triplet_line, found))
+
+    with path.open("rb") as file:
+        written = hashlib.file_digest(file, "sha256").hexdigest()
+    return Recipe(build, {"written": written}, root="_written_triplets")
 
 
 # ---- 03: the vision-language model ---------------------------------------------------------------------------------
@@ -168,7 +226,7 @@ def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, fe
         base = base_vlm(run)
         tuned = add_lora(base, **config.lora)
         lines = triplet_lines(triplets.path / "triplets.jsonl")
-        rows = [row for row, *_ in lines if row["kind"] in config.triplet_kinds]
+        rows = [row for row in lines if row["kind"] in config.triplet_kinds]
         see = Source(tuned, features.path, samples.path, "train")
         options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"LoRA of {dataset}"}
         try:
@@ -462,12 +520,12 @@ def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -
         if missing := [seed for seed in seeds if f"train.seed{seed}" not in logits]:
             raise EmonbError(f"{head.path}: no head of seed {missing}; run notebook 05 with these seeds")
         answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
-        order = {s: _rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
+        order = {s: rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
         history = []
         for name, (kind, inputs) in progress(config.gates.items(), f"gates of {dataset}", unit="gate"):
             frames = []
             for seed in seeds:
-                data = {s: _opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
+                data = {s: opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
                 net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
                 save_module(net, folder / f"{name}.seed{seed}.safetensors")
                 for split, frame in answers.items():
@@ -482,7 +540,7 @@ def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -
     return Recipe(build, {**config.model_dump(), "seeds": seeds})
 
 
-def _opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
+def opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
     """What a gate learns from, out of the VLM's predictions of a split and the head's logits in the same order."""
     p, parsed = torch.tensor(probabilities(frame), dtype=torch.float32), torch.tensor(frame["parsed"].tolist())
     labels = frame.attrs["labels"]
@@ -490,7 +548,7 @@ def _opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
     return Opinions(*gate_inputs(p, parsed, student, inputs), gold)
 
 
-def _rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
+def rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
     """Positions of pictures in the order of a prediction file (that of any one seed)."""
     frame = read_predictions(file, split=split)
     there = frame.loc[frame["seed"] == frame["seed"].iloc[0], "image_id"]

@@ -290,3 +290,13 @@ def select_examples(table: pd.DataFrame, per_case: int = 4) -> pd.DataFrame:
     table["turn"] = table.groupby(["case", "label"], observed=True).cumcount()
     chosen = table.sort_values(["case", "turn", "label"]).groupby("case", observed=True).head(per_case)
     return chosen.drop(columns="turn")
+
+
+def average(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """The honest rival of any gate: the mean of two models' probabilities, one for each seed of `second`."""
+    labels, rows = prediction_labels(first), []
+    check_labels(prediction_labels(second), labels, "predictions to average")
+    for seed, part in second.groupby("seed"):
+        p = (probabilities(first) + probabilities(part.set_index("image_id").loc[first["image_id"]])) / 2
+        rows.append(make_predictions(*(first[c] for c in ("image_id", "split", "label")), p, labels, seed=int(seed)))
+    return pd.concat(rows, ignore_index=True)

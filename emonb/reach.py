@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def _definitions_of(source: str, module: str) -> dict[str, _Definition | tuple[s
     made: dict[str, _Definition | tuple[str, str]] = {name: where for name, where in imported.items() if where[1]}
     for name, nodes in groups.items():
         uses = {use for node in nodes for use in _uses(node, module, groups, imported)}
-        entries = {entry for node in nodes for entry in _entries(node, module)}
+        entries = {entry for node in nodes for entry in _entries(node)}
         code = _hash("\n".join(map(ast.unparse, nodes)))
         made[name] = _Definition(code, sorted(uses - {(module, name)}), sorted(entries))
     return made
@@ -177,17 +178,13 @@ def _locals(scope: ast.AST) -> frozenset[str]:
     return frozenset(found)
 
 
-def _entries(node: ast.AST, module: str) -> Iterable[tuple[str, ...]]:
+def _entries(node: ast.AST) -> Iterable[tuple[str, ...]]:
+    """Resource entries that are read by literal names; of a computed entry, all that may be read."""
     for part in ast.walk(node):
         if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "resource":
-            names = []
-            for argument in part.args:
-                if not isinstance(argument, ast.Constant):
-                    break  # a computed entry: all that may be read is part of the key
-                names.append(argument.value)
-            if not names:
-                raise ValueError(f"{module}: resource() wants the name of its file as a literal")
-            yield tuple(names)
+            literal = itertools.takewhile(lambda argument: isinstance(argument, ast.Constant), part.args)
+            if names := tuple(argument.value for argument in literal):
+                yield names
 
 
 def _hash(text: str) -> str:

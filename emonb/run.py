@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import filecmp
 import functools
-import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emonb import pipeline
-from emonb.data import read_samples, sample_labels
+from safetensors.torch import load_file
+
+from emonb import annotate, pipeline
+from emonb.data import read_samples, sample_labels, thumbnail
+from emonb.distill import Cached
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, make_folder
-from emonb.machine import get_device, keep_freed_memory, process_count, side_by_side
-from emonb.predictions import LoadedPredictions, load_all, read_predictions, write_predictions
+from emonb.files import atomic_write, make_folder, read_json
+from emonb.gate import Opinions
+from emonb.machine import get_device, is_main, keep_freed_memory, library_versions, process_count, side_by_side
+from emonb.predictions import (
+    LoadedPredictions,
+    dataset_title,
+    load_all,
+    prediction_labels,
+    read_predictions,
+    write_predictions,
+)
 from emonb.progress import progress
 from emonb.reach import reached
 from emonb.settings import Settings, load_settings
 from emonb.store import STAGES, Artifact, Stage, Store
 from emonb.tables import csv_text, latex_text, markdown_text
+from emonb.triplets import has_paid_answers, source_note, triplet_lines
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
     from emonb.vlm import VLM
 
@@ -51,6 +63,13 @@ class Run:
     def vlm(self) -> VLM:
         """The base VLM, loaded once."""
         return pipeline.base_vlm(self)
+
+    def describe(self) -> str:
+        """Lines for the top of a notebook: datasets, seeds, who wrote the triplets, versions."""
+        versions = ", ".join(f"{name} {v}" for name, v in list(library_versions().items())[:5])
+        said = source_note(self.out, self.datasets)
+        about = [f"datasets: {', '.join(self.datasets)}", f"seeds: {', '.join(map(str, self.seeds))}", said, versions]
+        return "\n".join(filter(None, about))
 
     # ---- results of the stages
 
@@ -80,12 +99,15 @@ class Run:
         for file in sorted(artifact.path.rglob("*")) if name == "model" else ():
             if file.is_file() and file.name != "provenance.json":
                 self._copy(file, f"models/{job[0]}/{file.relative_to(artifact.path).as_posix()}")
+        if name == "triplets":
+            annotate.show_offline(artifact.path / "triplets.jsonl", self.out / "triplets" / f"{job[0]}.jsonl")
+            self._note(f"triplets/{job[0]}.jsonl")
         return artifact
 
     def find(self, name: str, *job: str) -> Artifact:
         """The result of a stage that an earlier notebook made."""
         artifact = self.store.find(name, "--".join(job))
-        self.store.note(stage=name, name=artifact.name, key=artifact.key, hit=True)
+        self.store.note_use(artifact)
         return artifact
 
     def jobs(self, name: str) -> list[tuple[str, ...]]:
@@ -111,6 +133,55 @@ class Run:
     def labels(self, dataset: str) -> list[str]:
         """A dataset's emotions in their fixed order."""
         return sample_labels(self.find("samples", dataset).path)
+
+    @property
+    def example(self) -> pd.Series:
+        """The picture that we follow through all notebooks: the first test picture of the first dataset."""
+        return self.samples(self.datasets[0], "test").iloc[0]
+
+    @property
+    def thumbnail(self) -> Image:
+        """The picture that we follow, small."""
+        return thumbnail(self.example["path"])
+
+    def title(self, dataset: str) -> str:
+        """A dataset as every table and figure names it."""
+        return dataset_title(dataset)
+
+    def triplets(self, dataset: str) -> list[dict[str, Any]]:
+        """The triplets of a dataset's training pictures."""
+        return list(triplet_lines(self.find("triplets", dataset).path / "triplets.jsonl"))
+
+    def tokens(self, dataset: str, split: str) -> pipeline.Source:
+        """Called with image ids: their visual tokens."""
+        folders = self.find("features", dataset).path, self.find("samples", dataset).path
+        return pipeline.Source(self.vlm, *folders, split)
+
+    def tensors(self, dataset: str, split: str) -> Cached:
+        """What a head learns from: features [N, D], teacher's logits [N, C], labels [N]."""
+        teacher = self.find("teacher", dataset, self.settings.teacher.teacher).path
+        folders = self.find("samples", dataset).path, self.find("features", dataset).path
+        return pipeline.cached_tensors(*folders, teacher, split)[1]
+
+    def opinions(self, dataset: str, split: str, inputs: str = "probabilities") -> Opinions:
+        """What a gate learns from (see `gate.gate_inputs`), with the head of the first seed."""
+        frame, head = self.predictions(dataset, "vlm_tuned", split), self.find("head", dataset).path
+        rows = pipeline.rows_of(head / "head.parquet", split, frame["image_id"])
+        logits = load_file(head / "logits.safetensors")[f"{split}.seed{self.settings.seed}"]
+        return pipeline.opinions(frame, logits[rows], inputs)
+
+    def histories(self, stage: str, what: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """(what, dataset's title) -> training curve; of the stage `teacher`, `what` is the network."""
+        jobs = {d: (d, what) if stage == "teacher" else (d,) for d in self.datasets}
+        return {
+            (what, self.title(d)): read_json(self.find(stage, *job).path / "history.json") for d, job in jobs.items()
+        }
+
+    def distribution(self, dataset: str, model: str, image_id: str) -> dict[str, float]:
+        """A model's answer about one test picture: emotion -> probability, the mean of its seeds."""
+        frame = self.predictions(dataset, model, "test")
+        p = frame.loc[frame["image_id"] == image_id, [f"p_{label}" for label in prediction_labels(frame)]].mean()
+        return dict(zip(prediction_labels(frame), p.tolist(), strict=True))
 
     def predictions(self, dataset: str, model: str, split: str | None = None) -> pd.DataFrame:
         """Predictions that this or an earlier notebook saved, of all splits or of one."""
@@ -143,16 +214,10 @@ class Run:
 
     def save_figure(self, fig: Figure, id: str) -> None:
         """Save `figures/<id>.png` and `.svg`; the same figure gives the same bytes."""
-        import matplotlib
+        from emonb.figures import as_files
 
-        from emonb.figures import tight_box
-
-        with matplotlib.rc_context({"svg.hashsalt": "emonb"}):
-            box = tight_box(fig)
-            for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                buffer = io.BytesIO()
-                fig.savefig(buffer, format=ending, dpi=150, bbox_inches=box, metadata=metadata)
-                self._save(f"figures/{id}.{ending}", buffer.getvalue())
+        for ending, content in as_files(fig).items():
+            self._save(f"figures/{id}.{ending}", content)
 
     def save_predictions(self, frame: pd.DataFrame, dataset: str, model: str) -> None:
         """Save `predictions/<dataset>__<model>.parquet`."""
@@ -232,3 +297,66 @@ def _make_elsewhere(
     """One result, in a process of its own."""
     run = Run(settings, force=force, keep=keep)
     return run.store.get(*run._order(STAGES[name], job))
+
+
+def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> None:
+    """Make one stage for every dataset, and before it what it needs; `all`: every stage up to the gates.
+
+    Under `accelerate launch` all processes call this; the first one tells of each result by `say`.
+    """
+    if name not in (*STAGES, "all"):
+        raise EmonbError(f"stage {name!r}: unknown; use one of {', '.join(STAGES)}, all")
+    wanted = {"gate"} if name == "all" else {name}
+    for stage in reversed(STAGES.values()):
+        wanted |= {*stage.needs} if stage.name in wanted else set()
+    wanted |= {"base_predictions"} if name == "all" else set()
+    for stage in [stage for stage in STAGES if stage in wanted]:
+        for artifact in run.make(stage).values():
+            how = artifact.provenance
+            if is_main():
+                cost = f"{how['seconds']:.0f} s, {how['processes']} processes"
+                say(f"{stage} of {artifact.name}: {cost}, {artifact.path}")
+
+
+def write_triplets(
+    profile: str,
+    dataset: str,
+    *,
+    images: str = "",
+    out: str = "",
+    changes: Mapping[str, Any],
+    only_estimate: bool = False,
+    import_file: str = "",
+    patient: bool = True,
+    say: Callable[[str], None] = print,
+) -> None:
+    """`python -m emonb triplets`: write `OUT/triplets/<dataset>.jsonl` and its result, or only print the price.
+
+    Args:
+        changes: fields of `settings.triplets` to change.
+        only_estimate: print tokens and price, send nothing, write nothing but the sample table.
+        import_file: take the triplets from this JSON file.
+        patient: with the Batch API: wait until all is there.
+    """
+    from emonb.annotate.others import import_triplets
+    from emonb.annotate.prices import estimate_text
+
+    run = Run(load_settings(profile, datasets=dataset, images=images, out=out, triplets=dict(changes)))
+    samples, terms = run.make("samples")[dataset], run.settings.triplets
+    frame, labels, path = read_samples(samples.path), sample_labels(samples.path), run.out / "triplets"
+    path /= f"{dataset}.jsonl"
+    batch, paid = terms.annotator == "batch", terms.annotator in ("openai", "batch")
+    if only_estimate:
+        say(estimate_text(frame, labels, path, terms, batch=batch))
+        return
+    if import_file:
+        import_triplets(Path(import_file), frame, labels, path, terms, say=say)
+    elif paid:
+        annotate.write_triplets(frame, labels, path, terms, batch=batch, patient=patient, say=say)
+        if not has_paid_answers(path):
+            say("no triplets yet")
+            return
+    if paid or import_file:  # what is there, without asking again
+        run = Run(load_settings(profile, datasets=dataset, images=images, out=out))
+    artifact = run.make("triplets")[dataset]
+    say(f"triplets/{dataset}.jsonl; result: artifacts/triplets/{artifact.key}/triplets.jsonl")

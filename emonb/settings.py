@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from emonb.errors import EmonbError
 
 SPLITS = ("train", "val", "test")  # of every dataset, in this order
+Kind = Literal["categorical", "conversation", "reasoning"]  # of triplets (paper)
+Gate = Literal["concat", "bilinear", "moe", "dynamic", "cross"]  # (paper, gate table)
 
 
 class _Section(BaseModel):
@@ -53,11 +55,7 @@ class VLMSettings(_Section):
     train_batch_size: int = Field(1, ge=1)  # ours: memory of one 80 GB card
     gradient_accumulation: int = Field(8, ge=1)  # ours
     gradient_checkpointing: bool = True  # authors' code
-    triplet_kinds: tuple[Literal["categorical", "conversation", "reasoning"], ...] = (
-        "categorical",
-        "conversation",
-        "reasoning",
-    )  # paper
+    triplet_kinds: tuple[Kind, ...] = ("categorical", "conversation", "reasoning")  # paper
     reasons: int = Field(64, ge=0)  # test images for which the VLM's reasons are generated; ours
     max_new_tokens: int = Field(256, ge=1)  # authors' code
 
@@ -75,8 +73,8 @@ class VLMSettings(_Section):
     def tuning(self) -> dict[str, Any]:
         """Arguments of `tuning.tune`."""
         same = self.model_dump(include={"epochs", "lr", "warmup_ratio", "max_grad_norm", "gradient_checkpointing"})
-        more = {"batch_size": self.train_batch_size, "accumulation": self.gradient_accumulation}
-        return {**same, **more, "schedule": self.lr_schedule}
+        named = {"batch_size": self.train_batch_size, "accumulation": self.gradient_accumulation}
+        return {**same, **named, "schedule": self.lr_schedule}
 
 
 class TripletSettings(_Section):
@@ -164,13 +162,7 @@ class DistillSettings(_Section):
     """Stage 2b: the student head (paper: section on knowledge distillation)."""
 
     hidden: tuple[int, ...] = (1024,)  # paper
-    depths: tuple[tuple[int, ...], ...] = (
-        (1024,),
-        (1024, 512),
-        (1024, 512, 256),
-        (1024, 512, 256, 128),
-        (1024, 512, 256, 128, 64),
-    )  # paper, depth table
+    depths: tuple[tuple[int, ...], ...] = tuple((1024, 512, 256, 128, 64)[:n] for n in range(1, 6))  # paper
     alpha: float = Field(0.5, ge=0, le=1)  # paper
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # paper, alpha figure
     tau: float = Field(2.0, gt=0)  # paper
@@ -200,14 +192,8 @@ class DistillSettings(_Section):
 class GateSettings(_Section):
     """Stage 3: the gate (paper: section on the gate)."""
 
-    kinds: tuple[Literal["concat", "bilinear", "moe", "dynamic", "cross"], ...] = (
-        "concat",
-        "bilinear",
-        "moe",
-        "dynamic",
-        "cross",
-    )  # paper, gate table
-    kind: Literal["concat", "bilinear", "moe", "dynamic", "cross"] = "concat"  # paper
+    kinds: tuple[Gate, ...] = ("concat", "bilinear", "moe", "dynamic", "cross")  # paper
+    kind: Gate = "concat"  # paper
     epochs: int = Field(10, ge=1)  # authors' code
     lr: float = Field(1e-4, gt=0)  # authors' code
     weight_decay: float = Field(1e-4, ge=0)  # authors' code
@@ -294,12 +280,6 @@ def project_root() -> Path:
     return here
 
 
-def profile_names() -> list[str]:
-    """Names of the profiles shipped with the package."""
-    files = resources.files("emonb").joinpath("profiles").iterdir()
-    return sorted(p.name.removesuffix(".yaml") for p in files if p.name.endswith(".yaml"))
-
-
 def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
     """Load a profile by name or YAML path and override top-level fields.
 
@@ -320,14 +300,12 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
         raise EmonbError(f"profile {profile}: must be a mapping of settings, found {type(tree).__name__}")
     tree = {"profile": name, "out": f"build/{name}", **tree}
     for key, value in overrides.items():
-        if value in (None, "", ()):
-            continue
         if key in ("datasets", "seeds") and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
-        if isinstance(value, dict):
-            section = tree.get(key)
-            value = {**section, **value} if isinstance(section, dict) else section if section else value
-        tree[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if isinstance(value, dict) and isinstance(tree.get(key, {}), dict):
+            value = {**tree.get(key, {}), **value}
+        if value or value == 0:
+            tree[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -336,11 +314,10 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
 
 
 def _read_profile(profile: str) -> tuple[str, str]:
-    if profile in profile_names():
-        return profile, resources.files("emonb").joinpath("profiles", f"{profile}.yaml").read_text("utf-8")
-    path = Path(profile)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path.stem, path.read_text(encoding="utf-8")
+    shipped = {f.name.removesuffix(".yaml"): f for f in resources.files("emonb").joinpath("profiles").iterdir()}
+    path = shipped.get(profile, Path(profile))
+    if profile in shipped or (Path(profile).suffix in (".yaml", ".yml") and path.is_file()):
+        return Path(profile).stem, path.read_text(encoding="utf-8")
     raise EmonbError(
-        f"unknown profile {profile!r}; use one of {', '.join(profile_names())} or the path of a .yaml file"
+        f"unknown profile {profile!r}; use one of {', '.join(sorted(shipped))} or the path of a .yaml file"
     )

@@ -140,8 +140,7 @@ class Store:
                 _build(artifact, recipe.build, made_of, forced)
             if is_main():
                 write_json(folder / f"{name}.json", {"key": artifact.key})
-                cost = {field: artifact.provenance[field] for field in ("seconds", "created", "peak_memory_mb")}
-                self.note(stage=stage, name=name, key=artifact.key, hit=hit, **cost)
+                self.note_use(artifact, hit)
             wait_for_all()
         return artifact
 
@@ -207,6 +206,11 @@ class Store:
         record = {k: v for k, v in old.items() if k != "at"}
         write_json(temporary / _PROVENANCE, {**record, "key": artifact.key, "code": now, "kept": kept})
         temporary.rename(artifact.path)
+
+    def note_use(self, artifact: Artifact, hit: bool = True) -> None:
+        """Tell the runner that a notebook has used a result; `hit`: it was there before."""
+        cost = {field: artifact.provenance[field] for field in ("seconds", "created", "peak_memory_mb")}
+        self.note(stage=artifact.stage, name=artifact.name, key=artifact.key, hit=hit, **cost)
 
     def note(self, **event: Any) -> None:
         """Tell the runner what a notebook has used or written: a line of `events.jsonl`."""

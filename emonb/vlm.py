@@ -307,15 +307,15 @@ def answer_tokens(
     """
     encode = vlm.processor.tokenizer
     answers = [encode(answer_text(label), add_special_tokens=False)["input_ids"] for label in labels]
-    start = _common(answers)
+    start = common_start(answers)
     tails = [a[start:] for a in answers]
-    end = _common([t[::-1] for t in tails])
+    end = common_start([t[::-1] for t in tails])
     cut = [t[: len(t) - end] for t in tails]
     distinct = all(a != b[: len(a)] for i, a in enumerate(cut) for j, b in enumerate(cut) if i != j)
     return [*prompt_ids(vlm, instruction or question(labels)), *answers[0][:start]], cut if distinct else tails
 
 
-def _common(sequences: Sequence[Sequence[int]]) -> int:
+def common_start(sequences: Sequence[Sequence[int]]) -> int:
     """Length of the longest common beginning."""
     differs = (i for i, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1)
     return next(differs, min(map(len, sequences)))
@@ -336,10 +336,10 @@ def answer_distribution(
     output = vlm.model(**batch, use_cache=longest > 1, logits_to_keep=1)
     first = output.logits[:, -1].float().log_softmax(-1)  # [B, V]
     scores = first[:, [t[0] for t in tails]]
-    return scores if longest == 1 else scores + _rest(vlm, batch, output.past_key_values, tails)
+    return scores if longest == 1 else scores + rest_of_answers(vlm, batch, output.past_key_values, tails)
 
 
-def _rest(vlm: VLM, batch: dict[str, Any], cache: Any, tails: Sequence[Sequence[int]]) -> Tensor:
+def rest_of_answers(vlm: VLM, batch: dict[str, Any], cache: Any, tails: Sequence[Sequence[int]]) -> Tensor:
     """[B, C] log-probabilities of the candidates' tokens after the first, on the prefix's KV cache."""
     rows, count, width = len(batch["input_ids"]), len(tails), max(map(len, tails)) - 1
     padded = torch.tensor([(t + [0] * width)[: width + 1] for t in tails], device=vlm.device)

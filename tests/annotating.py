@@ -1,54 +1,82 @@
-"""A folder of small pictures and settings for tests that ask a loopback server for triplets."""
+"""Small pictures, a sample table and terms for tests that ask a loopback server for triplets."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import pandas as pd
+import pytest
+from openai_server import Server, serve
 from PIL import Image
 
-from emonb.data import samples_stage
-from emonb.settings import Settings, load_settings
-from emonb.store import Artifact, Store
-from emonb.triplets import triplets_path
+from emonb.annotate import write_triplets
+from emonb.settings import TripletSettings
+from emonb.triplets import KINDS, read_triplets
 
 EMOTIONS = ("anger", "disgust", "fear", "joy", "sadness", "surprise")  # Ekman's six
 KEY = "sk-test-0123456789abcdef"
 
 
-def make_pictures(root: Path, train: int, dataset: str = "small") -> Path:
-    """`root/<dataset>/<split>/<emotion>/*.png`: `train` training pictures of noise, each with its own bytes."""
-    rng = np.random.default_rng(0)
-    for split, n in {"train": train, "val": 6, "test": 6}.items():
-        for i in range(n):
-            path = root / dataset / split / EMOTIONS[i % 6] / f"{i:05}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(path)
-    return root
+def make_samples(root: Path, train: int) -> pd.DataFrame:
+    """A sample table: `train` training pictures of noise, each with its own bytes, and one of val and of test."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(train + 2):
+        split = "train" if i < train else "val" if i == train else "test"
+        image_id = f"{split}/{EMOTIONS[i % 6]}/{i:05}.png"
+        path = root / image_id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(path)
+        sha = hashlib.sha256(path.read_bytes()).hexdigest()
+        rows.append((image_id, str(path), EMOTIONS[i % 6], split, sha))
+    return pd.DataFrame(rows, columns=["image_id", "path", "label", "split", "sha256"])
 
 
-def write_profile(folder: Path, sizes: tuple[int, int, int] | None = None, **triplets: Any) -> str:
-    """A profile file like `smoke` with these triplet settings (and sizes of drawn sets); returns its path."""
-    tree = yaml.safe_load((Path(__file__).parent.parent / "emonb/profiles/smoke.yaml").read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    if sizes:
-        tree["world"] = dict.fromkeys(tree["world"], sizes)
-    path = folder / "asking.yaml"
-    path.write_text(yaml.safe_dump({**tree, "triplets": {"timeout_s": 2, **triplets}}))
-    return str(path)
+class Asking:
+    """One dataset `small` whose triplets are asked for; `said` collects the messages."""
 
+    def __init__(self, folder: Path, samples: pd.DataFrame) -> None:
+        self.samples, self.path = samples, folder / "triplets" / "small.jsonl"
+        self.said: list[str] = []
 
-def opened(folder: Path, images: Path, dataset: str = "small", **triplets: Any) -> tuple[Settings, Artifact, Path]:
-    """Settings, sample table and the triplets file of a dataset, results in `folder/out`."""
-    profile = write_profile(folder, **triplets)
-    settings = load_settings(profile, datasets=dataset, images=str(images), out=str(folder / "out"))
-    samples = samples_stage(settings, Store(settings.out_path / "artifacts"), dataset)
-    return settings, samples, triplets_path(settings, dataset)
+    def ask(self, *, batch: bool = False, patient: bool = True, **terms: Any) -> str:
+        """Run the annotator; returns why it stopped."""
+        settings = TripletSettings(**{"timeout_s": 2, "batch_poll_s": 0.05, **terms})
+        options = {"batch": batch, "patient": patient, "say": self.said.append}
+        return write_triplets(self.samples, EMOTIONS, self.path, settings, **options)
+
+    @property
+    def accepted(self) -> list[dict[str, Any]]:
+        """The triplets that carry the tokens: one for each image."""
+        return [triplet for triplet in read_lines(self.path) if triplet["kind"] == "conversation"]
+
+    @property
+    def rejected(self) -> list[dict[str, Any]]:
+        """What was rejected."""
+        return read_lines(self.path.with_name("small.rejected.jsonl"))
+
+    def assert_complete(self, images: int = 24) -> None:
+        """Each image has its three triplets, once."""
+        kinds = read_triplets(self.path).groupby("image_id")["kind"].agg(tuple)
+        assert (len(kinds), set(kinds)) == (images, {KINDS})
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All records of a JSON Lines file; [] if it is not there."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+@contextmanager
+def asked_of(monkeypatch: pytest.MonkeyPatch, **config: Any) -> Iterator[Server]:
+    """A running server that the environment points at; retries come soon."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
+        monkeypatch.setattr(f"openai._base_client.{name}", 0.05, raising=False)
+    with serve(**config) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        yield server

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -27,8 +30,7 @@ def pictures(folder, predictions):
 def world(folder, datasets=("mini-fi", "mini-flickr"), n=96):
     """Predictions of the shown models and their sample tables."""
     predictions = synthetic(datasets, n=n, models=SHOWN)
-    first = predictions[datasets[0], "vlm_tuned"]
-    first.loc[:2, "raw_text"] = ["", "It looks calm.", "a" * 5000]
+    predictions[datasets[0], "vlm_tuned"].loc[:2, "raw_text"] = ["", "It looks calm.", "a" * 5000]
     return predictions, pictures(folder, predictions)
 
 
@@ -44,3 +46,15 @@ def hostile_world(folder):
         frame["raw_text"] = TEXT
         predictions[name, model] = frame
     return predictions, pictures(folder, predictions)
+
+
+def store_samples(out: Path, samples: dict[str, pd.DataFrame]) -> None:
+    """Put sample tables into the store of a results folder, as notebook 01 leaves them."""
+    for number, (dataset, table) in enumerate(samples.items()):
+        made = out / "artifacts" / "samples" / f"of-{len(list(out.rglob('samples.parquet')))}-{number}"
+        made.mkdir(parents=True)
+        table.assign(split="test").to_parquet(made / "samples.parquet")
+        (made / "meta.json").write_text(json.dumps({"root": "/", "labels": []}))
+        sizes = {path.name: path.stat().st_size for path in made.iterdir()}
+        (made / "provenance.json").write_text(json.dumps({"files": sizes}))
+        (made.parent / f"{dataset}.json").write_text(json.dumps({"key": made.name}))

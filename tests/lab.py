@@ -1,4 +1,4 @@
-"""A JupyterLab server and a browser for the tests that need a real one."""
+"""A browser, pages that must not ask for anything, and a JupyterLab server, for the tests that need real ones."""
 
 import os
 import re
@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
@@ -39,7 +38,7 @@ def jupyterlab(folder, *options):
             try:
                 urllib.request.urlopen(f"{address}/api/status", timeout=5).close()
                 break
-            except (urllib.error.URLError, OSError):
+            except OSError:
                 said = (folder.parent / "lab.log").read_text()[-2000:]
                 assert server.poll() is None, said
                 assert time.monotonic() < deadline, said
@@ -52,7 +51,7 @@ def jupyterlab(folder, *options):
 
 @contextmanager
 def browser_page():
-    """A page, and the list of its requests that leave the machine and of its errors."""
+    """A page, and the list of its requests that leave the machine."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -66,6 +65,30 @@ def browser_page():
         chromium.close()
 
 
+@contextmanager
+def pages_from_disk(chromium):
+    """Opens files with options of a context; at the end: they asked for nothing but files, no error, no dialog."""
+    contexts, bad = [], []
+
+    def open_file(path, **options):
+        context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
+        contexts.append(context)
+        context.set_default_timeout(5000)
+        page = context.new_page()
+        inside = ("file:", "data:", "blob:")
+        page.on("request", lambda request: None if request.url.startswith(inside) else bad.append(request.url))
+        page.on("console", lambda message: bad.append(message.text))
+        page.on("pageerror", lambda error: bad.append(str(error)))
+        page.on("dialog", lambda dialog: (bad.append(dialog.message), dialog.dismiss()))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+    assert bad == []
+
+
 def open_notebook(page, address, name, *, kernel=True):
     """A notebook in a workspace of its own, with nothing in front of it."""
     page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?reset")
@@ -74,11 +97,6 @@ def open_notebook(page, address, name, *, kernel=True):
     if not kernel:  # JupyterLab asks which one to start instead
         page.locator(".jp-Dialog .jp-mod-reject").first.click()
         page.locator(".jp-Dialog").wait_for(state="detached")
-
-
-def command(page, name):
-    """Start a command of JupyterLab; what it does is waited for in the page, which has a time limit."""
-    page.evaluate("name => { window.jupyterapp.commands.execute(name) }", name)
 
 
 def run_cell(page):

@@ -7,18 +7,14 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-from exploring import pictures
+from exploring import pictures, store_samples
 from PIL import Image
 from synthetic import synthetic
 
 from emonb import claims, tables
-from emonb.gaps import expected_models
-from emonb.paper_values import departures
-from emonb.predictions import prediction_labels, write_predictions
-from emonb.report_words import FIGURES
+from emonb.files import resource
+from emonb.predictions import expected_models, write_predictions
 from emonb.settings import Settings, load_settings
-from emonb.store import Store
-from emonb.workspace import Workspace
 
 DATASETS = ("mini-fi", "mini-flickr")
 NAMES = ("01_data", "04_teacher", "07_tables", "08_complementarity")
@@ -32,68 +28,53 @@ def small_settings(out: Path) -> Settings:
 
 def make_results(out: Path) -> Path:
     """A folder as a finished run leaves it, without models."""
+    for folder in ("predictions", "tables", "figures", "integrity", "notebooks", "pictures"):
+        (out / folder).mkdir(parents=True)
     settings = small_settings(out)
-    ws = Workspace(settings, Store(out / "artifacts"), out)
     models = expected_models(settings)
     predictions = {key: f for key, f in synthetic(DATASETS, n=24).items() if key[1] in models}
     for (dataset, model), frame in predictions.items():
-        write_predictions(out / "predictions" / f"{dataset}__{model}.parquet", frame, prediction_labels(frame))
-    for model in ("main", "modules", "gates", "alpha", "depth", "instruction_tuning"):
-        table = getattr(tables, model)(predictions, settings)
-        ws.save_table(table, model)
-    ws.save_table(claims.claims(predictions, settings, None), "claims")
-    ws.save_table(departures(drawn=True, stand_in=True), "departures", "What the paper has and what we have")
+        write_predictions(out / "predictions" / f"{dataset}__{model}.parquet", frame)
+    made = {"claims": claims.claims(predictions, settings, None), "departures": tables.departures(True, True)}
+    for name in ("main", "modules", "gates", "alpha", "depth", "instruction_tuning"):
+        made[name] = getattr(tables, name)(predictions, settings)
     numbers = pd.DataFrame({"model": ["ViT", "head"], "value": [0.1, 0.25]})
-    for name in ("calibration", "gate_trust", "cost", "parameters", "complementarity", "datasets", "triplets"):
-        ws.save_table(numbers, name, f"Table {name}")
-    matrices = [f"confusion_{d}_{m}" for d in DATASETS for m in ("vit", "emovlmkd")]
-    for i, name in enumerate([*FIGURES, *matrices, "confusion_difference_mini-fi", "samples_mini-fi"]):
-        (out / "figures").mkdir(exist_ok=True)
+    for name, frame in (dict.fromkeys(resource("report.yaml", "tables"), numbers) | made).items():
+        (out / "tables" / f"{name}.csv").write_text(tables.csv_text(frame))
+        (out / "tables" / f"{name}.md").write_text(tables.markdown_text(frame, f"Table {name}"))
+        (out / "tables" / f"{name}.tex").write_text("")
+    more = [f"confusion_{d}_{m}" for d in DATASETS for m in ("vit", "emovlmkd")]
+    more += ["confusion_difference_mini-fi", "samples_mini-fi"]
+    for i, name in enumerate([*resource("report.yaml", "figures"), *more]):
         Image.new("RGB", (60, 40), (i, 90, 200 - i)).save(out / "figures" / f"{name}.png")
         (out / "figures" / f"{name}.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    add_samples(out, predictions)
-    records = {}
-    for name in NAMES:
-        write_notebook(out, name)
-        records[name] = {"status": "executed", "seconds": 12.0, "peak_memory_mb": 300.0, "fingerprint": "x"}
+    (out / "integrity" / "mini-fi.html").write_text("<!doctype html>")
+    store_samples(out, pictures(out / "pictures", predictions))
+    for name, after in zip(NAMES, (*NAMES[1:], "09_try_your_image"), strict=True):
+        write_notebook(out, name, f"[pictures](../integrity/mini-fi.html), next: [that]({after}.ipynb#End)")
+    record = {"status": "executed", "seconds": 12.0, "peak_memory_mb": 300.0}
     run = {
         "written": "2026-01-02T03:04:05+00:00",
         "machine": {"cpu": "some CPU", "cores": 2, "gpu": None},
         "versions": {"python": "3.11", "torch": "2.15"},
+        "lock": {"locked": True, "differs": {}},
         "git": {"commit": "0123456789abcdef", "dirty": False},
         "profile": "smoke",
         "seeds": [0, 1, 2],
         "totals": {"seconds_wall_this_run": 60.0, "seconds_compute": 90.0, "peak_memory_mb": 900.0},
         "settings": settings.model_dump(mode="json"),
-        "notebooks": records,
+        "notebooks": dict.fromkeys(NAMES, record),
     }
     (out / "run.json").write_text(json.dumps(run))
     return out
 
 
-def write_notebook(out: Path, name: str, error: tuple[str, str] | None = None) -> None:
-    """An executed notebook of one cell, which may have failed."""
+def write_notebook(out: Path, name: str, text: str = "") -> None:
+    """An executed notebook of a text and one cell."""
     printed = nbformat.v4.new_output("stream", text="done")
-    if error:
-        printed = nbformat.v4.new_output("error", ename=error[0], evalue=error[1], traceback=[])
-    cell = nbformat.v4.new_code_cell("1", execution_count=1, outputs=[printed], id="only")
-    (out / "notebooks").mkdir(exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), out / "notebooks" / f"{name}.ipynb")
-
-
-def add_samples(out: Path, predictions: dict) -> None:
-    """Sample tables with pictures, as notebook 01 leaves them in the store."""
-    folder = out / "pictures"
-    folder.mkdir(exist_ok=True)
-    for dataset, frame in pictures(folder, predictions).items():
-        made = out / "artifacts" / "samples" / f"of-{DATASETS.index(dataset) if dataset in DATASETS else 9}"
-        made.mkdir(parents=True)
-        frame["path"] = [str(Path(p).relative_to(folder)) for p in frame["path"]]
-        frame.assign(split="test").to_parquet(made / "samples.parquet")
-        (made / "meta.json").write_text(json.dumps({"root": str(folder), "labels": []}))
-        sizes = {p.name: p.stat().st_size for p in made.iterdir()}
-        (made / "provenance.json").write_text(json.dumps({"files": sizes}))
-        (made.parent / f"{dataset}.json").write_text(json.dumps({"key": made.name}))
+    cells = [nbformat.v4.new_markdown_cell(f"# End\n{text}", id="text")]
+    cells.append(nbformat.v4.new_code_cell("1", execution_count=1, outputs=[printed], id="only"))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), out / "notebooks" / f"{name}.ipynb")
 
 
 def edit_run(out: Path, change) -> None:

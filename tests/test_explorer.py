@@ -9,18 +9,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from exploring import HOSTILE, SHOWN, TEXT, hostile_world, world
+from exploring import HOSTILE, SHOWN, TEXT, hostile_world, store_samples, world
 from PIL import Image
 
-from emonb import explorer, sprites
-from emonb.complementarity import joint
 from emonb.errors import EmonbError
-from emonb.figures import as_image
-from emonb.predictions import load_all, make_predictions, model_name, prediction_labels, write_predictions
-from emonb.settings import project_root
-from emonb.store import Store, write_json
-
-RESOURCES = project_root() / "emonb" / "resources"
+from emonb.files import resource_path
+from emonb.predictions import joint, load_all, make_predictions, model_name, prediction_labels, write_predictions
+from emonb.show import explorer
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +73,7 @@ def test_each_image_has_its_own_facts(made, html):
         assert one["labels"][one["label"][i]] == frame.at[name, "label"]
         assert one["columns"][one["answer"][3][i]] == frame.at[name, "prediction"]
         assert one["sure"][3][i] == pytest.approx(100 * frame.loc[name].filter(like="p_").max(), abs=0.501)
-    assert one["text"]["1"] == [[1, "It looks calm."]]
-    assert one["text"]["2"] == [[1, "a" * explorer.LONGEST + "…"]]
-    assert len(one["text"]) == 2, "an empty text is none"
+    assert one["text"] == {"1": [[1, "It looks calm."]], "2": [[1, "a" * explorer.LONGEST + "…"]]}
     assert one["seeds"] == "Of models with several seeds the first is shown."
 
 
@@ -88,8 +81,7 @@ def test_same_bytes_from_the_same_data_in_any_order(made, html):
     shuffled = {key: frame.sample(frac=1, random_state=3) for key, frame in made[0].items()}
     assert explorer.explorer_html(shuffled, samples=made[1]) == html
     uid = re.compile(r'data-emonb="(\w{16})"')
-    other = explorer.explorer_html(made[0], "mini-flickr", made[1])
-    assert uid.findall(html) != uid.findall(other)
+    assert uid.findall(html) != uid.findall(explorer.explorer_html(made[0], "mini-flickr", made[1]))
 
 
 def test_errors_come_first_and_the_counts_stay_whole(made):
@@ -134,86 +126,56 @@ def test_names_and_texts_stay_data(tmp_path):
 
 def test_script_and_style_cannot_end_their_block_and_ask_for_nothing():
     for kind in ("js", "css"):
-        text = (RESOURCES / f"explorer.{kind}").read_text(encoding="utf-8")
+        text = resource_path(f"explorer.{kind}").read_text(encoding="utf-8")
         for bad in ("</", "<!--", "innerHTML", "http", "@import", "eval(", "getElementById"):
             assert bad not in text, (kind, bad)
 
 
-def test_sheets_hold_each_picture_at_its_place(tmp_path):
+def test_sheets_hold_each_picture_at_its_place_and_stay_small(tmp_path):
     colors = [(250, 20, 20), (20, 250, 20), (20, 20, 250)]
     for i, color in enumerate(colors):
         Image.new("RGB", (200, 100 + 100 * i), color).save(tmp_path / f"{i}.png")
     (tmp_path / "damaged.png").write_bytes(b"no picture")
-    paths = [str(tmp_path / f"{i % 3}.png") for i in range(sprites.TILES + 5)]
+    paths = [str(tmp_path / f"{i % 3}.png") for i in range(explorer.TILES + 5)]
     paths[7], paths[8] = None, str(tmp_path / "damaged.png")
-    sheets, sizes = sprites.sprites(paths)
+    sheets, sizes = explorer.sprites(paths)
     opened = [Image.open(io.BytesIO(base64.b64decode(sheet))) for sheet in sheets]
-    assert [sheet.format for sheet in opened] == ["WEBP", "WEBP"]
-    assert [sheet.size for sheet in opened] == [(32 * sprites.SIDE,) * 2, (5 * sprites.SIDE, sprites.SIDE)]
+    side = explorer.SIDE
+    assert [(sheet.format, sheet.size) for sheet in opened] == [("WEBP", (32 * side,) * 2), ("WEBP", (5 * side, side))]
     assert sizes[7] == sizes[8] == (0, 0)
     assert sizes[:3] == [(80, 40), (80, 80), (53, 80)], "the picture's shape is kept"
     for i in (0, 31, 32, 1023, 1024, 1028):
-        k = i % sprites.TILES
-        at = (k % 32 * sprites.SIDE + 10, k // 32 * sprites.SIDE + 10)
-        assert np.abs(np.subtract(opened[i // sprites.TILES].convert("RGB").getpixel(at), colors[i % 3])).max() < 25, i
-    assert sprites.sprites(paths) == (sheets, sizes)
-
-
-def test_size_is_bounded(tmp_path):
-    """Noise compresses worst of all: 200 such pictures stay below 6 kB each, all facts included."""
-    noise = np.random.default_rng(0).integers(0, 256, (200, 100, 100, 3), dtype=np.uint8)
+        k = i % explorer.TILES
+        at = (k % 32 * side + 10, k // 32 * side + 10)
+        assert np.abs(np.subtract(opened[i // explorer.TILES].convert("RGB").getpixel(at), colors[i % 3])).max() < 25
+    noise = np.random.default_rng(0).integers(0, 256, (50, 100, 100, 3), dtype=np.uint8)
     for i, pixels in enumerate(noise):
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    predictions, _ = world(tmp_path, ("mini-fi",), n=400)
-    ids = predictions["mini-fi", "vit"]["image_id"]
-    samples = pd.DataFrame({"image_id": ids, "path": [str(tmp_path / f"{i % 200}.png") for i in range(400)]})
-    html = explorer.explorer_html(predictions, samples=samples, limit=200)
-    assert len(data_of(html)["sets"][0]["id"]) == 200
-    assert len(html) < 200 * 6_000 + 60_000
+    (sheet,), _ = explorer.sprites([str(tmp_path / f"{i}.png") for i in range(50)])
+    assert len(sheet) < 50 * 6_000, "noise compresses worst of all"
 
 
 def test_unparsable_answers_have_a_column_and_no_confidence(made):
-    labels = prediction_labels(made[0]["mini-fi", "vit"])
     frame = made[0]["mini-fi", "vit"]
-    p = frame.filter(like="p_").to_numpy()
+    labels, p = prediction_labels(frame), frame.filter(like="p_").to_numpy()
     parsed = np.arange(len(frame)) % 5 > 0
     free = make_predictions(frame["image_id"], frame["split"], frame["label"], p, labels, parsed=parsed)
     predictions = {("mini-fi", "vgg"): free, ("mini-fi", "vit"): frame}
     one = data_of(explorer.explorer_html(predictions, samples=made[1], models=("vgg", "vit")))["sets"][0]
     assert one["columns"] == [*labels, "(unparsable)"]
-    column = np.array(one["counts"][0][0]).reshape(8, 9)[:, 8]
-    assert column.sum() == (~parsed).sum()
+    assert np.array(one["counts"][0][0]).reshape(8, 9)[:, 8].sum() == (~parsed).sum()
     assert [sure < 0 for sure in one["sure"][0]] == (~parsed).tolist()
     assert one["filters"] == ["all", "all wrong"], "filters without their models are left out"
 
 
-def test_figure_has_a_panel_for_each_matrix(made):
-    fig = explorer.matrices(made[0])
-    panels = [ax for ax in fig.axes if ax.images]
-    assert len(panels) == 10
-    table = joint(made[0], "mini-fi", SHOWN)
-    shares = pd.crosstab(table["label"], table["emovlmkd"], normalize="index")
-    assert np.allclose(panels[4].images[0].get_array(), shares)
-    odd = {("$\\frac$", model): frame for (dataset, model), frame in made[0].items() if dataset == "mini-flickr"}
-    assert as_image(explorer.matrices(odd), "").data, "a dollar sign is no formula"
-    assert panels[4].get_title() == "EmoVLM-KD\nmini-fi (drawn), n = 96, 1 seed"
-
-
 def test_one_line_finds_the_pictures_of_the_run_and_shows_two_outputs(made, tmp_path, monkeypatch):
-    predictions, samples = made
-    for (dataset, model), frame in predictions.items():
-        path = tmp_path / "predictions" / f"{dataset}__{model}.parquet"
-        write_predictions(path, frame.assign(raw_text=None), prediction_labels(frame))
-    with pytest.raises(EmonbError, match="samples=ws"):
+    for (dataset, model), frame in made[0].items():
+        (tmp_path / "predictions").mkdir(exist_ok=True)
+        write_predictions(tmp_path / "predictions" / f"{dataset}__{model}.parquet", frame.assign(raw_text=None))
+    with pytest.raises(EmonbError, match="where are its pictures"):
         explorer.explorer_html(load_all(tmp_path / "predictions"))
     assert not (tmp_path / "artifacts").exists(), "looking leaves nothing behind"
-    for dataset, table in samples.items():
-
-        def build(folder, table=table):
-            table.assign(split="test").to_parquet(folder / "samples.parquet")
-            write_json(folder / "meta.json", {"root": ".", "labels": []})
-
-        Store(tmp_path / "artifacts").get("samples", dataset, build)
+    store_samples(tmp_path, made[1])
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     explorer.explore(load_all(tmp_path / "predictions"))
@@ -238,7 +200,7 @@ def test_mistakes_are_named(made):
     for options, message in (
         ({"dataset": "fi", "samples": samples}, "no predictions of fi; there are mini-fi, mini-flickr"),
         ({"samples": {}}, "where are its pictures"),
-        ({"samples": samples["mini-fi"].drop(columns="path")}, "column 'path' is missing"),
+        ({"samples": {"mini-fi": samples["mini-fi"].drop(columns="path")}}, "column 'path' is missing"),
         ({"samples": samples, "limit": 0}, "limit: 0 pictures"),
         ({"samples": samples, "models": ["vgg"]}, "all of vgg"),
     ):

@@ -1,6 +1,9 @@
 """Figures: the numbers drawn are those of plain pandas; labels, images and seeds are in the picture."""
 
+import inspect
 import itertools
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -9,29 +12,71 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
+from PIL import Image
 from synthetic import frame_of, synthetic
 
-from emonb import complementarity as co
 from emonb import figures, tables
-from emonb.emotions import TAXONOMIES
-from emonb.figure_style import COLUMN, FULL, MODEL_COLORS, MODEL_MARKERS, NOTE, OKABE_ITO
-from emonb.figures_gate import lift
-from emonb.model_tables import accuracy_cost_table, calibration_table, gate_trust_table
+from emonb.data import TAXONOMIES
+from emonb.metrics import agreement_matrix, reliability
+from emonb.predictions import MAIN, QUARTET, first_seed, joint, model_color, select_examples
 from emonb.settings import load_settings
 
-DATASETS = ("mini-fi", "mini-emotion6", "mini-flickr")
 LABELS = TAXONOMIES["mikels8"].labels
-SENTIMENTS = ("positive", "negative")
+ODD, ODD_LABELS = "$x$ <b>_{y", ("a$b$", "$\\bad$", "<i>c")  # names that look like formulas and markup
+TITLES = ("mini-fi (drawn)", ODD)
+COUNTS = ["both_right", "only_VLM_right", "only_ViT_right", "neither_right"]
 
 
 @pytest.fixture(scope="module")
-def settings():
-    return load_settings("smoke")
+def world():
+    """Predictions of two datasets, the settings, and both datasets' joint answers by title."""
+    found = synthetic(("mini-fi",), n=120)
+    rng, truth = np.random.default_rng(0), [ODD_LABELS[i % 3] for i in range(60)]
+    for model in [model for _, model in found if model != "vlm_generated"]:
+        answers = [t if rng.uniform() < 0.6 else ODD_LABELS[rng.integers(3)] for t in truth]
+        found[ODD, model] = frame_of(answers, truth, ODD_LABELS, rng=rng)
+    settings = load_settings("smoke", datasets=["mini-fi", ODD])
+    return found, settings, {title: joint(found, d) for title, d in zip(TITLES, ("mini-fi", ODD), strict=True)}
+
+
+def cost_of():
+    """A made-up table `cost`."""
+    rows = [(d, m, 10**k, 1.5 * k, 2.0 * k, 4.0 * k, 16) for d in TITLES for k, m in enumerate(QUARTET, 5)]
+    return pd.DataFrame(rows, columns=["dataset", "model", "parameters", "ms_low", "ms_median", "ms_high", "n"])
 
 
 @pytest.fixture(scope="module")
-def predictions():
-    return synthetic(DATASETS, n=120)
+def made(world):
+    """Every figure, of both datasets where it takes several."""
+    found, settings, answers = world
+    table, odd = tables.complementarity(found, settings), {m: found[ODD, m] for m in MAIN}
+    examples = select_examples(answers[ODD], 2)
+    pictures = [np.full((8, 8, 3), i, np.uint8) for i in range(len(examples))]
+    rng, row = np.random.default_rng(0), {"split": "val", "metric": "loss"}
+    history = [{**row, "epoch": e, "value": e + k, "seed": k} for e in (1, 2, 3) for k in (0, 2)]
+    weights = {TITLES[0]: (LABELS, rng.normal(size=(8, 16))), ODD: (ODD_LABELS, rng.normal(size=(3, 6)))}
+    first = {(t, m): first_seed(found[d, m]) for t, d in zip(TITLES, ("mini-fi", ODD), strict=True) for m in QUARTET}
+    del first["mini-fi (drawn)", "vit"]
+    kappas = {title: agreement_matrix(table) for title, table in answers.items()}
+    return {
+        "confusion": figures.confusion(odd["vit"], ODD),
+        "confusion_difference": figures.confusion_difference(odd["vit"], odd["head"], ODD),
+        "confusion_overview": figures.confusion_overview({ODD: odd}),
+        "complementarity_venn": figures.complementarity_venn(table[table["emotion"] == "all"]),
+        "complementarity_by_emotion": figures.complementarity_by_emotion(table[table["emotion"] != "all"]),
+        "complementarity_upset": figures.complementarity_upset(answers),
+        "agreement": figures.agreement(kappas, dict.fromkeys(TITLES, 120)),
+        "qualitative_examples": figures.qualitative_examples(examples, pictures, ODD, 60),
+        "gate_weights": figures.gate_weights(weights),
+        "gate_trust": figures.gate_trust(tables.gate_trust(found, settings.datasets)),
+        "calibration": figures.calibration(first),
+        "accuracy_cost": figures.accuracy_cost(tables.accuracy_cost(cost_of(), found, settings)),
+        "alpha_tradeoff": figures.alpha_tradeoff(tables.alpha(found, settings)),
+        "depth": figures.depth(tables.depth(found, settings)),
+        "training_curves": figures.training_curves({("head", t): history for t in TITLES}),
+        "picture_rows": figures.picture_rows({ODD: pictures}, ODD),
+        "answer_bars": figures.answer_bars(pictures[0], {ODD: dict.fromkeys(ODD_LABELS, 0.3)}, ODD_LABELS[0], ODD),
+    }
 
 
 def words(fig):
@@ -40,320 +85,221 @@ def words(fig):
     return "\n".join(t.get_text() for t in fig.findobj(Text) if t.get_visible())
 
 
-def cost_of(datasets=("mini-fi",), models=("vlm_tuned", "vit", "head", "emovlmkd")):
-    """A made-up table `cost`."""
-    rows = [
-        {"dataset": f"{d} (drawn)", "model": m, "name": m, "parameters": 10**k, "trainable": 1, "ms_median": 2.0 * k,
-         "ms_low": 1.5 * k, "ms_high": 4.0 * k, "n": 16, "device": "cpu"}
-        for d in datasets for k, m in enumerate(models, 5)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+def notes_of(ax):
+    return {t.get_position(): t.get_text() for t in ax.texts if t.get_text()}
 
 
-def test_confusion_shows_all_labels_counts_and_basis(predictions):
-    frame = predictions["mini-fi", "emovlmkd"]
-    fig = figures.confusion(frame, "EmoVLM-KD on mini-fi (drawn)")
-    text = words(fig)
-    assert all(text.count(label) >= 2 for label in LABELS)
-    assert "n = 120 images, 3 seeds" in text
-    mesh = fig.axes[0].collections[0].get_array().reshape(8, 8)
+def test_names_are_no_formulas_and_text_is_readable_in_print(made):
+    public = {n: f for n, f in inspect.getmembers(figures, inspect.isfunction) if n[0] != "_"}
+    drawing = {n for n, f in public.items() if f.__annotations__.get("return") == "Figure"}
+    assert drawing - {"sample_sheet", "class_balance"} == set(made)
+    for figure, fig in made.items():
+        assert ODD in words(fig).replace("\n", " "), figure  # drawn without an error, and as it is
+        texts = [t for t in fig.findobj(Text) if t.get_visible() and t.get_text()]
+        assert not [t.get_text() for t in texts if t.get_parse_math() and "$" in t.get_text()], figure
+        assert min(t.get_fontsize() for t in texts) >= figures.NOTE, figure
+        width = fig.get_size_inches()[0]
+        in_print = figure not in ("confusion_overview", "picture_rows", "answer_bars")
+        assert not in_print or width <= figures.FULL, figure
+        if figure in ("confusion", "gate_weights", "gate_trust", "complementarity_by_emotion"):
+            assert all(label in words(fig) for label in ODD_LABELS)
+
+
+def test_confusion_shows_all_labels_counts_and_basis(world):
+    frame = world[0]["mini-fi", "emovlmkd"]
+    ax = figures.confusion(frame, "EmoVLM-KD").axes[0]
+    mesh = ax.collections[0].get_array().reshape(8, 8)
     assert np.allclose(mesh.sum(axis=1), 100)
     awe = frame[frame["label"] == "awe"]
-    assert mesh[2, 2] == pytest.approx(100 * (awe["prediction"] == "awe").mean())
-    labels = [t.get_text() for t in fig.axes[0].get_yticklabels()]
-    assert tuple(labels) == LABELS
-    notes = {t.get_position(): t.get_text() for t in fig.axes[0].texts}
     hits = (awe["prediction"] == "awe").sum()
-    assert notes[2.5, 2.5] == f"{100 * hits / len(awe):.0f} %\n{hits}"
+    assert mesh[2, 2] == pytest.approx(100 * hits / len(awe))
+    assert notes_of(ax)[2.5, 2.5] == f"{100 * hits / len(awe):.0f} %\n{hits}"
+    assert tuple(t.get_text() for t in ax.get_yticklabels()) == LABELS
+    assert ax.get_title() == "EmoVLM-KD\nn = 120 images, 3 seeds"
+    free = figures.confusion(world[0]["mini-fi", "vlm_generated"], "generated").axes[0]
+    assert [t.get_text() for t in free.get_xticklabels()][-1] == "(unparsable)"
+    assert free.get_title().endswith("1 seed")
 
 
-def test_confusion_gives_unparsable_answers_a_column_and_takes_an_ax(predictions):
-    from matplotlib.figure import Figure
-
-    ax = Figure().subplots()
-    fig = figures.confusion(predictions["mini-fi", "vlm_generated"], "generated", ax=ax)
-    assert fig is ax.figure
-    assert [t.get_text() for t in ax.get_xticklabels()][-1] == "(unparsable)"
-    assert "1 seed" in ax.get_title()
-    assert "seeds" not in ax.get_title()
-
-
-def test_difference_is_in_points_on_common_images(predictions):
-    a, b = predictions["mini-fi", "emovlmkd"], predictions["mini-fi", "vlm_tuned"].iloc[:96]
+def test_difference_is_in_points_on_common_images(world):
+    a, b = world[0]["mini-fi", "emovlmkd"], world[0]["mini-fi", "vlm_tuned"].iloc[:96]
     ax = figures.confusion_difference(a, b, "a minus b").axes[0]
-    a = a[a["image_id"].isin(b["image_id"])]
-    want = [
-        pd.crosstab(f["label"], f["prediction"], normalize="index").reindex(index=LABELS, columns=LABELS, fill_value=0)
-        for f in (a, b)
+    counts = [
+        pd.crosstab(f["label"], f["prediction"], normalize="index") for f in (a[a["image_id"].isin(b["image_id"])], b)
     ]
-    want = 100 * (want[0] - want[1]).to_numpy()
+    want = 100 * np.subtract(*(c.reindex(index=LABELS, columns=LABELS, fill_value=0).to_numpy() for c in counts))
     mesh = ax.collections[0]
     assert np.allclose(mesh.get_array().reshape(8, 8), want)
     low, high = mesh.get_clim()
     assert low == -high == -np.abs(want).max(), "zero is the colour in the middle"
-    notes = {t.get_position(): t.get_text() for t in ax.texts}
-    assert notes == {(c + 0.5, r + 0.5): f"{want[r, c]:+.0f}" for r, c in np.ndindex(8, 8) if want[r, c].round() != 0}
+    shown = {(c + 0.5, r + 0.5): f"{want[r, c]:+.0f}" for r, c in np.ndindex(8, 8) if want[r, c].round() != 0}
+    assert notes_of(ax) == shown
     assert "n = 96 images, 3 and 1 seeds" in ax.get_title()
 
 
-def test_difference_keeps_a_column_of_unparsable_answers(predictions):
-    pair = predictions["mini-fi", "vlm_generated"], predictions["mini-fi", "vlm_tuned"]
-    ax = figures.confusion_difference(*pair, "x").axes[0]
-    assert [t.get_text() for t in ax.get_xticklabels()] == [*LABELS, "(unparsable)"]
-    assert ax.collections[0].get_array().reshape(8, 9)[:, -1].min() >= 0
+def test_overview_has_a_panel_for_each_matrix(made, world):
+    axes = made["confusion_overview"].axes
+    table = world[2][ODD]
+    shares = pd.crosstab(table["label"], table["emovlmkd"], normalize="index").loc[list(ODD_LABELS), list(ODD_LABELS)]
+    assert [ax.get_title() for ax in axes][-1] == "EmoVLM-KD"
+    assert np.allclose(axes[-1].collections[0].get_array().reshape(3, 3), 100 * shares)
+    assert axes[0].get_ylabel() == f"{ODD}\nn = 60 images, 1 seed\ntrue"
 
 
-@pytest.mark.parametrize("overlap", [0.0, 1.0, 5.0, 11.0])
-def test_circles_share_the_area_they_should(overlap):
-    r1, r2 = 2.0, 2.5
-    d = co.circle_distance(r1, r2, overlap)
-    points = np.random.default_rng(0).uniform([-2.5, -2.5], [7.5, 2.5], size=(400_000, 2))
-    inside = (np.hypot(*points.T) < r1) & (np.hypot(points[:, 0] - d, points[:, 1]) < r2)
-    assert 50 * inside.mean() == pytest.approx(overlap, abs=0.12)
-    assert co.circle_distance(r1, r2, np.pi * r1**2) == pytest.approx(r2 - r1)
-
-
-def test_venn_and_bars_show_the_counts(predictions, settings):
-    table = co.complementarity_table(predictions, settings)
-    overall, single = table[table["emotion"] == "all"], table[table["emotion"] != "all"]
-    venn = figures.complementarity_venn(overall)
-    text = words(venn)
-    for ax, row in zip(venn.axes, overall.to_dict("records"), strict=True):
-        assert row["dataset"] in text
+def test_circles_and_bars_show_the_counts(made, world):
+    table = tables.complementarity(*world[:2])
+    for ax, (_, row) in zip(
+        made["complementarity_venn"].axes, table[table["emotion"] == "all"].iterrows(), strict=False
+    ):
+        text = "\n".join(notes_of(ax).values())
+        assert ax.get_title().startswith(row["dataset"])
         assert f"only VLM\n{row['only_VLM_right']}\n" in text
         assert f"neither: {row['neither_right']} " in text
-        areas = [np.pi * circle.radius**2 for circle in ax.patches]
-        assert areas == pytest.approx([row["both_right"] + row[f"only_{m}_right"] for m in ("VLM", "ViT")])
-    fig = figures.complementarity_by_emotion(single)
-    text = words(fig)
-    assert all(f"{e} ({n})" in text for e, n in zip(single["emotion"], single["n"], strict=True))
-    assert text.count("n = 120 images, 1 seed") == 3
-    widths = [bar.get_width() for bar in fig.axes[0].patches]
-    assert sum(widths) == pytest.approx(800)  # eight emotions of 100 %
-    first = single[single["dataset"] == "mini-fi (drawn)"].iloc[::-1]  # the first emotion is on top
-    assert widths[:8] == pytest.approx((100 * first["both_right"] / first["n"]).tolist())
+        vlm, vit = (circle.radius**2 for circle in ax.patches)
+        assert vlm / vit == pytest.approx((row[COUNTS[0]] + row[COUNTS[1]]) / (row[COUNTS[0]] + row[COUNTS[2]]))
+    single = table[(table["emotion"] != "all") & (table["dataset"] == TITLES[0])]
+    ax = made["complementarity_by_emotion"].axes[0]
+    widths = np.reshape([bar.get_width() for bar in ax.patches], (4, 8))
+    assert np.allclose(widths.T, 100 * single[COUNTS].div(single["n"], axis=0))
+    assert [t.get_text() for t in ax.get_yticklabels()] == [f"{e} (15)" for e in LABELS]
+    assert ax.get_title(loc="left") == "mini-fi (drawn), n = 120 images, 1 seed"
 
 
-def test_upset_bars_and_dots_are_the_intersections(predictions):
-    joint = {d: co.joint(predictions, d) for d in DATASETS}
-    fig = figures.complementarity_upset(joint)
-    *axes, dots = fig.axes
+@pytest.mark.parametrize("counts", [(0, 0, 0, 9), (4, 0, 5, 0), (0, 6, 3, 0), (9, 0, 0, 0), (1, 40, 7, 0)])
+def test_circles_of_odd_counts_keep_their_texts_apart(counts):
+    table = pd.DataFrame([{"dataset": "d", "n": sum(counts), **dict(zip(COUNTS, counts, strict=True))}])
+    fig = figures.complementarity_venn(table)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in [*fig.axes[0].texts, fig.axes[0].title]]
+    assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+
+def test_upset_bars_and_dots_are_the_intersections(made, world):
+    *axes, dots = made["complementarity_upset"].axes
     rows = [m.get_text() for m in dots.get_yticklabels()]
     assert rows == ["VLM, tuned", "ViT (teacher)", "distilled head", "EmoVLM-KD"]
     filled = {tuple(np.round(xy).astype(int)) for xy in dots.collections[-1].get_offsets()}
-    count = len(axes[0].patches)
-    for ax, table in zip(axes, joint.values(), strict=True):
-        hits = table[list(co.QUARTET)].eq(table["label"], axis=0)
-        for column in range(count):
+    for ax, table in zip(axes, world[2].values(), strict=True):
+        hits = table[list(QUARTET)].eq(table["label"], axis=0)
+        for column, bar in enumerate(ax.patches):
             combination = [(column, k) in filled for k in range(4)]
             n = (hits == combination).all(axis=1).sum()
-            assert ax.patches[column].get_height() == pytest.approx(100 * n / 120)
+            assert bar.get_height() == pytest.approx(100 * n / len(table))
             assert ax.texts[column].get_text() == str(n)
-            blue = to_hex(ax.patches[column].get_facecolor()).upper() == MODEL_COLORS["emovlmkd"]
-            assert blue == combination[3]
-        assert sum(int(t.get_text()) for t in ax.texts) == 120
+            assert (to_hex(bar.get_facecolor()).upper() == model_color("emovlmkd")) == combination[3]
+        assert sum(int(t.get_text()) for t in ax.texts) == len(table)
 
 
-def test_agreement_alpha_and_depth_name_every_dataset_and_basis(predictions, settings):
-    joint = {d: co.joint(predictions, d) for d in DATASETS}
-    agreement = figures.agreement({d: co.agreement_matrix(t) for d, t in joint.items()}, dict.fromkeys(DATASETS, 120))
-    alpha, depth = (f(predictions, settings) for f in (tables.alpha, tables.depth))
-    for fig, seeds in (
-        (agreement, "1 seed"), (figures.alpha_tradeoff(alpha), "3 seeds"), (figures.depth(depth), "3 seeds"),
-    ):  # fmt: skip
-        text = words(fig)
-        assert all(d in text for d in DATASETS)
-        assert text.count(f"n = 120 images, {seeds}") == 3
-        if fig is agreement:
-            assert "EmoVLM-KD" in text
-    kappa = co.agreement_matrix(joint["mini-fi"]).loc["vlm_tuned", "vlm_zero_shot"]
-    assert agreement.axes[0].texts[0].get_text() == f"{kappa:.2f}".replace("0.", ".")
-    assert [t.get_text() for t in figures.alpha_tradeoff(alpha).axes[0].texts] == ["0", "0.25", "0.5", "0.75", "1"]
+def test_agreement_alpha_and_depth_name_their_basis(made, world):
+    kappa = agreement_matrix(world[2][TITLES[0]]).loc["vlm_tuned", "vlm_zero_shot"]
+    assert notes_of(made["agreement"].axes[0])[0.5, 0.5] == f"{kappa:.2f}".replace("0.", ".")
+    alpha = made["alpha_tradeoff"].axes[0]
+    assert [t.get_text() for t in alpha.texts] == ["0", "0.25", "0.5", "0.75", "1"]
+    for name, seeds in (("agreement", "1 seed"), ("alpha_tradeoff", "3 seeds"), ("depth", "3 seeds")):
+        assert made[name].axes[0].get_title() == f"mini-fi (drawn)\nn = 120 images, {seeds}"
+    table = tables.depth(*world[:2]).query("dataset == 'mini-fi (drawn)' and ours == ours")
+    assert made["depth"].axes[0].lines[0].get_ydata().tolist() == table["ours"].tolist()
 
 
-def test_lift_ignores_what_a_softmax_ignores():
+def test_gate_weights_are_the_two_halves_and_trust_is_its_table(made, world):
     half = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 0.0], [1.0, -1.0, 5.0]])
-    assert lift(half).tolist() == [2.5, 2.0, 5.0]
-    assert np.allclose(lift(half + np.array([10, -4, 7])), lift(half))
+    assert figures.lift(half).tolist() == [2.5, 2.0, 5.0]
+    assert np.allclose(figures.lift(half + np.array([10, -4, 7])), figures.lift(half)), "what a softmax ignores"
+    vlm, head, bars = made["gate_weights"].axes[:3]
+    halves = np.random.default_rng(0).normal(size=(8, 16))[:, :8], np.random.default_rng(0).normal(size=(8, 16))[:, 8:]
+    for ax, part in zip((vlm, head), halves, strict=True):
+        assert np.allclose(ax.collections[0].get_array().reshape(8, 8), part)
+    assert [p.get_width() for p in bars.patches] == pytest.approx([*figures.lift(halves[0]), *figures.lift(halves[1])])
+    shown = tables.gate_trust(world[0], ["mini-fi"])
+    ax = made["gate_trust"].axes[0]
+    ends = [*shown["followed_vlm"], *(100 - shown["followed_head"]), *([100] * len(shown))]
+    assert [p.get_x() + p.get_width() for p in ax.patches] == pytest.approx(ends)
+    marks = [np.asarray(marks.get_offsets())[:, 0] for marks in ax.collections]
+    assert np.allclose(marks, [shown["vlm_right"], 100 - shown["head_right"]])
+    assert ax.get_title().endswith(f"n = {shown['n'].iloc[0]} images, 1 seed")
 
 
-def test_gate_weights_are_the_two_halves():
-    rng = np.random.default_rng(0)
-    weights = {"a": (LABELS, rng.normal(size=(8, 16))), "b": (SENTIMENTS, rng.normal(size=(2, 4)))}
-    fig = figures.gate_weights(weights)
-    arrays = [c.get_array() for ax in fig.axes for c in ax.collections]
-    meshes = [a for a in arrays if a is not None and a.size in (64, 4)]
-    want = [half for _, w in weights.values() for half in np.split(w, 2, axis=1)]
-    assert all(np.allclose(np.ravel(m), np.ravel(w)) for m, w in zip(meshes, want, strict=True))
-    bars = [[p.get_width() for p in ax.patches] for ax in fig.axes if ax.patches]
-    for drawn, (_, w) in zip(bars, weights.values(), strict=True):
-        assert drawn == pytest.approx([*lift(w[:, : len(w)]), *lift(w[:, len(w) :])])
-    text = words(fig)
-    assert all(text.count(label) == 4 for label in ("amusement", "positive")), "rows once, columns twice, bars once"
+def test_calibration_draws_its_bins_and_names_its_error(made, world):
+    frame, axes = first_seed(world[0]["mini-fi", "emovlmkd"]), made["calibration"].axes
+    assert np.allclose(axes[3].collections[-1].get_offsets(), reliability(frame)[["confidence", "accuracy"]])
+    ece = tables.calibration(world[0], ["mini-fi"], ("emovlmkd",))["ece"].item()
+    assert axes[3].get_title() == f"EmoVLM-KD\nn = 120, ECE {ece:.1f} %"
+    assert words(made["calibration"]).count("no predictions") == 1
 
 
-def test_gate_trust_counts_disagreements(predictions):
-    table = gate_trust_table(predictions, DATASETS)
-    joint = co.joint(predictions, "mini-fi")
-    apart = joint[joint["vlm_tuned"] != joint["head"]]
-    fear = table.query("dataset == 'mini-fi (drawn)' and emotion == 'fear'").iloc[0]
-    part = apart[apart["label"] == "fear"]
-    assert fear["n"] == len(part)
-    assert fear["followed_vlm"] == pytest.approx(100 * (part["emovlmkd"] == part["vlm_tuned"]).mean())
-    assert fear["head_right"] == pytest.approx(100 * (part["head"] == "fear").mean())
-    followed = table[["followed_vlm", "followed_head", "followed_neither"]]
-    assert np.allclose(followed.sum(axis=1), 100)
-    assert table.loc[table["emotion"] == "all", "n"].iloc[0] == len(apart)
-    fig = figures.gate_trust(table)
-    shown = table[table["dataset"] == "mini-fi (drawn)"].iloc[::-1]
-    ax = fig.axes[0]
-    assert [p.get_width() for p in ax.patches[: len(shown)]] == pytest.approx(shown["followed_vlm"].tolist())
-    assert [p.get_x() + p.get_width() for p in ax.patches] == pytest.approx(
-        [*shown["followed_vlm"], *(100 - shown["followed_head"]), *([100] * len(shown))]
-    )
-    vlm, head = (np.asarray(marks.get_offsets())[:, 0] for marks in ax.collections)
-    assert np.allclose(vlm, shown["vlm_right"])
-    assert np.allclose(head, 100 - shown["head_right"])
-
-
-def test_calibration_draws_its_bins_and_names_its_error(predictions):
-    from emonb.metrics import reliability
-
-    frames = {(d, m): co.first_seed(predictions[d, m]) for d, m in itertools.product(DATASETS, ("vit", "emovlmkd"))}
-    del frames["mini-flickr", "vit"]
-    fig = figures.calibration(frames)
-    bins = reliability(frames["mini-fi", "emovlmkd"])
-    points = fig.axes[1].collections[-1].get_offsets()
-    assert np.allclose(points, bins[["confidence", "accuracy"]])
-    table = calibration_table(predictions, DATASETS, ("vit", "emovlmkd"))
-    ece = table.query("dataset == 'mini-fi (drawn)' and model == 'emovlmkd'")["ece"].iloc[0]
-    assert fig.axes[1].get_title() == f"EmoVLM-KD\nn = 120, ECE {ece:.1f} %"
-    assert words(fig).count("no predictions") == 1
-
-
-def test_accuracy_cost_puts_each_model_at_its_cost(predictions, settings):
-    table = accuracy_cost_table(cost_of(), predictions, settings)
-    fig = figures.accuracy_cost(table)
-    head = predictions["mini-fi", "head"]
-    right = 100 * (head["prediction"] == head["label"]).mean()
-    above, below = fig.axes
-    assert above.containers[2].lines[0].get_xydata().tolist() == [[10**7, pytest.approx(right)]]
-    assert below.containers[2].lines[0].get_xydata().tolist() == [[14, pytest.approx(right)]]
+def test_accuracy_cost_puts_each_model_at_its_cost(made, world):
+    head = world[0]["mini-fi", "head"]
+    right = pytest.approx(100 * (head["prediction"] == head["label"]).mean())
+    above, _, below, _ = made["accuracy_cost"].axes
+    assert above.containers[2].lines[0].get_xydata().tolist() == [[10**7, right]]
+    assert below.containers[2].lines[0].get_xydata().tolist() == [[14, right]]
     across = below.containers[2].lines[2][0].get_segments()[0]
     assert across[:, 0].tolist() == pytest.approx([10.5, 28])
-    text = words(fig)
-    assert all(name in text for name in ("VLM, tuned", "ViT (teacher)", "10 M", "n = 120, 1/3 seeds"))
-    without = {key: frame for key, frame in predictions.items() if key != ("mini-fi", "head")}
-    assert "head" not in set(accuracy_cost_table(cost_of(), without, settings)["model"])
+    assert all(text in words(made["accuracy_cost"]) for text in ("VLM, tuned", "10 M", "n = 120, 1/3 seeds"))
 
 
-def test_examples_show_pictures_truth_and_answers(predictions):
-    examples = co.select_examples(co.joint(predictions, "mini-fi"), 2)
-    pictures = [np.full((8, 8, 3), i, np.uint8) for i in range(len(examples))]
-    fig = figures.qualitative_examples(examples, pictures, "mini-fi (drawn)", 120)
-    shown = [image.get_array()[0, 0, 0] for ax in fig.axes for image in ax.images]
-    assert shown == list(range(len(examples)))
-    text = words(fig)
-    assert "mini-fi (drawn)" in text
-    assert "n = 120 images" in text
+def test_examples_show_pictures_truth_and_answers(made, world):
+    fig, examples = made["qualitative_examples"], select_examples(world[2][ODD], 2)
+    assert [image.get_array()[0, 0, 0] for ax in fig.axes for image in ax.images] == list(range(len(examples)))
     right = examples[["vlm_tuned", "vit", "emovlmkd"]].eq(examples["label"], axis=0).to_numpy().sum()
-    assert text.count("✓") == right
-    empty = figures.qualitative_examples(examples.iloc[:0], [], "none", 0)
-    assert words(empty).count("no such image") == 4
+    assert words(fig).count("✓") == right
+    one = figures.qualitative_examples(examples[examples["case"] == "vlm"], [np.zeros((4, 4, 3))] * 2, "x", 60)
+    assert words(one).count("no such image") == 3
 
 
-def test_training_curves_average_seeds():
-    rows = [
-        {"stage": s, "dataset": d, "epoch": e, "split": p, "metric": "loss", "value": e + k, "seed": k}
-        for s in ("head", "gate") for d in DATASETS for e in (1, 2, 3) for p in ("train", "val") for k in (0, 2)
-    ]  # fmt: skip
-    fig = figures.training_curves(pd.DataFrame(rows))
-    assert "head: 2 seeds" in words(fig)
-    assert fig.axes[0].lines[0].get_ydata().tolist() == [2, 3, 4]
-    assert all(d in words(fig) for d in DATASETS)
+def test_training_curves_average_seeds(made):
+    ax = made["training_curves"].axes[0]
+    assert ax.get_title() == "head: 2 seeds"
+    assert ax.lines[0].get_ydata().tolist() == [2, 3, 4]
 
 
-@pytest.fixture(scope="module")
-def hostile():
-    """Every figure of a dataset whose name and whose emotions look like formulas and markup."""
-    name, labels = "$x$ <b>_{y", ("a$b$", "$\\bad$", "<i>c")
-    rng, truth = np.random.default_rng(0), [labels[i % 3] for i in range(60)]
-    frames = {}
-    for model in co.MODELS:
-        answers = [t if rng.uniform() < 0.6 else labels[rng.integers(3)] for t in truth]
-        frames[name, model] = frame_of(answers, truth, labels, rng=rng)
-    settings = load_settings("smoke", datasets=[name])
-    joint = co.joint(frames, name)
-    table = co.complementarity_table(frames, settings)
-    examples = co.select_examples(joint, 1)
-    pictures = [np.zeros((4, 4, 3), np.uint8)] * len(examples)
-    curve = {"stage": name, "dataset": name, "epoch": 1, "split": "val", "metric": "$m$", "value": 1.0, "seed": 0}
-    result = {"dataset": name, "row": "head", "name": "[8]", "alpha": 0.5, "kl": 0.1, "n": 60, "seeds": 1}
-    result = pd.DataFrame([{**result, "ours": 50.0, "ci_low": 40.0, "ci_high": 60.0}])
-    cost = cost_of().assign(dataset=name)
-    return name, labels, {
-        "confusion": figures.confusion(frames[name, "vit"], name),
-        "confusion_difference": figures.confusion_difference(frames[name, "vit"], frames[name, "head"], name),
-        "complementarity_venn": figures.complementarity_venn(table[table["emotion"] == "all"]),
-        "complementarity_by_emotion": figures.complementarity_by_emotion(table[table["emotion"] != "all"]),
-        "complementarity_upset": figures.complementarity_upset({name: joint}),
-        "agreement": figures.agreement({name: co.agreement_matrix(joint)}, {name: 60}),
-        "qualitative_examples": figures.qualitative_examples(examples, pictures, name, 60),
-        "gate_weights": figures.gate_weights({name: (labels, np.eye(3, 6))}),
-        "gate_trust": figures.gate_trust(gate_trust_table(frames, [name])),
-        "calibration": figures.calibration({(name, m): frames[name, m] for m in co.QUARTET}),
-        "accuracy_cost": figures.accuracy_cost(accuracy_cost_table(cost, frames, settings)),
-        "alpha_tradeoff": figures.alpha_tradeoff(result),
-        "depth": figures.depth(result),
-        "training_curves": figures.training_curves(pd.DataFrame([curve])),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("figure", [name for name in figures.__all__ if name != "as_image"])
-def test_names_are_no_formulas_and_text_is_readable_in_print(hostile, figure):
-    name, _, made = hostile
-    fig = made[figure]
-    assert name in words(fig).replace("\n", " ")  # drawn without an error, and as it is
-    texts = [t for t in fig.findobj(Text) if t.get_visible() and t.get_text()]
-    assert not [t.get_text() for t in texts if t.get_parse_math() and "$" in t.get_text()]
-    assert min(t.get_fontsize() for t in texts) >= NOTE
-    width = fig.get_size_inches()[0]
-    assert width <= FULL
-    assert width == FULL or width <= COLUMN
-    if figure in ("confusion", "gate_weights", "gate_trust", "complementarity_by_emotion"):
-        assert all(label in words(fig) for label in hostile[1])
-
-
-def test_front_door_describes_every_figure():
-    assert all(f"- `{name}`: " in figures.__doc__ for name in figures.__all__)
-    assert all(getattr(figures, name).__doc__ for name in figures.__all__)
+def test_pictures_of_notebooks(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (30, 20), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    frame = pd.DataFrame({"label": ["awe", "awe", "fear"], "path": [str(tmp_path / f"{i}.png") for i in range(3)]})
+    sheet = figures.sample_sheet(frame, ("awe", "fear"), "three", each=2)
+    assert [len(ax.images) for ax in sheet.axes] == [1, 1, 1, 0]
+    counts = pd.DataFrame({"train": [3, 5], "val": [1, 1], "test": [2, 2]}, ["awe", "fear"])
+    bars = figures.class_balance(counts, "x").axes[0].patches
+    assert [bar.get_height() for bar in bars] == [3, 5, 1, 1, 2, 2]
+    p = pd.Series({"awe": 0.2, "fear": 0.8})
+    fig = figures.answer_bars(Image.open(tmp_path / "2.png"), {"head": p, "VLM": p[::-1].to_dict()}, truth="awe")
+    assert [ax.get_title() for ax in fig.axes] == ["people say: awe", "head\nfear ✗", "VLM\nfear ✗"]
 
 
 def test_models_differ_by_colour_and_by_shape():
-    assert set(MODEL_COLORS) == set(MODEL_MARKERS) == set(co.MODELS)
-    assert len(set(MODEL_COLORS.values())) == len(set(MODEL_MARKERS.values())) == len(co.MODELS)
-    assert {MODEL_COLORS[m] for m in co.QUARTET} <= set(OKABE_ITO)
+    assert len({model_color(m) for m in MAIN}) == len(set(figures.MARKERS.values())) == len(MAIN)
+    assert {model_color(m) for m in QUARTET} <= set(figures.PALETTE)
 
 
-def test_nothing_to_show_is_said(settings):
-    made = [
-        figures.complementarity_venn(co.complementarity_table({}, settings)),
-        figures.complementarity_by_emotion(co.complementarity_table({}, settings)),
-        figures.complementarity_upset({}),
-        figures.agreement({}, {}),
-        figures.gate_trust(gate_trust_table({}, DATASETS)),
-        figures.calibration({}),
-        figures.accuracy_cost(accuracy_cost_table(cost_of(), {}, settings)),
-        figures.training_curves(pd.DataFrame()),
-    ]
-    assert all("no predictions" in words(fig) for fig in made)
+def test_nothing_to_show_is_said(world):
+    nothing, cost = tables.complementarity({}, world[1]), tables.accuracy_cost(cost_of(), {}, world[1])
+    alone = pd.DataFrame([[1.0]], ["vit"], ["vit"])
+    made = [figures.complementarity_venn(nothing), figures.complementarity_by_emotion(nothing)]
+    made += [figures.complementarity_upset({}), figures.agreement({"x": alone}, {"x": 1}), figures.calibration({})]
+    made += [figures.gate_trust(tables.gate_trust({}, ["mini-fi"])), figures.accuracy_cost(cost)]
+    assert all("no predictions" in words(fig) for fig in [*made, figures.training_curves({})])
 
 
-def test_small_images_with_alt_text_and_no_pyplot_state(predictions):
-    fig = figures.confusion(predictions["mini-flickr", "vit"], "x")
-    png, jpeg = figures.as_image(fig, "a matrix"), figures.as_image(fig, "a matrix", photo=True)
-    assert png.data[:4] == b"\x89PNG"
-    assert jpeg.data[:2] == b"\xff\xd8"
-    assert png.alt == "a matrix"
+def test_equal_figures_are_equal_files_whatever_the_user_has_set(tmp_path):
+    code = """
+import hashlib, matplotlib, sys
+matplotlib.rcParams.update({"font.size": 20, "svg.hashsalt": None} if len(sys.argv) > 1 else {})
+from synthetic import synthetic
+from emonb import figures
+vit = synthetic(("mini-flickr",), n=24, models=("vit",))["mini-flickr", "vit"]
+made = [figures.confusion(vit, "x"), figures.calibration({("x", "vit"): vit})]
+print([hashlib.sha256(data).hexdigest() for fig in made for data in figures.as_files(fig).values()])
+"""
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MPLCONFIGDIR": str(tmp_path)}
+    runs = [subprocess.run([sys.executable, "-c", code, *a], env=where, capture_output=True) for a in ((), ("x",))]
+    assert runs[0].returncode == 0, runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout
+
+
+def test_small_images_with_alt_text_and_no_pyplot_state(made):
+    png, jpeg = figures.as_image(made["depth"], "heads"), figures.as_image(made["depth"], "heads", photo=True)
+    assert (png.data[:4], jpeg.data[:2], png.alt) == (b"\x89PNG", b"\xff\xd8", "heads")
     assert len(png.data) < 60_000
-    assert not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()

@@ -1,15 +1,21 @@
-"""The report over whole, partial and damaged results folders."""
+"""The report over whole, partial and damaged results folders; its links; executed notebooks for the repository."""
 
 import json
 import re
 import shutil
 from html import unescape
+from html.parser import HTMLParser
+from urllib.parse import unquote
 
+import nbformat
 import pandas as pd
 import pytest
-from reporting import DATASETS, edit_run, make_results, write_notebook
+from reporting import DATASETS, NAMES, edit_run, make_results, write_notebook
 
-from emonb.report import write_report
+from emonb.errors import EmonbError
+from emonb.settings import project_root
+from emonb.show import notebooks
+from emonb.show.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -39,134 +45,174 @@ def problems(page):
     return [unescape(line) for line in re.findall(r"<li>(.*?)</li>", box[0])] if box else []
 
 
+class _Links(HTMLParser):
+    """Addresses of a page, and the places in it that a link may lead to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.places = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.places |= {found.get("id"), found.get("name")}
+        self.links += [found[name] for name in ("href", "src") if found.get(name)]
+
+
+def broken_links(out):
+    """Links of index.html and site/*.html that lead nowhere: (page, address)."""
+    pages = [out / "index.html", *sorted((out / "site").glob("*.html"))]
+    read = {page.resolve(): _Links(page.read_text(encoding="utf-8")) for page in pages}
+    found = []
+    for page, content in read.items():
+        for address in content.links:
+            target, _, fragment = address.partition("#")
+            if re.match(r"data:|https?://|mailto:", target):
+                continue
+            file = (page.parent / unquote(target)).resolve() if target else page
+            within = not fragment or file not in read or {fragment, unquote(fragment)} & read[file].places
+            if not (file.is_file() and within):
+                found.append((page.name, address))
+    return found
+
+
 def test_whole_run_shows_everything_and_complains_of_nothing(made):
     page = page_of(made)
     assert problems(page) == []
-    assert "drawn data" in page
-    assert "0123456789" in page
+    for words in ("drawn data", "0123456789", "as locked", "1.5 min", 'class="emonb-explorer"'):
+        assert words in page
     assert page.count("<img ") == len(list((made / "figures").glob("*.png")))
     assert page.count("class='card claim") == 8
-    assert 'class="emonb-explorer"' in page
     assert "<details><summary>Confusion matrices: mini-fi (2)</summary>" in page
     order = [page.index(f"<section id={i}>") for i in ("result", "claims", "explorer", "departures", "files")]
     assert order == sorted(order)
-    links = set(re.findall(r"href='([^'#]+)'", page))
+    links = set(_Links(page).links)
     assert {"site/04_teacher.html", "tables/main.csv", "tables/main.md", "tables/main.tex", "run.json"} <= links
-    assert [link for link in links if not (made / link).is_file()] == []
+
+
+def test_every_link_leads_somewhere_and_pages_lead_on(made):
+    assert broken_links(made) == []
+    page = (made / "site" / "04_teacher.html").read_text()
+    links = _Links(page).links
+    assert [a for a in links if not a.startswith(("#", "data:"))] == [
+        "../index.html", "01_data.html", "07_tables.html", "../integrity/mini-fi.html", "07_tables.html#End",
+    ]  # fmt: skip
+    last = (made / "site" / "08_complementarity.html").read_text()
+    assert "09_try_your_image.html" not in last
+    assert '<a title="not in this run">that</a>' in last, "a notebook that was not executed is no link"
+
+
+def test_links_to_files_of_the_project_and_elsewhere_and_in_data(out):
+    write_notebook(
+        out,
+        "01_data",
+        "[words](../docs/glossary.md#tau) [list](README.md) [gone](../docs/none.md) [paper](https://arxiv.org/abs/1) "
+        "[here](#End) <script>var x = '<a href=\"no.md\">'</script>",
+    )
+    write_report(out)
+    links = _Links(text := (out / "site" / "01_data.html").read_text()).links
+    assert broken_links(out) == []
+    targets = [(out / "site" / a.partition("#")[0]).resolve() for a in links if a.endswith((".md", ".md#tau"))]
+    assert targets == [project_root() / "docs" / "glossary.md", project_root() / "notebooks" / "README.md"]
+    assert "https://arxiv.org/abs/1" in links
+    assert '<a href="no.md">\'</script>' in text, "what a script holds stays"
 
 
 def test_numbers_of_the_main_table_are_those_of_the_csv(made):
     table = pd.read_csv(made / "tables" / "main.csv")
     row = table[(table["row"] == "emovlmkd") & (table["dataset"] == "mini-fi (drawn)")].iloc[0]
-    page = page_of(made)
-    cells = re.search(r"<tr class=own><th scope=row>EmoVLM-KD</th>(.*?)</tr>", page)[1]
+    cells = re.search(r"<tr class=own><th scope=row>EmoVLM-KD</th>(.*?)</tr>", page_of(made), re.DOTALL)[1]
     assert f">{row['paper']:.2f}</td>" in cells
-    assert re.search(
-        rf">(<b>)?{row['ours']:.1f}(</b>)? <span class=ci>\[{row['ci_low']:.1f}, {row['ci_high']:.1f}\]", cells
-    )
+    interval = rf"\[{row['ci_low']:.1f}, {row['ci_high']:.1f}\]"
+    assert re.search(rf">(<b>)?{row['ours']:.1f}(</b>)? <span class=ci>{interval}", cells)
 
 
-def test_same_results_same_bytes(made, tmp_path):
+def test_same_results_same_bytes_and_nothing_beside_the_page_is_needed(made):
     first = (made / "index.html").read_bytes()
     assert write_report(made).read_bytes() == first
     shutil.rmtree(made / "site")
     assert write_report(made).read_bytes() == first
-
-
-def test_nothing_beside_the_page_is_needed(made):
-    page = (made / "index.html").read_text()
+    page = first.decode()
     assert "default-src 'none'; img-src data:" in page
     assert not re.search(r"<link|<iframe|@import|<script[^>]+src|url\((?!data:)", page)
     assert all(source.startswith("data:image/") for source in re.findall(r"<img[^>]*? src='([^']*)", page))
 
 
-def truncate(path, size=200):
-    path.write_bytes(path.read_bytes()[:size])
+def record(name, **values):
+    return lambda out: edit_run(out, lambda run: run["notebooks"][name].update(values))
+
+
+def run(**values):
+    return lambda out: edit_run(out, lambda run: run.update(values))
+
+
+def cut(path, size=200):
+    return lambda out: (out / path).write_bytes((out / path).read_bytes()[:size])
+
+
+def gone(pattern):
+    return lambda out: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in out.glob(pattern)]
+
+
+def text(path, content):
+    return lambda out: [(out / path).parent.mkdir(exist_ok=True), (out / path).write_text(content)]
+
+
+def words_for_numbers(out):
+    path = out / "tables" / "main.csv"
+    pd.read_csv(path).assign(ours="many").to_csv(path, index=False)
+
+
+def one_dataset_more(out):
+    edit_run(out, lambda run: run["settings"].update(datasets=[*DATASETS, "mini-emoset"]))
 
 
 DAMAGE = {
-    "dataset missing": (
-        lambda out: [p.unlink() for p in (out / "predictions").glob("mini-flickr__*")],
-        r"^mini-flickr: no predictions of any model$",
-    ),
-    "models missing": (
-        lambda out: [(out / "predictions" / f"mini-flickr__{m}.parquet").unlink() for m in ("vit", "head")],
-        r"^mini-flickr: no predictions of vit, head$",
-    ),
-    "predictions truncated": (
-        lambda out: truncate(out / "predictions" / "mini-fi__vit.parquet"),
-        r"^mini-fi: predictions of vit are damaged: ",
-    ),
-    "no predictions": (lambda out: shutil.rmtree(out / "predictions"), r"^no predictions$"),
-    "no run.json": (lambda out: (out / "run.json").unlink(), r"^run\.json is missing: "),
-    "damaged run.json": (lambda out: truncate(out / "run.json"), r"^run\.json is damaged: "),
-    "run.json of another kind": (lambda out: (out / "run.json").write_text("[1, 2]"), r"^run\.json is damaged"),
-    "strange values in run.json": (
-        lambda out: edit_run(out, lambda run: run.update(totals=[1], machine="x", notebooks=3, settings=None)),
+    "dataset missing": (gone("predictions/mini-flickr__*"), r"^mini-flickr: no predictions of any model$"),
+    "models missing": (gone("predictions/mini-flickr__v[ig]*"), r"^mini-flickr: no predictions of vit, vgg$"),
+    "predictions truncated": (cut("predictions/mini-fi__vit.parquet"), r"^mini-fi: predictions of vit are damaged: "),
+    "no predictions": (gone("predictions"), r"^no predictions$"),
+    "dataset not made": (one_dataset_more, r"^mini-emoset: no predictions of any model$"),
+    "no run.json": (gone("run.json"), r"^run\.json is missing: "),
+    "damaged run.json": (cut("run.json"), r"^run\.json is damaged: "),
+    "run.json of another kind": (text("run.json", "[1, 2]"), r"^run\.json is damaged"),
+    "strange run.json": (
+        run(totals=[1], machine="x", notebooks=3, settings=None),
         r"^run\.json: its settings cannot be read",
     ),
     "failed notebook": (
-        lambda out: edit_run(
-            out, lambda run: run["notebooks"]["04_teacher"].update(status="failed", error="In [3]: ValueError: no <b>")
-        ),
+        record("04_teacher", status="failed", error="In [3]: ValueError: no <b>"),
         r"^notebook 04_teacher failed: In \[3\]: ValueError: no <b>$",
     ),
-    "failed notebook without a record": (
-        lambda out: [(out / "run.json").unlink(), write_notebook(out, "04_teacher", ("KeyError", "'x'"))],
-        r"^notebook 04_teacher failed: KeyError: 'x'$",
-    ),
-    "stopped": (
-        lambda out: edit_run(out, lambda run: run["notebooks"]["04_teacher"].update(status="stopped")),
-        r"^notebook 04_teacher was stopped",
-    ),
+    "stopped": (record("04_teacher", status="stopped"), r"^notebook 04_teacher was stopped"),
+    "notebook gone": (gone("notebooks/01_data.ipynb"), r"^notebooks/01_data\.ipynb is missing"),
     "half a notebook": (
-        lambda out: truncate(out / "notebooks" / "01_data.ipynb", 40),
-        r"^notebooks/01_data\.ipynb is damaged",
+        cut("notebooks/01_data.ipynb", 40),
+        r"^notebooks/01_data\.ipynb cannot be shown as a page: ",
     ),
-    "empty table": (lambda out: (out / "tables" / "main.csv").write_text(""), r"^tables/main\.csv is damaged: "),
-    "table of garbage": (
-        lambda out: (out / "tables" / "claims.csv").write_bytes(b"\x00\xff\x1f" * 50),
-        r"^tables/claims\.csv is damaged: ",
-    ),
-    "other columns": (
-        lambda out: (out / "tables" / "main.csv").write_text("a,b\n1,2\n"),
-        r"^tables/main\.csv is damaged: no column",
-    ),
-    "words for numbers": (
-        lambda out: pd.read_csv(path := out / "tables" / "main.csv").assign(ours="many").to_csv(path, index=False),
-        r"^the chart of the main result cannot be shown: ",
-    ),
-    "empty figure": (
-        lambda out: (out / "figures" / "agreement.png").write_bytes(b""),
-        r"^figures/agreement\.png is damaged: 0 bytes$",
-    ),
-    "half a figure": (
-        lambda out: truncate(out / "figures" / "agreement.png", 60),
-        r"^figures/agreement\.png is damaged: ",
-    ),
-    "no figures": (lambda out: shutil.rmtree(out / "figures"), r"^Not made in this run: .*figure agreement"),
-    "no samples": (
-        lambda out: shutil.rmtree(out / "artifacts"),
-        r"^mini-fi: not in the explorer: ",
-    ),
-    "damaged triplets": (
-        lambda out: [(out / "triplets").mkdir(), (out / "triplets" / "mini-fi.jsonl").write_text("{\n")],
-        None,
-    ),
+    "empty table": (text("tables/main.csv", ""), r"^tables/main\.csv is damaged: "),
+    "garbage": (text("tables/claims.csv", "\x00\x1f" * 50), r"^tables/claims\.csv is damaged: "),
+    "other columns": (text("tables/main.csv", "a,b\n1,2\n"), r"^tables/main\.csv is damaged: no column"),
+    "words for numbers": (words_for_numbers, r"^the chart of the main result cannot be shown: "),
+    "half a figure": (cut("figures/agreement.png", 60), r"^figure agreement cannot be shown: "),
+    "no figures": (gone("figures"), r"^Not made in this run: .*figure agreement"),
+    "no samples": (gone("artifacts"), r"^mini-fi: not in the explorer: "),
+    "damaged triplets": (text("triplets/mini-fi.jsonl", "{\n"), ""),
 }  # what is done to the folder, and what the page must say
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_told_and_the_rest_is_shown(out, damage):
+def test_damage_is_told_each_time_and_the_rest_is_shown(out, damage):
     spoil, said = DAMAGE[damage]
     spoil(out)
-    page = page_of(out)
-    if said:
-        assert [line for line in problems(page) if re.search(said, line)], problems(page)
+    for _ in range(2 if "notebook" in damage else 1):  # pages that are there are not made again
+        page = page_of(out)
+        assert not said or [line for line in problems(page) if re.search(said, line)], problems(page)
     for section in ("departures", "files"):
         assert f"<section id={section}>" in page
     assert ("<section id=result>" in page) == (damage not in ("empty table", "other columns"))
     assert ('class="emonb-explorer"' in page) == (damage not in ("no predictions", "no samples"))
+    assert broken_links(out) == []
 
 
 def test_an_empty_folder_has_a_page(tmp_path):
@@ -176,33 +222,85 @@ def test_an_empty_folder_has_a_page(tmp_path):
 
 
 def test_outputs_of_an_earlier_run_are_left_out(out):
-    edit_run(out, lambda run: run["notebooks"]["07_tables"].update(outputs={"tables/main.csv": "x"}))
+    record("07_tables", files=["tables/main.csv", "tables/main.md"])(out)
     page = page_of(out)
     assert "table-main" in page
     assert "table-gates" not in page
     assert any(line.startswith("Not made in this run: table claims") for line in problems(page))
 
 
-def test_report_command(out, capsys):
+def test_other_packages_than_the_lock_and_the_notebooks_are_named(out):
+    differs = {"locked": False, "differs": {"torch": "2.15.0, 2.14.1"}}
+    run(lock=differs, differs_from_notebooks={"numpy": ["2.4", "2.3"]})(out)
+    page = page_of(out)
+    assert "not as locked (here, locked): torch 2.15.0, 2.14.1" in page
+    assert "the committed notebooks had others (here, theirs): numpy 2.4, 2.3" in page
+
+
+def test_report_command(out):
     from typer.testing import CliRunner
 
     from emonb.cli import app
 
     (out / "index.html").unlink()
+    record("04_teacher", status="failed", error="In [3]: why")(out)
     shown = CliRunner().invoke(app, ["report", "--out", str(out)])
     assert shown.exit_code == 0
     assert (out / "index.html").is_file()
     assert "index.html" in shown.output
-    edit_run(out, lambda run: run["notebooks"]["04_teacher"].update(status="failed", error="In [3]: why"))
-    shown = CliRunner().invoke(app, ["report", "--out", str(out)])
     assert "notebook 04_teacher failed: In [3]: why" in shown.output
     missing = CliRunner().invoke(app, ["report", "--out", str(out / "nowhere")])
-    assert missing.exit_code != 0
     assert "no such results folder" in str(missing.exception)
     assert not (out / "nowhere").exists()
 
 
-def test_settings_of_other_datasets_name_what_is_gone(out):
-    edit_run(out, lambda run: run["settings"].update(datasets=[*DATASETS, "mini-emoset"]))
-    assert "mini-emoset: no predictions of any model" in problems(page_of(out))
-    assert json.loads((out / "run.json").read_text())["settings"]["datasets"][-1] == "mini-emoset"
+# ---- for the repository --------------------------------------------------------------------------------------------
+
+HEAD, TAIL = "# Title\n<!-- results: make notebooks writes them -->\n", "<!-- end of results -->\nThe rest.\n"
+
+
+def test_readme_gets_the_runs_numbers_and_picture(made, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(HEAD + "stale figures\n" + TAIL)
+    notebooks.refresh_readme(made, readme)
+    text = readme.read_text()
+    assert text.startswith(HEAD)
+    assert text.endswith(TAIL)
+    assert "stale" not in text
+    main = pd.read_csv(made / "tables" / "main.csv").query("row == 'emovlmkd'").iloc[0]
+    assert f"| EmoVLM-KD | {main['ours']:.1f} [{main['ci_low']:.1f}, {main['ci_high']:.1f}]" in text
+    assert "1.5 minutes of computing on 2 cores" in text
+    drawn = made / "figures" / "complementarity_venn.png"
+    assert (tmp_path / "docs" / "pictures" / "complementarity.png").read_bytes() == drawn.read_bytes()
+    notebooks.refresh_readme(made, readme)
+    assert readme.read_text() == text
+    readme.write_text("# Title\n")
+    with pytest.raises(EmonbError, match="markers"):
+        notebooks.refresh_readme(made, readme)
+    assert readme.read_text() == "# Title\n"
+
+
+def test_notebooks_go_back_clean_after_a_finished_mini_run(out, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path)
+    with pytest.raises(EmonbError, match="finished run of the profile mini"):
+        notebooks.copy_back(out)
+    run(profile="mini")(out)
+    path = out / "notebooks" / "08_complementarity.ipynb"
+    nb = nbformat.read(path, as_version=4)
+    html = '<div class="emonb-explorer"><p>How to.</p></div><script type="application/json">{}</script>'
+    nb.cells[1].outputs = [nbformat.v4.new_output("display_data", {"text/html": html, "image/png": "AA=="})]
+    nb.cells[1].metadata = {"papermill": {"duration": 1.0}, "tags": ["shown"]}
+    nb.metadata |= {"papermill": {"output_path": str(out)}, "emonb": {"versions": {"torch": "2"}, "fingerprint": "x"}}
+    nbformat.write(nb, path)
+    assert [p.stem for p in notebooks.copy_back(out)] == list(NAMES)
+    back = json.loads((tmp_path / "notebooks" / path.name).read_text())
+    assert back["cells"][1]["metadata"] == {"tags": ["shown"]}
+    data = back["cells"][1]["outputs"][0]["data"]
+    assert "".join(data["text/html"]) == '<div class="emonb-explorer"><p>How to.</p></div>'
+    assert data["image/png"]
+    assert back["metadata"]["emonb"] == {"versions": {"torch": "2"}}, "a later run says which versions it has instead"
+    assert str(out) not in json.dumps(back)
+    record("04_teacher", status="failed")(out)
+    with pytest.raises(EmonbError, match="unfinished: \\['04_teacher'\\]"):
+        notebooks.copy_back(out)

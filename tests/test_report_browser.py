@@ -1,24 +1,26 @@
 """The report in a browser, from disk: nothing is asked for, names stay text, it fits a phone, and it prints."""
 
-import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import BROWSER
+from exploring import pictures, store_samples
+from lab import pages_from_disk
 from PIL import Image
-from reporting import add_samples, edit_run, make_results, write_notebook
+from reporting import edit_run, make_results, write_notebook
 from synthetic import frame_of
 
 from emonb.predictions import write_predictions
-from emonb.report import write_report
+from emonb.show.report import write_report
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 
 EVIL = "<img src=x onerror=alert(1)>"
 CLIPPED = """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('.wide') && !e.closest('.skip')
   && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className)"""
+INKS = "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +32,13 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def opened(chromium):
-    """Opens a report; at the end: it asked for nothing but itself, wrote no error and opened no dialog."""
-    contexts, bad = [], []
-
-    def open_report(out, width=1280, **options):
-        context = chromium.new_context(viewport={"width": width, "height": 844}, **options)
-        contexts.append(context)
-        context.set_default_timeout(5000)
-        page, address = context.new_page(), (out / "index.html").as_uri()
-        page.on("request", lambda r: bad.append(r.url) if not r.url.startswith(("data:", address)) else None)
-        page.on("console", lambda message: bad.append(message.text))
-        page.on("pageerror", lambda error: bad.append(str(error)))
-        page.on("dialog", lambda dialog: (bad.append(dialog.message), dialog.dismiss()))
-        page.goto(address)
-        return page
-
-    yield open_report
-    for context in contexts:
-        context.close()
-    assert bad == []
+    with pages_from_disk(chromium) as open_file:
+        yield lambda out, **options: open_file(out / "index.html", **options)
 
 
 def test_alone_in_a_folder_it_shows_its_figures_and_its_explorer(made, tmp_path, opened):
     shutil.copy(made / "index.html", tmp_path)
     page = opened(tmp_path)
-    page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
     page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert page.evaluate("[...document.images].every(i => i.alt.length > 3)")
     explorer = page.locator(".emonb-explorer")
@@ -64,6 +48,8 @@ def test_alone_in_a_folder_it_shows_its_figures_and_its_explorer(made, tmp_path,
     assert explorer.locator(".card").count() == images > 0
     sprite = explorer.locator(".thumb").last.evaluate("e => getComputedStyle(e).backgroundImage")
     assert sprite.startswith('url("data:image/webp')
+    numbers = "e => [getComputedStyle(e).textAlign, getComputedStyle(e).fontVariantNumeric]"
+    assert page.locator("#table-main td.n").first.evaluate(numbers) == ["right", "tabular-nums"]
 
 
 def test_the_policy_stops_what_would_be_loaded(made, tmp_path, chromium):
@@ -82,7 +68,7 @@ def test_the_policy_stops_what_would_be_loaded(made, tmp_path, chromium):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_fits_a_phone_in_light_and_dark(made, opened, scheme):
-    page = opened(made, width=390, color_scheme=scheme)
+    page = opened(made, viewport={"width": 390, "height": 844}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.evaluate(CLIPPED) == []
     box = page.locator("#table-main .wide")
@@ -90,28 +76,14 @@ def test_fits_a_phone_in_light_and_dark(made, opened, scheme):
     box.evaluate("e => { e.scrollLeft = 40 }")
     assert box.evaluate("e => e.scrollLeft") == 40
     assert box.locator("tbody th").first.bounding_box()["x"] == before
-    ink, paper = page.evaluate(
-        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
-    )
-    lighter = [sum(int(x) for x in color[4:-1].split(",")) for color in (ink, paper)]
+    lighter = [sum(int(x) for x in color[4:-1].split(",")) for color in page.evaluate(INKS)]
     assert (lighter[0] > lighter[1]) == (scheme == "dark")
-
-
-def test_numbers_stand_to_the_right_in_figures_of_one_width(made, opened):
-    page = opened(made)
-    found = page.locator("#table-main td.n").first.evaluate(
-        "e => [getComputedStyle(e).textAlign, getComputedStyle(e).fontVariantNumeric]"
-    )
-    assert found == ["right", "tabular-nums"]
 
 
 def test_paper_is_black_on_white_without_controls_and_with_everything_open(made, opened):
     page = opened(made, color_scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
-    ink, paper = page.evaluate(
-        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
-    )
-    assert (ink, paper) == ("rgb(0, 0, 0)", "rgb(255, 255, 255)")
+    assert page.evaluate(INKS) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
     assert not page.locator(".toc").is_visible()
     assert not page.locator(".emonb-explorer .controls").is_visible()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -125,37 +97,34 @@ def test_paper_is_black_on_white_without_controls_and_with_everything_open(made,
 
 def test_hostile_names_and_texts_are_text(tmp_path, opened):
     out = make_results(tmp_path / "out")
-    labels = ["<u>awe</u>", EVIL]
+    labels, frames = ["<u>awe</u>", EVIL], {}
     truth = [labels[i % 2] for i in range(8)]
-    frames = {}
     for k, model in enumerate(("vit", "emovlmkd", EVIL)):
         frame = frame_of([labels[(i + k) % 2] for i in range(8)], truth, labels, rng=np.random.default_rng(k))
         frame["image_id"] = [f"{EVIL}{i}" for i in range(8)]
         frame["raw_text"] = f"</script>{EVIL}"
         frames[EVIL, model] = frame
-        write_predictions(out / "predictions" / f"{EVIL}__{model}.parquet", frame, labels)
-    add_samples(out, frames)
+        write_predictions(out / "predictions" / f"{EVIL}__{model}.parquet", frame)
+    store_samples(out, pictures(out / "pictures", frames))
     (out / "predictions" / f"{EVIL}__head.parquet").write_bytes(b"<b>")
     for path in (out / "tables").glob("*.csv"):
         frame = pd.read_csv(path).astype(object)
-        for column in {"name", "dataset", "paper_dataset", "decided_by", "rule", "why", "verdict"} & set(
-            frame.columns
-        ):
-            frame.loc[frame.index[0], column] = EVIL
+        hit = {"name", "dataset", "paper_dataset", "decided_by", "rule", "why", "verdict"} & set(frame.columns)
+        frame.loc[frame.index[0], list(hit)] = EVIL
         frame.rename(columns={"topic": EVIL}).to_csv(path, index=False)
         path.with_suffix(".md").write_text(f"**{EVIL}**\n")
     shutil.copy(out / "tables" / "gates.csv", out / "tables" / f"{EVIL}.csv")
     (out / "tables" / f"{EVIL}2.csv").write_text("")
     for end in ("", "__x"):
         Image.new("RGB", (9, 9)).save(out / "figures" / f"confusion_{EVIL}{end}.png")
-    write_notebook(out, EVIL, (EVIL, EVIL))
+    write_notebook(out, EVIL)
 
     def spoil(run):
         run.update(profile=EVIL, written=EVIL, seeds=[EVIL], versions={"torch": EVIL}, git={"commit": EVIL})
+        run.update(lock={"locked": False, "differs": {EVIL: EVIL}}, differs_from_notebooks={EVIL: [EVIL, EVIL]})
         run["machine"].update(cpu=EVIL, gpu=EVIL)
         run["settings"]["datasets"] = [EVIL, "mini-fi"]
-        run["notebooks"][EVIL] = {"status": EVIL}
-        run["notebooks"]["04_teacher"] = {"status": "failed", "error": EVIL}
+        run["notebooks"] |= {EVIL: {"status": EVIL}, "04_teacher": {"status": "failed", "error": f"{EVIL}\u202e"}}
 
     edit_run(out, spoil)
     write_report(out)
@@ -163,7 +132,7 @@ def test_hostile_names_and_texts_are_text(tmp_path, opened):
     assert page.locator("img[src='x'], img[onerror]").count() == 0
     text = page.locator("body").inner_text()
     for place in (
-        f"notebook 04_teacher failed: {EVIL}",
+        f"notebook 04_teacher failed: {EVIL}\\u202e",
         f"{EVIL}: predictions of head are damaged",
         f"{EVIL}, 2 cores",
     ):
@@ -174,4 +143,3 @@ def test_hostile_names_and_texts_are_text(tmp_path, opened):
     explorer = page.locator(".emonb-explorer")
     explorer.locator("td button:not(.none)").first.click()
     assert EVIL in explorer.locator(".card").first.inner_text()
-    assert json.loads((out / "run.json").read_text())["profile"] == EVIL

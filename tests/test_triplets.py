@@ -1,38 +1,256 @@
-"""Room 02: the triplets file."""
+"""Room 02: the offline annotator, the checks of an answer, the triplets file."""
 
 from __future__ import annotations
 
 import json
+import random
+import time
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
-from emonb.emotions import TAXONOMIES
+from emonb import triplets as room
+from emonb.data import TAXONOMIES, WORD_FORMS, question
 from emonb.errors import EmonbError
-from emonb.offline import offline_triplets
-from emonb.triplets import read_triplets
+from emonb.files import resource
+from emonb.triplets import FIELDS, KINDS, NearDuplicates, check_reply, check_texts, dominant_colors, names_emotion
 
 ROW = {"image_id": "a.png", "sha256": "0" * 64, "brightness": 0.2, "colorfulness": 0.6, "label": "fear"}
 LABELS = TAXONOMIES["mikels8"].labels
+FINE = "A narrow street lies in the dark and nobody else can be seen there."
 
 
-def write(path, rows):
-    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
-    return path
+def texts(**fields):
+    return {t["kind"]: t["response"] for t in room.offline_triplets({**ROW, **fields}, LABELS)}
+
+
+def test_three_kinds_from_a_scene_description():
+    made = room.offline_triplets({**ROW, "objects": ["skull", "umbrella"], "scene": "dark blue with rain"}, LABELS)
+    assert [tuple(t) for t in made] == [FIELDS] * 3
+    assert [t["kind"] for t in made] == list(KINDS)
+    assert {t["source"] for t in made} == {"offline"}
+    assert (made[0]["instruction"], made[0]["response"]) == (question(LABELS), "{'emotion': 'fear'}")
+    assert made[1]["response"] == (
+        "The image shows a skull and an umbrella. The background is dark blue with rain. "
+        "The picture is dark and vivid."
+    )
+    assert made[2]["response"].startswith("One looks at a skull and an umbrella first.")
+    assert made[2]["response"].endswith(resource("prompts.yaml", "reasoning", "closing")["fear"])
+    other = room.offline_triplets({**ROW, "sha256": "00000001" + "0" * 56}, LABELS)
+    assert made[1]["instruction"] != other[1]["instruction"]  # the wording varies with the picture
+
+
+def test_captions_attributes_or_measurements_serve_where_nothing_is_described(tmp_path):
+    assert "The picture is about fight, rage." in texts(caption="fight, rage")["conversation"]
+    assert texts(objects=None, scene=float("nan"), caption="")["conversation"] == "The picture is dark and vivid."
+    got = texts(objects=np.array(["dog"]), facial_expression="frown", human_action="running", caption="ignored")
+    assert "The image shows a dog. There is a face with the expression frown." in got["conversation"]
+    assert "The frown face" in got["reasoning"]
+    Image.new("RGB", (50, 50), (250, 20, 20)).save(tmp_path / "a.png")
+    assert texts(path=str(tmp_path / "a.png"))["conversation"].startswith("The main colours are red.")
+
+
+@pytest.mark.parametrize("taxonomy", TAXONOMIES.values(), ids=list(TAXONOMIES))
+def test_no_reasoning_names_its_emotion(taxonomy):
+    for label in taxonomy.labels:
+        made = room.offline_triplets(
+            {**ROW, "label": label, "objects": ["heart"], "scene": "warm red"}, taxonomy.labels
+        )
+        assert names_emotion(made[2]["response"], label) is None
+
+
+COLORS = {
+    (250, 20, 20): "red", (20, 30, 240): "blue", (20, 200, 40): "green", (250, 240, 30): "yellow",
+    (5, 5, 5): "black", (250, 250, 250): "white", (128, 128, 128): "grey", (110, 70, 30): "brown",
+    (255, 140, 10): "orange", (150, 40, 220): "purple", (255, 100, 200): "pink", (120, 10, 20): "red",
+}  # fmt: skip
+
+
+def test_colours_have_the_names_that_people_use_and_are_ordered_by_area():
+    for color, name in COLORS.items():
+        assert dominant_colors(Image.new("RGB", (50, 50), color)) == [name]
+    image = Image.new("RGB", (100, 100), (20, 30, 240))
+    image.paste((250, 20, 20), (0, 0, 100, 30))
+    image.paste((250, 240, 30), (0, 0, 20, 20))
+    assert dominant_colors(image) == ["blue", "red"]
+
+
+NAMED = {
+    "amusement": ["amusing", "It amuses.", "amusedly"],
+    "anger": ["angry", "angrily", "ANGER", "angering", "'anger'"],
+    "awe": ["awe-inspiring", "awesome", "awestruck", "in awe."],
+    "contentment": ["contentment", "contentedly", "they look content and calm", "a content face"],
+    "disgust": ["disgustingly", "disgusts", "disgusted"],
+    "excitement": ["exciting", "excitedly", "excites", "excitable"],
+    "fear": ["fearful", "fears", "fearfully", "afraid", "scared", "scary", "frightened"],
+    "sadness": ["sad", "sadly", "saddening", "a sadder place"],
+    "joy": ["joyous", "joyfully", "enjoyable", "joys", "overjoyed", "rejoicing"],
+    "surprise": ["surprisingly", "surprises", "surprised"],
+    "positive": ["positively", "positivity"],
+    "negative": ["negativity", "negatively"],
+}
+NOT_NAMED = {
+    "anger": "a ranger with a hanger at an angle",
+    "awe": "a lawyer saw the away team",
+    "contentment": "the content of the picture, its content",
+    "fear": "a feather and a scarf lie far off, a scarecrow stands",
+    "sadness": "a saddle and a crusade",
+    "joy": "a loyal boy",
+    "excitement": "the exit",
+    "amusement": "a muse",
+    "positive": "a composition in position",
+    "negative": "the negative space around a scarecrow",
+}
+
+
+def test_any_form_of_the_emotion_is_found_and_no_other_word():
+    assert set(NAMED) == {label for taxonomy in TAXONOMIES.values() for label in taxonomy.labels}
+    for label, forms in NAMED.items():
+        for form in (label, *WORD_FORMS.get(label, ()), *forms):
+            assert names_emotion(f"It looks {form} here.", label), form
+    for label, text in NOT_NAMED.items():
+        assert names_emotion(text, label) is None, text
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (("  \n", "stop", None), "empty"),
+        (("half a sen", "length", None), "cut off"),
+        (("x", "content_filter", None), "refused"),
+        (("", "stop", "I can't help with that."), "refused"),
+        (("I'm sorry, but I cannot help.", "stop", None), "refused"),
+        (("I can’t assist with this.", "stop", None), "refused"),
+        (("I’m really sorry, but I can’t help with identifying people.", "stop", None), "refused"),
+        (("Unfortunately, I cannot provide that.", "stop", None), "refused"),
+        (("As an AI, I can't view pictures.", "stop", None), "refused"),
+        (("I am unable to describe this.", "stop", None), "refused"),
+        (("Sorry, no.", "stop", None), "refused"),
+        (("I can't help but smile at the puppy.", "stop", None), None),
+        (("I cannot see any faces, yet the light is warm.", "stop", None), None),
+        (("Sorry-looking houses line a street.", "stop", None), None),
+        (("I am afraid of nothing more than this cliff.", "stop", None), None),
+    ],
+)
+def test_replies(reply, reason):
+    found = check_reply(*reply)
+    assert (found and found[0]) == reason
+
+
+@pytest.mark.parametrize(
+    ("conversation", "reasoning", "reason"),
+    [
+        (FINE, FINE, None),
+        (FINE, " ", "empty"),
+        (FINE, FINE + " It is frightening.", "names the emotion"),
+        (FINE + " It is frightening.", FINE, None),  # the conversation may say it
+        (FINE, "Too dark.", "too short"),
+        (FINE, FINE * 30, "too long"),
+        ("I'm unable to describe people in pictures like this one at all.", FINE, "refused"),
+    ],
+)
+def test_texts(conversation, reasoning, reason):
+    found = check_texts(conversation, reasoning, "fear")
+    assert (found and found[0]) == reason
+    assert reason is None or reason in room.REASONS
+
+
+def sentence(rng, n=60, words=300):
+    return [f"word{rng.randrange(words)}" for _ in range(n)]
+
+
+def sequences(text):
+    return {tuple(text[i : i + 3]) for i in range(len(text) - 2)}
+
+
+def test_near_duplicates_are_exact_and_the_most_similar_is_found():
+    rng = random.Random(0)
+    known = [sentence(rng) for _ in range(200)]
+    seen = NearDuplicates()
+    assert seen.find("nothing yet", 0.0) is None
+    for i, text in enumerate(known):
+        seen.add(f"image {i}", " ".join(text))
+    for i, changed in ((3, 0), (50, 1), (120, 5), (199, 20)):
+        text = list(known[i])
+        for place in rng.sample(range(60), changed):
+            text[place] = "other"
+        exact = [len(sequences(text) & sequences(other)) / len(sequences(text) | sequences(other)) for other in known]
+        assert seen.find(" ".join(text), 0.05) == (f"image {i}", pytest.approx(max(exact)))
+    assert seen.find(" ".join(sentence(rng)), 0.5) is None
+    seen.add("a", "A dark street. Nobody is there.")
+    assert seen.find("a DARK street - nobody is there", 1.0) == ("a", 1.0)
+
+
+def test_many_texts_are_compared_quickly():
+    """118,000 texts of 110 words, each looked for and then added, took 93 s of one core and 480 MB in all."""
+    rng = random.Random(1)
+    texts = [" ".join(sentence(rng, 100, 2000)) for _ in range(2000)]
+    seen, start = NearDuplicates(), time.process_time()
+    for text in texts:
+        assert seen.find(text, 0.8) is None
+        seen.add(text, text)
+    assert time.process_time() - start < 4
+
+
+def test_rates_of_a_table():
+    reasonings = {"a": FINE, "b": "It is frightening, and dark as well, and nobody comes by.", "c": FINE, "d": "Dark."}
+    rows = [(i, kind, text) for i, text in reasonings.items() for kind in KINDS[1:]]
+    table = pd.DataFrame(rows, columns=["image_id", "kind", "response"])
+    labels = pd.Series("fear", index=list(reasonings))
+    rates = room.check_rates(table, labels)
+    assert rates[rates > 0].to_dict() == {"images": 4, "names the emotion": 1, "near-duplicate": 1, "too short": 1}
+    assert room.check_rates(table, labels, min_words=1, near_duplicate=1.0)["too short"] == 0
 
 
 def test_read_back_and_bad_lines(tmp_path):
-    good = list(offline_triplets(ROW, LABELS))
-    assert len(read_triplets(write(tmp_path / "t.jsonl", good))) == 3
+    good = room.offline_triplets(ROW, LABELS)
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(map(room.triplet_line, good)) + '{"image_id": "torn')  # its writer is at work
+    assert list(room.read_triplets(path).columns) == list(FIELDS)
+    assert len(room.read_triplets(path)) == 3
     without = {k: v for k, v in good[1].items() if k != "response"}
     bad = {
-        "line 2: not JSON": [good[0], '{"image_id": "b'],
+        "bad.jsonl, line 2: not JSON": [good[0], '{"image_id": "b'],
+        "line 1: field 'image_id' missing": ["[1]"],
         "line 2: field 'response' missing": [good[0], without],
         "field 'kind' is 'poem'": [{**good[0], "kind": "poem"}],
         "field 'response' is empty": [{**good[0], "response": " "}],
         "occurs twice": [good[0], good[0]],
     }
     for message, rows in bad.items():
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (tmp_path / "bad.jsonl").write_text("\n".join(lines) + "\n")
         with pytest.raises(EmonbError) as caught:
-            read_triplets(write(tmp_path / "bad.jsonl", rows))
+            room.read_triplets(tmp_path / "bad.jsonl")
         assert message in str(caught.value)
-        assert "bad.jsonl" in str(caught.value)
+
+
+def test_who_wrote_them_and_what_was_rejected(tmp_path):
+    folder = tmp_path / "triplets"
+    folder.mkdir()
+    offline = room.offline_triplets(ROW, LABELS)
+    paid = [{**t, "image_id": "p", "source": "openai", "model": 'gpt "x"'} for t in offline]
+    theirs = [{**t, "image_id": "q", "source": "imported"} for t in offline]
+    for name, triplets in {"one": offline, "two": [*paid, *theirs], "odd": ["x"]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(map(room.triplet_line, triplets)))
+    (folder / "two.rejected.jsonl").write_text('{"image_id": "r", "reason": "refused", "detail": null}\n')
+    assert room.triplet_sources(tmp_path) == {
+        "one": "offline annotator, no paid model",
+        "two": 'a paid model (gpt "x"): 1 images, somebody else\'s file: 1 images',
+        "odd": "unknown",
+    }
+    assert room.source_note(tmp_path, ["one", "none"]) == "triplets of one: offline annotator, no paid model"
+    assert [room.has_paid_answers(folder / f"{name}.jsonl") for name in ("one", "two", "none")] == [False, True, False]
+    assert (room.answered_images(folder / "one.jsonl"), room.answered_images(folder / "two.jsonl")) == (
+        set(),
+        {"p", "q"},
+    )
+    assert room.rejected_answers(folder / "two.jsonl").to_dict("records") == [
+        {"image_id": "r", "reason": "refused", "detail": "", "text": ""}
+    ]
+    assert room.rejection_rates(tmp_path, ["one", "two"]).to_dict("records") == [
+        {"dataset": "two", "accepted": 1, "refused": 1}
+    ]
+    assert room.rejection_rates(tmp_path, ["one"]).empty

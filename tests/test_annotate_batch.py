@@ -1,0 +1,236 @@
+"""Room 02: the Batch API against a loopback server, interrupted at every step; an OUT folder of an earlier version."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from annotating import Asking, asked_of, make_samples
+
+from emonb.annotate import batch as module
+from emonb.errors import EmonbError
+
+KEPT = Path(__file__).parent / "kept" / "triplets"
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    return make_samples(tmp_path_factory.mktemp("images"), 30)
+
+
+@pytest.fixture
+def small(tmp_path, samples):
+    return Asking(tmp_path, samples)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with asked_of(monkeypatch) as running:
+        yield running
+
+
+def ask(asking, **more):
+    return asking.ask(batch=True, **{"batch_requests": 12, **more})
+
+
+def items(server):
+    return [row for row in server.log if row["path"] == "item"]
+
+
+def parts_of(asking):
+    return json.loads(asking.path.with_name("small.batches.json").read_text())["parts"]
+
+
+def assert_complete(asking, server, images=30):
+    asking.assert_complete(images)
+    assert all(t["usage"]["batch"] for t in asking.accepted)
+    good = Counter(row["image"] for row in items(server) if row["outcome"] == "good")
+    assert (len(good), set(good.values())) == (images, {1})  # none is paid twice
+    assert sum(r["usage"] is not None for r in [*asking.accepted, *asking.rejected]) == server.paid
+
+
+def test_write_submit_poll_fetch_merge(small, server):
+    assert ask(small) == ""
+    assert_complete(small, server)
+    assert list(small.path.with_name(".small.batches").iterdir()) == []  # request files are gone
+    assert [part["images"] for part in parts_of(small)] == [12, 12, 6]
+    assert {part["status"] for part in parts_of(small)} == {"merged"}
+    tokens = sum(row["tokens"] for row in items(server)) - 30 * 90
+    usd = (tokens * 2 + 30 * 90 * 8) / 1e6 / 2  # half the price
+    assert f"{tokens:,} tokens in, 2,700 out: ${usd:,.4f}" in small.said[-1]
+
+
+def test_come_back_later(small, server):
+    server.batch_seconds = 3600
+    assert ask(small, patient=False) == "3 batches are under way at the server; the same command fetches them"
+    with pytest.raises(EmonbError, match=r"3 batches with 30 images are not fetched yet.*--annotator batch"):
+        small.ask()
+    assert ask(small, patient=False).startswith("3 batches are under way")
+    server.batch_seconds = 0
+    assert ask(small) == ""
+    assert_complete(small, server)
+    assert len(items(server)) == 30
+    note = small.path.with_name("small.batches.json")
+    for text in ("{", '{"parts": [{"name": "x"}]}'):
+        note.write_text(text)
+        with pytest.raises(EmonbError, match=r"small.batches.json: damaged.*paid a second time"):
+            ask(small)
+
+
+def test_faults_expiry_and_errors_are_asked_again(small, server):
+    server.faults = {"refusal": 0.1, "malformed": 0.1, "names_emotion": 0.1}
+    server.batch_shares = {"batch_expired": 0.1, "batch_error": 0.1}
+    server.max_faults_per_image = 1
+    ask(small)
+    assert_complete(small, server)
+    outcomes = Counter(row["outcome"] for row in items(server))
+    assert {"refusal", "malformed", "names_emotion", "batch_error", "batch_expired"} <= set(outcomes)
+    reasons = Counter(r["reason"] for r in small.rejected)
+    assert reasons["no answer"] == outcomes["batch_error"]
+    assert reasons["names the emotion"] == outcomes["names_emotion"]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours runs after it."""
+
+
+STEPS = {
+    "a part is written": ("_write_part", 2, False),
+    "a file is uploaded, not yet noted": ("_save", 2, True),
+    "a batch is created, not yet noted": ("_save", 3, True),
+    "a note is written": ("_save", 5, False),
+    "a part is submitted": ("_submit", 2, False),
+    "all parts are submitted": ("_submit_all", 1, False),
+    "some answers are merged": ("_receive", 5, False),
+    "a part is merged": ("_merge", 2, False),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=list(STEPS))
+def test_interrupted_at_any_step_it_goes_on(small, server, monkeypatch, step):
+    server.faults, server.max_faults_per_image = {"refusal": 1.0}, 1  # two rounds
+    name, calls, before = step
+    original, count = getattr(module.Batches, name), Counter()
+
+    def broken(*args, **kwargs):
+        count[name] += 1
+        if before and count[name] == calls:
+            raise Killed
+        result = original(*args, **kwargs)
+        if count[name] == calls:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.Batches, name, broken)
+        with pytest.raises(Killed):
+            ask(small)
+    ask(small)
+    assert_complete(small, server)
+    assert len(items(server)) == 60
+    assert len(server.batches) == 6
+    assert len({part["file_id"] for part in parts_of(small)}) == len(parts_of(small))
+
+
+def test_a_limit_on_the_cost_holds_for_what_is_submitted(small, server):
+    assert "raise --max-cost" in ask(small, max_cost=0.02)
+    usd = sum((row["tokens"] - 90) * 2 + 90 * 8 for row in items(server)) / 1e6 / 2
+    assert 0.016 < usd < 0.02
+    assert len(small.accepted) == server.paid < 30
+
+
+def test_a_refused_batch_costs_nothing_and_a_full_queue_is_waited_for(small, server):
+    server.batch_fails = lambda number: {1: "no_such_model", 3: "token_limit_exceeded"}.get(number, "")
+    with pytest.raises(EmonbError, match=r"refused small-0001-\w+ \(no_such_model: no\); nothing was paid"):
+        ask(small)
+    ask(small, batch_requests=6)
+    assert_complete(small, server)
+    assert any("it will be submitted again" in line for line in small.said)
+
+
+def test_large_files_are_split_and_other_forms_found(small, server):
+    with pytest.raises(EmonbError, match=r"triplets.answer_format.*schema or sections"):
+        ask(small, answer_format="questions")
+    server.schemas = False
+    ask(small, batch_requests=50, batch_mb=1.08)
+    assert_complete(small, server)
+    assert len(parts_of(small)) > 2
+    assert {t["answer_format"] for t in small.accepted} == {"sections"}
+
+
+def test_odd_results_cost_their_images_alone_and_half_a_file_nothing(small, server):
+    server.batch_seconds = 3600
+    ask(small, batch_requests=50, patient=False)
+    server.batch_seconds = 0
+    batch = server.look(next(iter(server.batches.values())))
+    file = server.files[batch["output_file_id"]]
+    whole = file["data"].splitlines()
+    file["data"] = b"\n".join(whole[:20])
+    with pytest.raises(EmonbError, match="20 of 30 answers came; start again"):
+        ask(small)
+    odd = [json.loads(line) for line in whole[:3]]
+    odd[0]["response"], odd[1]["response"]["body"], odd[2]["response"]["body"]["choices"] = "<b>", [1], {"x": 1}
+    file["data"] = b"\n".join([b"[1]", b'{"custom_id": {}}', *(json.dumps(o).encode() for o in odd), *whole[3:], b"{"])
+    ask(small)
+    small.assert_complete(30)
+    assert server.paid == 33
+    assert sorted(r["reason"] for r in small.rejected) == ["empty", "no answer", "no answer"]
+
+
+def test_what_is_gone_is_said(small, server):
+    server.batch_seconds = 3600
+    ask(small, patient=False)
+    server.batches.clear()
+    with pytest.raises(EmonbError, match=r"the batch small-0000-\w+ or its answers are not there.*remove it from"):
+        ask(small)
+    for path in small.path.with_name(".small.batches").iterdir():
+        path.unlink()
+    with pytest.raises(EmonbError, match=r"ids.json: gone; restore it, or cancel .* paid a second time"):
+        ask(small)
+
+
+# ---- what an earlier version of emonb left: 11 paid answers, the last torn; 9 rejected; two batches under way ----
+
+
+@pytest.fixture
+def kept(tmp_path, server):
+    """That folder, and the server that has its batches."""
+    asking = Asking(tmp_path, make_samples(tmp_path, 18))
+    shutil.copytree(KEPT, asking.path.parent)
+    state = json.loads((KEPT / "server.json").read_text())
+    server.files |= {name: {**file, "data": file["data"].encode()} for name, file in state["files"].items()}
+    server.batches |= {name: {**batch, "status": "in_progress"} for name, batch in state["batches"].items()}
+    return asking
+
+
+def test_a_folder_of_an_earlier_version_goes_on_without_a_new_request(kept, server):
+    submitted, before = set(server.batches), kept.path.read_bytes()
+    whole = before[: before.rindex(b'{"image_id": "train/joy/00009.png", "kind": "categorical"')]
+    server.batch_seconds = 10**9
+    with pytest.raises(EmonbError, match="2 batches with 7 images are not fetched yet"):
+        kept.ask()
+    ask(kept, patient=False)  # asks for the torn one, and what is under way stays so
+    assert [part["images"] for part in parts_of(kept)] == [4, 3, 1]
+    server.batch_seconds = 0
+    assert ask(kept) == ""
+    assert kept.path.read_bytes().startswith(whole)
+    kept.assert_complete(18)
+    asked = Counter(row["image"] for row in items(server))
+    assert (len(asked), set(asked.values())) == (8, {1})  # seven under way, one torn
+    assert len(set(server.batches) - submitted) == 1
+    assert not [row for row in server.log if row["path"].endswith("completions")]
+    assert [t["asked_of"] for t in kept.accepted] == ["gpt-4.1"] * 18
+    assert sum(r["usage"] is not None for r in kept.rejected) == 9
+
+
+def test_an_unfinished_log_of_an_earlier_version_goes_on(kept, server):
+    kept.path.with_name("small.batches.json").unlink()
+    assert kept.ask() == ""
+    kept.assert_complete(18)
+    assert server.paid == len(server.log) == 8
+    told = [row for row in server.log if "could not be used" in row.get("text", "")]
+    assert len(told) == 1  # of joy/00009 it is known why its answer before the torn one was rejected
+    assert kept.ask(max_cost=0.05) == ""  # what was spent then is known
