@@ -608,4 +608,4 @@ def _measured(folder: Path) -> Measured:
     def answer(path: str) -> Tensor:
         return net(Pictures([path], [0], settings.image_size, colours)[0][0][None].to(get_device()))
 
-    return Measured(answer, count(net), count(net))
+    return answer, count(net), count(net)
