@@ -10,7 +10,7 @@ import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -41,7 +41,7 @@ COLUMN, FULL = 3.3, 7.0  # inches: one column and both of a two-column page (CVP
 NOTE = 6.0  # points: the smallest text anywhere, at these widths
 GREY, PALE = "#BBBBBB", "#E4E4E4"
 MARKERS = dict(zip(MAIN, "vDsP^oX", strict=True))  # the model is told by shape, too
-T = TypeVar("T")
+Panels = tuple[Figure, list[tuple[Axes, Any]]]  # a figure, and axes and data of each of its panels
 
 
 # ---- one look, and figures as files --------------------------------------------------------------------------------
@@ -108,10 +108,8 @@ def _parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {f"{name}\n{_rests_on(part['n'].max(), part['seeds'].max())}": part for name, part in parts}
 
 
-def _panels(
-    parts: Mapping[str, T], height: float, columns: int = 3, width: float = FULL, **ratios: Any
-) -> tuple[Figure, list[tuple[Axes, T]]]:
-    """A figure of titled panels, `columns` in `width` inches, each `height` high; and (axes, data) of each."""
+def _panels(parts: Mapping[str, Any], height: float, columns: int = 3, width: float = FULL, **ratios: Any) -> Panels:
+    """A figure of titled panels, `columns` in `width` inches, each `height` high."""
     shown, rows = min(len(parts), columns), -(-len(parts) // columns)
     fig = Figure(figsize=(max(COLUMN, width * shown / columns), height * rows), layout="constrained")
     places = zip(fig.add_gridspec(rows, shown, **ratios), parts.items(), strict=False)
@@ -136,9 +134,7 @@ def _heatmap(ax: Axes, values: pd.DataFrame, notes: Any, cmap: str, low: float, 
     ax.tick_params(length=0)
 
 
-def _emotion_bars(
-    table: pd.DataFrame, columns: Mapping[str, str], colors: Sequence[Any], xlabel: str
-) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Sequence[Any], xlabel: str) -> Panels:
     """A panel for each dataset with a level bar for each emotion, of the columns {column: name} in percent."""
     fig, panels = _panels(_parts(table), 0.75 + 0.17 * table.groupby("dataset").size().max())
     for ax, part in panels:
@@ -152,7 +148,7 @@ def _emotion_bars(
     return fig, panels
 
 
-def _accuracy_against(table: pd.DataFrame, column: str, xlabel: str) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+def _accuracy_against(table: pd.DataFrame, column: str, xlabel: str) -> Panels:
     """Accuracy of heads with its interval against a column, one panel for each dataset."""
     fig, panels = _panels(_parts(table), 1.9)
     for ax, part in panels:
@@ -228,25 +224,15 @@ def complementarity_venn(table: pd.DataFrame) -> Figure:
     """Images that tuned VLM and ViT get right, two circles a dataset; `table`: output of `tables.complementarity`."""
     from matplotlib_venn import venn2
 
-    parts, columns = _parts(table[table["emotion"] == "all"]), [group.replace(" ", "_") for group in GROUPS]
-    counts = {title: part[columns].iloc[0] for title, part in parts.items()}
-    percent = {
-        title: [f"{group} {n} ({n / c.sum():.1%})" for group, n in zip(GROUPS, c, strict=True)]
-        for title, c in counts.items()
-    }
-    fig, panels = _panels({f"{title}\n" + "\n".join(percent[title]): c for title, c in counts.items()}, 2.2)
-    colors = model_color("vlm_tuned"), model_color("vit")
+    parts, columns = {}, [group.replace(" ", "_") for group in GROUPS]
+    for title, part in _parts(table[table["emotion"] == "all"]).items():
+        counts = part[columns].iloc[0]
+        texts = [f"{group}: {n} ({n / counts.sum():.1%})" for group, n in zip(GROUPS, counts, strict=True)]
+        parts["\n".join([title, *texts])] = counts + 1e-9  # circles need some area
+    fig, panels = _panels(parts, 2.2)
+    colors, look = (model_color("vlm_tuned"), model_color("vit")), {"subset_label_formatter": "{:.0f}".format}
     for ax, (both, vlm, vit, _) in panels:
-        venn2(
-            np.array([vlm, vit, both]) + 1e-9,
-            ("VLM", "ViT"),
-            colors,
-            0.6,
-            ax=ax,
-            subset_label_formatter="{:.0f}".format,
-        )
-        for text in ax.texts:
-            text.set_fontsize(7)
+        venn2((vlm, vit, both), ("VLM", "ViT"), colors, alpha=0.6, ax=ax, **look)
     return fig
 
 

@@ -105,24 +105,23 @@ def copy_back(out: Path) -> list[Path]:
     Raises:
         EmonbError: the run is of another profile, or not every notebook is executed.
     """
+    from nbconvert.preprocessors import ClearMetadataPreprocessor
+
     run, written = read_json(out / "run.json"), []
     left = [n for n, record in run["notebooks"].items() if record.get("status") not in ("executed", "up to date")]
     if run["profile"] != "mini" or left:
         raise EmonbError(f"{out}: needs a finished run of the profile mini (unfinished: {left or 'none'})")
+    marks = {("language_info", "name"), "kernelspec", ("emonb", "versions")}  # a run says if it has other versions
+    clean = ClearMetadataPreprocessor(
+        preserve_nb_metadata_mask=marks, preserve_cell_metadata_mask={"tags", "jupyter", "emonb"}
+    )
     for source in sorted((out / "notebooks").glob("*.ipynb")):
-        nb = nbformat.read(source, as_version=4)
-        for cell in nb.cells:
-            if "injected-parameters" in cell.metadata.get("tags", []):
-                raise EmonbError(f"{source}: was run with options; make it again with: make notebooks")
-            kept = {key: value for key, value in cell.metadata.items() if key in ("tags", "jupyter", "emonb")}
-            cell.metadata = nbformat.from_dict(kept)
-            for data in (output.get("data", {}) for output in cell.get("outputs", [])):
-                if data.get("text/html", "").startswith('<div class="emonb-explorer"'):
-                    data["text/html"] = data["text/html"].split("<script", 1)[0]  # the sentence how to switch it on
-        kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-        versions = {"versions": nb.metadata.get("emonb", {}).get("versions", {})}  # a run says if it has others
-        notes = {"kernelspec": kernel, "language_info": {"name": "python"}, "emonb": versions}
-        nb.metadata = nbformat.from_dict(notes)
+        nb, _ = clean.preprocess(nbformat.read(source, as_version=4), {})
+        if any("injected-parameters" in cell.metadata.get("tags", []) for cell in nb.cells):
+            raise EmonbError(f"{source}: was run with options; make it again with: make notebooks")
+        for data in (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])):
+            if data.get("text/html", "").startswith('<div class="emonb-explorer"'):
+                data["text/html"] = data["text/html"].split("<script", 1)[0]  # the sentence how to switch it on
         written.append(project_root() / "notebooks" / source.name)
         atomic_write(written[-1], nbformat.writes(nb))
     return written

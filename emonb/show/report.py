@@ -12,7 +12,8 @@ import fnmatch
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from itertools import groupby
+from functools import partial
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,10 +28,6 @@ from emonb.show.notebooks import write_site
 from emonb.tables import format_value, numeric_columns, plain_caption, text_rows
 from emonb.triplets import source_note
 
-DRAWN_NOTE = (
-    "The mini-* datasets are drawn by a program and only stand for the paper's datasets: their accuracies are "
-    "not comparable with the paper's. What can be compared is the mechanism: which model gains over which."
-)
 _FORMS = {"paper": ("", ".2f"), "ours": ("ci", ".1f"), "gain": ("gain", "+.1f"), "kl": ("kl", ".3g")}  # ends, digits
 _PICTURES = 4000  # thumbnails of all datasets together: about 6 MB
 
@@ -70,19 +67,16 @@ def write_report(out: Path) -> list[str]:
 
     results = _Results(out)
     run = results.safe("run.json", lambda: {**read_json(out / "run.json")}) or {}
-    settings = (
-        results.safe("run.json: settings", Settings.model_validate, run["settings"]) if "settings" in run else None
-    )
-    files = sorted({path.stem.split("__", 1)[0] for path in (out / "predictions").glob("*__*.parquet")})
-    datasets = settings.datasets if settings else files
-    records = results.safe("run.json: notebooks", _records, results, run.get("notebooks", {})) or {}
+    settings = run and results.safe("settings of run.json", Settings.model_validate, run.get("settings"))
+    found = sorted({path.stem.split("__", 1)[0] for path in (out / "predictions").glob("*__*.parquet")})
+    datasets = list(settings.datasets) if settings else found
+    records = results.safe("notebooks of run.json", _records, results, run.get("notebooks", {})) or {}
     said = results.safe("who wrote the triplets", source_note, out, datasets) or ""
     drawn = [is_drawn(name) for name in datasets]
-    notes = [DRAWN_NOTE] * any(drawn) + [f"{said[:1].upper()}{said[1:]}."] * bool(said)
+    notes = [resource("report.yaml", "drawn")] * any(drawn) + [f"{said[:1].upper()}{said[1:]}."] * bool(said)
     results.problems += write_site(out, " ".join(notes))
     blocks = _blocks(results, records, datasets, settings)
-    claims = (blocks.get("table:claims") or {}).get("claims", [])
-    sections = []
+    judged, sections = (blocks.get("table:claims") or {}).get("claims", []), []
     for section in resource("report.yaml", "sections"):
         keys = dict.fromkeys(key for part in section["parts"] for key in fnmatch.filter(blocks, part))
         found = [block for block in map(blocks.pop, keys) if block]
@@ -105,8 +99,8 @@ def write_report(out: Path) -> list[str]:
         kind=" and ".join(["drawn"] * any(drawn) + ["real"] * (not all(drawn))) or "no",
         datasets=datasets,
         notes=notes,
-        score=Counter(row["verdict"] for rows in claims for row in rows if row["dataset"] == "all"),
-        facts=(results.safe("the facts of the run", _facts, run) or {}) if run else {},
+        score=Counter(row["verdict"] for rows in judged for row in rows if row["dataset"] == "all"),
+        facts=run and results.safe("the facts of the run", _facts, run),
         sections=sections,
         chart={model: model_name(model) for model in QUARTET},
         problems=results.problems,
@@ -131,18 +125,14 @@ def _blocks(
     results: _Results, records: Mapping[str, Any], datasets: list[str], settings: Settings | None
 ) -> dict[str, dict[str, Any] | None]:
     """Everything that the page can show under `table:ID`, `figure:ID`, `explorer:` and `files:`."""
-    out, blocks = results.out, {}
-    predictions = (
-        results.safe("predictions", lambda: load_all(out / "predictions", datasets, split="test", partial=True)) or {}
-    )
+    out, blocks, folder = results.out, {}, results.out / "predictions"
+    predictions = results.safe("predictions", lambda: load_all(folder, datasets, split="test", partial=True)) or {}
     models = expected_models(settings) if settings else dict.fromkeys(model for _, model in predictions)
     results.problems += gaps(predictions, datasets, models)
     written = {file for record in records.values() for file in record.get("files", [])}  # else of an earlier run
-    order = [f"confusion_{dataset}_{model}" for dataset in datasets for model in MODELS]
+    order = {f"confusion_{dataset}_{model}": i for i, (dataset, model) in enumerate(product(datasets, MODELS))}
     for kind, pattern, build in (("table", "*.csv", _table), ("figure", "*.png", _figure)):
-        there = sorted(
-            (out / f"{kind}s").glob(pattern), key=lambda p: (p.stem in order and order.index(p.stem), p.stem)
-        )
+        there = sorted((out / f"{kind}s").glob(pattern), key=lambda path: (order.get(path.stem, -1), path.stem))
         for path in (path for path in there if not written or f"{kind}s/{path.name}" in written):
             blocks[f"{kind}:{path.stem}"] = results.safe(f"{kind} {path.stem}", build, results, path)
         lost = [id for id in resource("report.yaml", f"{kind}s") if f"{kind}:{id}" not in blocks]
@@ -156,9 +146,8 @@ def _explorer(results: _Results, predictions: Any, datasets: list[str]) -> dict[
     from markupsafe import Markup
 
     known = [dataset for dataset in datasets if any(dataset == name for name, _ in predictions)]
-    shown = [
-        d for d in known if results.safe(f"{d} in the explorer", lambda d=d: explorer_html(predictions, d, limit=1))
-    ]
+    probe = partial(explorer_html, predictions, limit=1)
+    shown = [dataset for dataset in known if results.safe(f"{dataset} in the explorer", probe, dataset)]
     limit = max(100, _PICTURES // max(1, len(shown)))
     return {"group": "explorer", "html": Markup(explorer_html(predictions, shown, limit=limit))} if shown else None
 
@@ -168,9 +157,7 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     totals, machine, git, lock = (run.get(key, {}) for key in ("totals", "machine", "git", "lock"))
     differs = [f"{name} {both}" for name, both in lock.get("differs", {}).items()]
     others = [f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items()]
-    locked = {True: "as locked", False: f"not as locked (here, locked): {', '.join(differs[:3])}"}.get(
-        lock.get("locked")
-    )
+    locked = {True: "as locked", False: f"not as locked (here, locked): {', '.join(differs[:3])}", None: ""}
     other = f"the committed notebooks had others (here, theirs): {', '.join(others)}" if others else ""
     facts = {
         "when": f"{run['written'][:10]} {run['written'][11:16]} UTC",
@@ -181,7 +168,7 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
         "seeds of head and gates": ", ".join(map(str, run["seeds"])),
         "code": str(git.get("commit", ""))[:10] + (" + changes" if git.get("dirty") else ""),
         "versions": ", ".join(f"{name} {run['versions'][name]}" for name in ("python", "torch", "transformers")),
-        "packages": "; ".join(filter(None, [locked, other])),
+        "packages": "; ".join(filter(None, [locked[lock.get("locked")], other])),
     }
     return {what: value for what, value in facts.items() if value}
 
@@ -234,15 +221,10 @@ def _figure(results: _Results, path: Path) -> dict[str, Any]:
     """A figure as data of a few ten kB, with words and links to its files."""
     from emonb.figures import compact
 
-    photo = path.stem.startswith(("qualitative_examples", "samples_"))
+    photo, links = path.stem.startswith(("qualitative", "samples")), results.links("figures", path.stem, "svg", "png")
     data = base64.b64encode(compact(path, width=1000 if photo else 1500, photo=photo)).decode()
     address = f"data:image/{'jpeg' if photo else 'png'};base64,{data}"
-    return {
-        "id": path.stem,
-        **_words(path.stem),
-        "address": address,
-        "links": results.links("figures", path.stem, "svg", "png"),
-    }
+    return {"id": path.stem, **_words(path.stem), "address": address, "links": links}
 
 
 def _words(id: str) -> dict[str, str]:
@@ -260,23 +242,9 @@ def _words(id: str) -> dict[str, str]:
 
 def _files(results: _Results, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The executed notebooks with their pages, and the files beside the page."""
-    out, rows = results.out, []
-    for name in sorted({path.stem for path in (out / "notebooks").glob("*.ipynb")} | set(records)):
-        record, source = records.get(name, {}), results.links("notebooks", name, "ipynb")
-        numbers = f"{record.get('seconds', 0):.0f} s", f"{record.get('peak_memory_mb', 0):.0f} MB"
-        status = record.get("status", "not in this run")
-        rows.append(
-            (
-                name,
-                results.links("site", name, "html"),
-                status,
-                *(numbers if "seconds" in record else ("", "")),
-                source,
-            )
-        )
-    files = {
-        path.stem: results.links("tables", path.stem, "csv", "md", "tex") for path in sorted(out.glob("tables/*.csv"))
-    }
-    files["integrity of the data"] = [(quote(f"integrity/{p.name}"), p.name) for p in sorted(out.glob("integrity/*"))]
-    files["settings, versions, times"] = results.links(".", "run", "json")
+    link, names = results.links, {path.stem for path in (results.out / "notebooks").glob("*.ipynb")} | set(records)
+    rows = [(n, link("site", n, "html"), records.get(n, {}), link("notebooks", n, "ipynb")) for n in sorted(names)]
+    pages = sorted((results.out / "integrity").glob("*"))
+    files = {"integrity of the data": [(quote(f"integrity/{page.name}"), page.name) for page in pages]}
+    files["settings, versions, times"] = link(".", "run", "json")
     return {"group": "files", "notebooks": rows, "files": {what: links for what, links in files.items() if links}}
