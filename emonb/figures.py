@@ -228,7 +228,7 @@ def complementarity_venn(table: pd.DataFrame) -> Figure:
     for title, part in _parts(table[table["emotion"] == "all"]).items():
         counts = part[columns].iloc[0]
         texts = [f"{group}: {n} ({n / counts.sum():.1%})" for group, n in zip(GROUPS, counts, strict=True)]
-        parts["\n".join([title, *texts])] = counts + 1e-9  # circles need some area
+        parts["\n".join([title, *texts])] = counts + 1e-9 * (not counts.iloc[:3].any())  # circles need some area
     fig, panels = _panels(parts, 2.2)
     colors, look = (model_color("vlm_tuned"), model_color("vit")), {"subset_label_formatter": "{:.0f}".format}
     for ax, (both, vlm, vit, _) in panels:
