@@ -96,8 +96,9 @@ def find_pictures(images: Sequence[Path]) -> list[Path]:
     for path in images:
         if not path.exists():
             raise EmonbError(f"{visible(path)}: no such picture or folder")
-        files = [Path(root, name) for root, _, names in os.walk(path, onerror=left_out) for name in names]
-        inside = sorted(file for file in files if file.suffix.lower() in ENDINGS) if path.is_dir() else [path]
+        walked = os.walk(path, onerror=left_out) if path.is_dir() else [("", (), [path])]
+        files = [Path(root, name) for root, _, names in walked for name in names]
+        inside = sorted(file for file in files if file == path or file.suffix.lower() in ENDINGS)
         if not inside:
             raise EmonbError(f"{visible(path)}: no picture in this folder ({', '.join(ENDINGS)})")
         found += inside

@@ -178,7 +178,9 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
     frame, id, words = pd.read_csv(path), path.stem, resource("report.yaml", "tables").get(path.stem, {})
     block = {"group": "table", "id": id, "title": f"Table {id.replace('_', ' ')}", **words}
     block["links"] = results.links("tables", id, "csv", "md", "tex")
-    block["caption"] = [words.get("text", ""), plain_caption(path.with_suffix(".md").read_text(encoding="utf-8"))]
+    text = path.with_suffix(".md")
+    saved = plain_caption(text.read_text(encoding="utf-8")) if text.is_file() else ""
+    block["caption"] = [words.get("text", ""), saved]
     if id == "claims":
         numbers = frame[["value", "ci_low", "ci_high"]].map(lambda x: "" if pd.isna(x) else f"{round(x, 3) + 0.0:.3g}")
         cards = frame.map(format_value).assign(**numbers).groupby("claim", sort=False)
@@ -206,7 +208,7 @@ def _by_model(frame: pd.DataFrame) -> pd.DataFrame:
             if pd.notna(row.get(column)):
                 interval = f" [{row[f'{ends}_low']:{form}}, {row[f'{ends}_high']:{form}}]" if ends else ""
                 texts[row["name"]] = f"{row[column]:{form}}{interval}"
-    wide = pd.DataFrame(cells).reindex(dict.fromkeys(frame["name"])).fillna("")
+    wide = pd.DataFrame(cells, dtype=object).reindex(dict.fromkeys(frame["name"])).fillna("")
     return wide.loc[:, (wide != "").any()]
 
 
