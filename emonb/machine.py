@@ -14,7 +14,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -268,7 +267,7 @@ def doctor(out: Path) -> list[tuple[str, bool, str]]:
 
     there = next(p for p in (out, *out.parents) if p.is_dir())
     checks: dict[str, Callable[[], str]] = {
-        "Python >= 3.11": lambda: at_least(3.11, float("{}.{:02}".format(*sys.version_info)), "install a later one"),
+        "Python": platform.python_version,  # make and pip refuse one below 3.11
         "torch and torchvision agree": torch_and_torchvision,
         "libraries": versions,
         "notebook kernel": lambda: f"ipykernel {metadata.version('ipykernel')}",
