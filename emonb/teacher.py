@@ -218,9 +218,7 @@ def train_network(
     device, options = get_device(), DataLoaderConfiguration(split_batches=True)
     accelerator = Accelerator(cpu=device.type == "cpu", dataloader_config=options)
     if batch_size % process_count():
-        raise EmonbError(
-            f"setting batch_size of {what} ({batch_size}): must be a multiple of --num_processes"
-        )
+        raise EmonbError(f"setting batch_size of {what} ({batch_size}): must be a multiple of --num_processes")
     if process_count() > 1 and device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from pipeline import job_of, make_and_die
 
 from emonb.errors import EmonbError
-from emonb.machine import side_by_side
 from emonb.store import STAGES
 
 STEPS = {"adapter": (6, 5, 4), "teacher": (16, 10, 8)}  # optimiser steps in all, killed in, done at the checkpoint

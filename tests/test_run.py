@@ -197,7 +197,9 @@ def test_an_undeclared_parameter_is_found_before_anything_runs(tmp_path, noteboo
 
 def partial_folder(folder: Path, **changed: str) -> Path:
     """Notebooks of one line each: 01 saves predictions, 04 fails, 07 and 08 show what is there."""
-    start = "from pathlib import Path\nto = lambda name: (Path(out, name).parent.mkdir(exist_ok=True), Path(out, name))[1]"
+    start = (
+        "from pathlib import Path\nto = lambda name: (Path(out, name).parent.mkdir(exist_ok=True), Path(out, name))[1]"
+    )
     sources = {
         "01_data": "to('predictions/mini-fi__vit.parquet').write_bytes(b'x')",
         "04_teacher": "raise ValueError('no teacher')",
@@ -251,7 +253,7 @@ def test_without_predictions_nothing_more_is_executed_and_a_report_that_fails_hi
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """Runs in the middle of a cell that are ended by a signal, all at once: signal -> results, exit code, survivors."""
+    """Runs ended by a signal in the middle of a cell, all at once: signal -> results, exit code, words, survivors."""
     command = [sys.executable, "-m", "emonb", "run", "--profile", "smoke", "--out", "out"]
     started, options = {}, {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     for how in SIGNALS:
@@ -318,7 +320,7 @@ def test_inner_progress_reaches_the_bar(tmp_path, monkeypatch, capsys):
     note = tmp_path / "progress"
     monkeypatch.setenv("EMONB_HEADLESS", "1")
     monkeypatch.setenv("EMONB_PROGRESS_FILE", str(note))
-    assert [read_progress(note) for _ in progress(range(3), "features", unit="image")][0] == "features 0/3"
+    assert [read_progress(note) for _ in progress(range(2), "features")] == ["features 0/2", "features 1/2"]
     assert read_progress(note) == ""
     assert capsys.readouterr().out == ""
 

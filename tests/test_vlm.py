@@ -1,4 +1,4 @@
-"""Room 03 on tiny random models of each Qwen-VL class: visual tokens, scored answers, LoRA; and weights that are wrong."""
+"""Room 03 on tiny random models of each Qwen-VL class: visual tokens, scored answers, LoRA; weights that are wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from families import FAMILIES, WIDTH, save_family
 from pipeline import three_pictures
 from safetensors.torch import load_file, save_file
 
-from emonb import tuning, vlm as room
+from emonb import tuning
+from emonb import vlm as room
 from emonb.data import TAXONOMIES, answer_text, question
 from emonb.errors import EmonbError
 from emonb.files import resource
@@ -155,7 +156,9 @@ def test_a_fresh_adapter_changes_no_answer_and_touches_the_language_models_atten
 @pytest.mark.parametrize("family", ["qwen2_vl"])
 def test_an_adapted_layer_is_w_x_plus_alpha_over_r_b_a_x(folders, family):
     tuned = tuning.add_lora(room.load_vlm(str(folders[family])), r=4, alpha=6, dropout=0)
-    layer = next(m for name, m in tuned.model.named_modules() if name.endswith("language_model.layers.1.self_attn.q_proj"))
+    layer = next(
+        m for name, m in tuned.model.named_modules() if name.endswith("language_model.layers.1.self_attn.q_proj")
+    )
     torch.nn.init.normal_(layer.lora_B["default"].weight)
     w, bias, a, b = (
         np.asarray(t.detach(), dtype=np.float64)
@@ -202,7 +205,9 @@ def test_a_step_in_parts_and_with_checkpointing_has_the_same_gradients(tuned, le
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
     assert found[0][1].abs().max() > 1e-3
-    curve = tuning.tune(tuned, lessons, see, epochs=8, lr=2e-2, batch_size=1, accumulation=3, gradient_checkpointing=True)
+    curve = tuning.tune(
+        tuned, lessons, see, epochs=8, lr=2e-2, batch_size=1, accumulation=3, gradient_checkpointing=True
+    )
     assert curve[-1]["value"] < curve[0]["value"] - 0.1
 
 
