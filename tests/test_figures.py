@@ -17,7 +17,7 @@ from synthetic import frame_of, synthetic
 
 from emonb import figures, tables
 from emonb.data import TAXONOMIES
-from emonb.metrics import agreement_matrix, reliability
+from emonb.metrics import calibration_error, kappa, reliability
 from emonb.predictions import MAIN, QUARTET, first_seed, joint, model_color, select_examples
 from emonb.settings import load_settings
 
@@ -40,9 +40,23 @@ def world():
 
 
 def cost_of():
-    """A made-up table `cost`."""
-    rows = [(d, m, 10**k, 1.5 * k, 2.0 * k, 4.0 * k, 16) for d in TITLES for k, m in enumerate(QUARTET, 5)]
-    return pd.DataFrame(rows, columns=["dataset", "model", "parameters", "ms_low", "ms_median", "ms_high", "n"])
+    """A made-up table of accuracy and cost."""
+    table = pd.DataFrame([(d, m, 10.0**k, k) for d in TITLES for k, m in enumerate(QUARTET, 5)])
+    table = table.set_axis(["dataset", "model", "parameters", "k"], axis=1).astype({"parameters": int})
+    times = {"ms_low": 1.5 * table["k"], "ms_median": 2.0 * table["k"], "ms_high": 4.0 * table["k"], "n": 120}
+    of = {"accuracy": 50.0 + table["k"], "low": 50.0, "high": 60.0, "seeds": np.where(table["k"] < 7, 1, 3)}
+    return table.assign(**times, **of)
+
+
+def trust_of():
+    """A made-up table `gate_trust`."""
+    where = ["dataset", "emotion", "n", "followed_vlm", "followed_head", "followed_neither"]
+    rows = [
+        (title, emotion, 20, 30.0, 50.0, 20.0, 40.0, 35.0, 45.0)
+        for title in TITLES
+        for emotion in ("all", *ODD_LABELS)
+    ]
+    return pd.DataFrame(rows, columns=[*where, "vlm_right", "head_right", "gate_right"])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +71,7 @@ def made(world):
     weights = {TITLES[0]: (LABELS, rng.normal(size=(8, 16))), ODD: (ODD_LABELS, rng.normal(size=(3, 6)))}
     first = {(t, m): first_seed(found[d, m]) for t, d in zip(TITLES, ("mini-fi", ODD), strict=True) for m in QUARTET}
     del first["mini-fi (drawn)", "vit"]
-    kappas = {title: agreement_matrix(table) for title, table in answers.items()}
+    kappas = {t: pd.DataFrame({b: {a: kappa(j[a], j[b]) for a in MAIN} for b in MAIN}) for t, j in answers.items()}
     return {
         "confusion": figures.confusion(odd["vit"], ODD),
         "confusion_difference": figures.confusion_difference(odd["vit"], odd["head"], ODD),
@@ -68,9 +82,9 @@ def made(world):
         "agreement": figures.agreement(kappas, dict.fromkeys(TITLES, 120)),
         "qualitative_examples": figures.qualitative_examples(examples, pictures, ODD, 60),
         "gate_weights": figures.gate_weights(weights),
-        "gate_trust": figures.gate_trust(tables.gate_trust(found, settings.datasets)),
+        "gate_trust": figures.gate_trust(trust_of()),
         "calibration": figures.calibration(first),
-        "accuracy_cost": figures.accuracy_cost(tables.accuracy_cost(cost_of(), found, settings)),
+        "accuracy_cost": figures.accuracy_cost(cost_of()),
         "alpha_tradeoff": figures.alpha_tradeoff(tables.alpha(found, settings)),
         "depth": figures.depth(tables.depth(found, settings)),
         "training_curves": figures.training_curves({("head", t): history for t in TITLES}),
@@ -192,8 +206,8 @@ def test_upset_bars_and_dots_are_the_intersections(made, world):
 
 
 def test_agreement_alpha_and_depth_name_their_basis(made, world):
-    kappa = agreement_matrix(world[2][TITLES[0]]).loc["vlm_tuned", "vlm_zero_shot"]
-    assert notes_of(made["agreement"].axes[0])[0.5, 0.5] == f"{kappa:.2f}".replace("0.", ".")
+    both = kappa(*(world[2][TITLES[0]][model] for model in ("vlm_tuned", "vlm_zero_shot")))
+    assert notes_of(made["agreement"].axes[0])[0.5, 0.5] == f"{both:.2f}".replace("0.", ".")
     alpha = made["alpha_tradeoff"].axes[0]
     assert [t.get_text() for t in alpha.texts] == ["0", "0.25", "0.5", "0.75", "1"]
     for name, seeds in (("agreement", "1 seed"), ("alpha_tradeoff", "3 seeds"), ("depth", "3 seeds")):
@@ -211,7 +225,7 @@ def test_gate_weights_are_the_two_halves_and_trust_is_its_table(made, world):
     for ax, part in zip((vlm, head), halves, strict=True):
         assert np.allclose(ax.collections[0].get_array().reshape(8, 8), part)
     assert [p.get_width() for p in bars.patches] == pytest.approx([*figures.lift(halves[0]), *figures.lift(halves[1])])
-    shown = tables.gate_trust(world[0], ["mini-fi"])
+    shown = trust_of().query("dataset == @TITLES[0]")
     ax = made["gate_trust"].axes[0]
     ends = [*shown["followed_vlm"], *(100 - shown["followed_head"]), *([100] * len(shown))]
     assert [p.get_x() + p.get_width() for p in ax.patches] == pytest.approx(ends)
@@ -223,17 +237,14 @@ def test_gate_weights_are_the_two_halves_and_trust_is_its_table(made, world):
 def test_calibration_draws_its_bins_and_names_its_error(made, world):
     frame, axes = first_seed(world[0]["mini-fi", "emovlmkd"]), made["calibration"].axes
     assert np.allclose(axes[3].collections[-1].get_offsets(), reliability(frame)[["confidence", "accuracy"]])
-    ece = tables.calibration(world[0], ["mini-fi"], ("emovlmkd",))["ece"].item()
-    assert axes[3].get_title() == f"EmoVLM-KD\nn = 120, ECE {ece:.1f} %"
+    assert axes[3].get_title() == f"EmoVLM-KD\nn = 120, ECE {calibration_error(frame):.1f} %"
     assert words(made["calibration"]).count("no predictions") == 1
 
 
-def test_accuracy_cost_puts_each_model_at_its_cost(made, world):
-    head = world[0]["mini-fi", "head"]
-    right = pytest.approx(100 * (head["prediction"] == head["label"]).mean())
+def test_accuracy_cost_puts_each_model_at_its_cost(made):
     above, _, below, _ = made["accuracy_cost"].axes
-    assert above.containers[2].lines[0].get_xydata().tolist() == [[10**7, right]]
-    assert below.containers[2].lines[0].get_xydata().tolist() == [[14, right]]
+    assert above.containers[2].lines[0].get_xydata().tolist() == [[10**7, 57]]
+    assert below.containers[2].lines[0].get_xydata().tolist() == [[14, 57]]
     across = below.containers[2].lines[2][0].get_segments()[0]
     assert across[:, 0].tolist() == pytest.approx([10.5, 28])
     assert all(text in words(made["accuracy_cost"]) for text in ("VLM, tuned", "10 M", "n = 120, 1/3 seeds"))
@@ -274,11 +285,11 @@ def test_models_differ_by_colour_and_by_shape():
 
 
 def test_nothing_to_show_is_said(world):
-    nothing, cost = tables.complementarity({}, world[1]), tables.accuracy_cost(cost_of(), {}, world[1])
+    nothing = tables.complementarity({}, world[1])
     alone = pd.DataFrame([[1.0]], ["vit"], ["vit"])
     made = [figures.complementarity_venn(nothing), figures.complementarity_by_emotion(nothing)]
     made += [figures.complementarity_upset({}), figures.agreement({"x": alone}, {"x": 1}), figures.calibration({})]
-    made += [figures.gate_trust(tables.gate_trust({}, ["mini-fi"])), figures.accuracy_cost(cost)]
+    made += [figures.gate_trust(trust_of()[:0]), figures.accuracy_cost(cost_of()[:0])]
     assert all("no predictions" in words(fig) for fig in [*made, figures.training_curves({})])
 
 
