@@ -148,16 +148,21 @@ def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Seque
     return fig, panels
 
 
-def _accuracy_against(table: pd.DataFrame, column: str, xlabel: str) -> Panels:
-    """Accuracy of heads with its interval against a column, one panel for each dataset."""
-    fig, panels = _panels(_parts(table), 1.9)
+def _accuracy_against(table: pd.DataFrame, column: str, xlabel: str, title: str, notes: str = "") -> Figure:
+    """Accuracy of heads with its interval against a column, the paper's head in red-orange; a panel per dataset."""
+    fig, panels = _panels(_parts(table.dropna(subset=["ours", column])), 1.9)
+    look = {"color": model_color("head"), "marker": "o", "markersize": 4, "capsize": 2}
     for ax, part in panels:
         part = part.sort_values(column)
         errors = (part[["ci_low", "ci_high"]].T - part["ours"]).abs()
-        look = {"color": model_color("head"), "marker": "o", "markersize": 4, "capsize": 2}
         ax.errorbar(part[column], part["ours"], yerr=errors, **look)
+        ax.plot(*part.loc[part["row"] == "head", [column, "ours"]].to_numpy().T, "o", color="#D55E00", zorder=3)
+        for row in part.to_dict("records") if notes else ():
+            where = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": NOTE}
+            ax.annotate(f"{row[notes]:g}", (row[column], row["ours"]), **where)
         ax.set(xlabel=xlabel, ylabel="accuracy, %")
-    return fig, panels
+    fig.suptitle(f"{title}; the paper's in red-orange")
+    return fig
 
 
 # ---- confusion -----------------------------------------------------------------------------------------------------
@@ -403,22 +408,15 @@ def accuracy_cost(table: pd.DataFrame) -> Figure:
 @styled
 def alpha_tradeoff(table: pd.DataFrame) -> Figure:
     """Accuracy against KL(teacher || head), one point per alpha with its interval; one panel per dataset."""
-    fig, panels = _accuracy_against(table.dropna(subset=["ours", "kl"]), "kl", "KL from the teacher (nats)")
-    for ax, part in panels:
-        ax.plot(*part.loc[part["row"] == "head", ["kl", "ours"]].to_numpy().T, "o", color="#D55E00", zorder=3)
-        for alpha, *where in part[["alpha", "kl", "ours"]].itertuples(index=False):
-            ax.annotate(f"{alpha:g}", where, xytext=(5, 4), textcoords="offset points", fontsize=NOTE)
-    fig.suptitle("weight of distillation: alpha beside each point, the paper's in red-orange")
-    return fig
+    title = "weight of distillation: alpha beside each point"
+    return _accuracy_against(table, "kl", "KL from the teacher (nats)", title, "alpha")
 
 
 @styled
 def depth(table: pd.DataFrame) -> Figure:
     """Accuracy of heads by number of hidden layers, with intervals; one panel per dataset."""
-    known = table[table["ours"].notna()].assign(layers=lambda rows: rows["name"].str.count(",") + 1)
-    fig, _ = _accuracy_against(known, "layers", "hidden layers of the head")
-    fig.suptitle("depth of the distilled head (head alone)")
-    return fig
+    layers = table["name"].str.count(",") + 1
+    return _accuracy_against(table.assign(layers=layers), "layers", "hidden layers", "depth of the distilled head")
 
 
 @styled
@@ -427,9 +425,8 @@ def training_curves(histories: Mapping[tuple[str, str], Sequence[Mapping[str, An
     frames = [pd.DataFrame(rows).assign(what=what, dataset=title) for (what, title), rows in histories.items()]
     history = pd.concat([pd.DataFrame({"seed": []}), *frames]).fillna({"seed": 0})
     groups = history.groupby(["what", "metric"], sort=False)
-    fig, panels = _panels(
-        {f"{what}, {metric}: {part['seed'].nunique()} seeds": part for (what, metric), part in groups}, 1.8
-    )
+    parts = {f"{what}, {metric}; seeds: {part['seed'].nunique()}": part for (what, metric), part in groups}
+    fig, panels = _panels(parts, 1.8)
     order = {"hue_order": history["dataset"].unique(), "style_order": ["train", "val"]}
     for ax, part in panels:
         sns.lineplot(part, x="epoch", y="value", hue="dataset", style="split", errorbar=None, ax=ax, **order)
@@ -477,17 +474,19 @@ def answer_bars(
         answers: model (of `predictions.MODELS`, or any name) -> emotion -> probability.
         truth: what people say; a tick where the model says the same, else a cross; "" where nobody was asked.
     """
-    said = {model: max(p, key=p.get) for model, p in answers.items()}
-    marks = {model: "" if not truth else " ✓" if said[model] == truth else " ✗" for model in said}
-    parts = {f"{model_name(m)}\n{said[m]}{marks[m]}": (m, pd.Series(p)) for m, p in answers.items()}
-    about, classes = f"people say: {truth}" if truth else "", len(next(iter(answers.values())))
-    fig, [(first, _), *panels] = _panels({about: (), **parts}, 0.8 + 0.16 * classes, 1 + len(parts))
+    labels, parts = list(next(iter(answers.values()))), {}
+    for model, p in answers.items():
+        best = max(p, key=p.get)
+        mark = "" if not truth else " ✓" if best == truth else " ✗"
+        parts[f"{model_name(model)}\n{best}{mark}"] = model, pd.Series(p, labels)
+    about, height = {f"people say: {truth}" if truth else "": None}, 0.8 + 0.16 * len(labels)
+    fig, [(first, _), *panels] = _panels({**about, **parts}, height, 1 + len(parts))
     first.imshow(picture)
     first.set_axis_off()
     for ax, (model, p) in panels:
         bars = ax.barh(p.index, p, color=model_color(model) or GREY, alpha=0.5)
         bars[p.argmax()].set(alpha=1, edgecolor="black", linewidth=0.8)
-        ax.set(xlim=(0, 1), ylim=(classes - 0.5, -0.5))
+        ax.set(xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5))
         ax.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
         ax.tick_params(axis="y", length=0, labelleft=ax is panels[0][0])
     fig.suptitle(title)

@@ -220,7 +220,7 @@ def test_calibration_curves_and_examples(made, world):
     assert np.allclose(ax.collections[-1].get_offsets(), reliability(frame)[["confidence", "accuracy"]])
     assert ax.get_title() == f"mini-fi (drawn)\nEmoVLM-KD\nn = 120, ECE {calibration_error(frame):.1f} %"
     curve = made["training_curves"].axes[0]
-    assert (curve.get_title(), curve.lines[0].get_ydata().tolist()) == ("head, loss: 2 seeds", [2, 3, 4])
+    assert (curve.get_title(), curve.lines[0].get_ydata().tolist()) == ("head, loss; seeds: 2", [2, 3, 4])
     steep = figures.training_curves(
         {("x", "d"): [{"epoch": e, "split": "train", "metric": "loss", "value": 9**-e} for e in range(4)]}
     )

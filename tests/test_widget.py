@@ -1,4 +1,4 @@
-"""The cells of notebook 09 for a picture of one's own: bytes in, an answer out, in Python and in JupyterLab."""
+"""The cells of notebook 09 for a picture of one's own: bytes in, an answer out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 from assembled import HOSTILE, LABELS, assembled, picture, results
-from conftest import BROWSER, ROOT
-from lab import browser_page, jupyterlab, open_notebook, run_cell
+from conftest import ROOT
 
 from emonb.show.opinions import find_teacher, opinions
 
@@ -101,31 +100,3 @@ def test_headless_prints_one_sentence(world, monkeypatch, capsys):
     monkeypatch.setenv("EMONB_HEADLESS", "1")
     exec(f"{ABOVE}\nfrom emonb.files import visible\n{CODE[2]}", dict(world))
     assert capsys.readouterr().out == "Run this notebook to choose a picture of your own here.\n"
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
-def test_in_jupyterlab_a_file_goes_in_and_the_answer_comes_out(world, tmp_path):
-    picture().save(tmp_path / HOSTILE)
-    expected = opinions(world["model"], [picture()], [HOSTILE], texts=True)[0]
-    folder = results(tmp_path, world["model"])
-    ready = f"from emonb.model import EmoVLMKD\nmodel, teacher = EmoVLMKD.from_pretrained({str(folder)!r}), None\n"
-    code = "\n".join([ABOVE, ready, "table = pd.DataFrame({'path': [], 'label': []})", *CODE])
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    notebook["cells"] = [nbformat.v4.new_code_cell(code)]
-    (tmp_path / "files").mkdir()
-    nbformat.write(notebook, tmp_path / "files" / "try.ipynb")
-    with jupyterlab(tmp_path / "files") as address, browser_page() as (page, outside):
-        said = []
-        page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-        page.set_default_timeout(60_000)  # the kernel loads torch
-        open_notebook(page, address, "try")
-        run_cell(page)
-        with page.expect_file_chooser() as chooser:
-            page.get_by_role("button", name="Your picture").click()
-        chooser.value.set_files(tmp_path / HOSTILE)
-        answer = page.locator(".jp-OutputArea-output .widget-output")
-        answer.locator("img").nth(1).wait_for()
-        assert f"{HOSTILE}: {expected['emotion']} ({expected['confidence']:.0%})" in answer.inner_text()
-        assert all(answer.locator("img").evaluate_all("all => all.map(i => i.naturalWidth > 0)"))
-        assert answer.locator("img[src=x]").count() == 0
-        assert (said, outside) == ([], [])

@@ -155,10 +155,8 @@ def _explorer(results: _Results, predictions: Any, datasets: list[str]) -> dict[
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     """What run.json says of time, machine and packages; what is empty is left out."""
     totals, machine, git, lock = (run.get(key, {}) for key in ("totals", "machine", "git", "lock"))
-    differs = [f"{name} {both}" for name, both in lock.get("differs", {}).items()]
-    others = [f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items()]
-    locked = {True: "as locked", False: f"not as locked (here, locked): {', '.join(differs[:3])}", None: ""}
-    other = f"the committed notebooks had others (here, theirs): {', '.join(others)}" if others else ""
+    differs = ", ".join(f"{name} {both}" for name, both in lock.get("differs", {}).items())
+    others = ", ".join(f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items())
     facts = {
         "when": f"{run['written'][:10]} {run['written'][11:16]} UTC",
         "from nothing": f"{totals['seconds_compute'] / 60:.1f} min",
@@ -168,7 +166,8 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
         "seeds of head and gates": ", ".join(map(str, run["seeds"])),
         "code": str(git.get("commit", ""))[:10] + (" + changes" if git.get("dirty") else ""),
         "versions": ", ".join(f"{name} {run['versions'][name]}" for name in ("python", "torch", "transformers")),
-        "packages": "; ".join(filter(None, [locked[lock.get("locked")], other])),
+        "packages": f"not as locked (here, locked): {differs}" if differs else "as locked" * bool(lock.get("locked")),
+        "the committed notebooks had others (here, theirs)": others,
     }
     return {what: value for what, value in facts.items() if value}
 
