@@ -326,6 +326,7 @@ def gate_weights(weights: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Fig
         _heatmap(field, matrix, None, "BrBG", -limit, limit, "logits")
         field.set(aspect="auto", ylabel="speaks for")
         lifts.plot.barh(ax=bars, color=colors, width=0.64, legend=False).invert_yaxis()
+        bars.axvline(0, color="black", linewidth=0.6)
     _legend(fig)
     return fig
 
