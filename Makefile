@@ -1,4 +1,4 @@
-# make reproduce | test | lint | style | notebooks | bench | clean; each sets up what it needs.
+# make reproduce | test | lint | style | notebooks | bench | doctor | lock | clean; each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= mini
@@ -8,14 +8,20 @@ OUT ?=
 SEEDS ?=
 FORCE ?=
 NOTEBOOKS ?=
+# The exact versions that results and tests depend on; LOCK= installs the newest that pyproject.toml allows.
+LOCK ?= requirements.lock
+# CPU=1 installs torch without its CUDA libraries: 1 GB instead of 7.
+CPU ?=
 
 python := $(VENV)/bin/python
+pip := $(python) -m pip install --disable-pip-version-check --quiet \
+	$(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 installed := $(VENV)/.installed
 option = $(if $($(1)),--$(2) '$($(1))')
 options = --profile '$(PROFILE)' $(call option,DATASETS,datasets) $(call option,IMAGES,images) \
 	$(call option,OUT,out) $(call option,SEEDS,seeds) $(call option,FORCE,force) $(call option,NOTEBOOKS,notebooks)
 
-.PHONY: help reproduce test lint style notebooks bench doctor clean
+.PHONY: help reproduce test lint style notebooks bench doctor lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,15 +31,17 @@ help:
 	@echo 'make lint        ruff: code and notebooks; make style corrects what it can'
 	@echo 'make notebooks   run the mini profile and put the executed notebooks back into notebooks/'
 	@echo 'make bench       what is fast and by how much, into build/bench; nothing else should run'
+	@echo 'make lock        the newest versions into requirements.lock (needs uv: pip install uv)'
 	@echo 'make doctor      check this environment; make clean removes results and caches'
 
-# The stamp is written last: an interrupted installation is begun anew, a changed pyproject.toml updates it.
-$(installed): pyproject.toml
+# The stamp is written last: an interrupted installation is begun anew, a changed list of packages updates it.
+$(installed): pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'emonb needs Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.11' >&2; exit 1; }
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	@echo 'installing into $(VENV): some minutes and about 7 GB the first time'
-	$(python) -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	$(if $(LOCK),grep -vE '^($(if $(CPU),nvidia|cuda|triton|)#)' $(LOCK) >$(VENV)/locked.txt && \
+		$(pip) -r $(VENV)/locked.txt && $(pip) --no-deps -e .,$(pip) -e '.[dev]')
 	@touch $@
 
 reproduce: $(installed)
@@ -55,13 +63,18 @@ notebooks: $(installed)
 	$(python) -m emonb notebooks --out build/mini
 
 bench: $(installed)
-	@for part in where schedules limit scoring trainer steps growth; do \
-		echo "bench/$$part.py" && $(python) bench/$$part.py --out build/bench || exit 1; done
-	@$(python) bench/page.py --out build/bench
+	@for part in where schedules limit scoring steps growth; do \
+		echo "tools/bench/$$part.py" && $(python) -m tools.bench.$$part --out build/bench || exit 1; done
+	@$(python) -m tools.bench.page --out build/bench
+
+# torch stands at 2.14.1 with torchvision 0.29.1: some machines' pip offers nothing newer.
+lock:
+	printf 'torch==2.14.1\ntorchvision==0.29.1\n' | uv pip compile --universal --python-version 3.11 --upgrade \
+		--no-annotate --custom-compile-command 'make lock' --extra dev pyproject.toml - -o requirements.lock
 
 doctor: $(installed)
 	@$(python) -m emonb doctor
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis
-	find emonb tests -name __pycache__ -prune -exec rm -rf {} +
+	find emonb tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -220,9 +220,10 @@ def main() -> None:
     except EmonbError as error:
         print(f"emonb: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("emonb: stopped; the next run goes on from the finished results", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C
+            print("emonb: stopped; the next run goes on from the finished results", file=sys.stderr)
+        raise
 
 
 def _from_root(path: str) -> str:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator
 
 from emonb.files import resource_path
-from emonb.metrics import agreement_matrix, calibration_error, reliability
+from emonb.metrics import calibration_error, kappa, reliability
 from emonb.predictions import (
     CASES,
     GROUPS,
@@ -282,11 +282,13 @@ def complementarity_upset(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
 @styled
 def agreement(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
     """Cohen's kappa between the answers of all models; `tables`: {dataset's title: output of `predictions.joint`}."""
-    parts = {f"{title}\n{_rests_on(len(t), 1)}": agreement_matrix(t) for title, t in tables.items() if t.shape[1] > 2}
-    if not parts:  # a single model agrees with nobody
+    parts = {f"{title}\n{_rests_on(len(t), 1)}": t.drop(columns="label") for title, t in tables.items()}
+    parts = {title: t for title, t in parts.items() if t.shape[1] > 1}  # a single model agrees with nobody
+    if not parts:
         return None
     fig, panels = _panels(parts, 2.25)
-    for ax, matrix in panels:
+    for ax, said in panels:
+        matrix = pd.DataFrame({b: {a: kappa(said[a], said[b]) for a in said} for b in said})
         lower = matrix.rename(index=model_name, columns=model_name).where(np.tri(len(matrix), k=-1, dtype=bool))
         notes = lower.map(lambda x: f"{x:.2f}".replace("-0.00", "0.00").replace("0.", "."))
         _heatmap(ax, lower.iloc[1:, :-1], notes.iloc[1:, :-1], "cividis", 0, 1)

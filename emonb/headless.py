@@ -117,7 +117,9 @@ def run(
     results = make_folder(settings.out_path)
     busy = f"{results}: another run is writing here; wait for it or choose another OUT"
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a report of what is there remains
+        for end in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(end) is signal.SIG_DFL:  # not under nohup
+                signal.signal(end, signal.default_int_handler)  # as Ctrl-C: a report of what is there remains
     with locked(results / ".lock", busy), chdir(project_root()), patch.dict(os.environ, {"EMONB_KEEP": keep}):
         _Run(settings, parameters, sources).execute(chosen, forced)
     return results
@@ -164,9 +166,9 @@ class _Run:
                 else:
                     self._execute_one(source, {**self.parameters, **({"force": ",".join(own)} if own else {})}, bar)
             self._report()
-            statuses, totals = [self.records[s.stem]["status"] for s in chosen], self._totals()
+            statuses = [self.records[s.stem]["status"] for s in chosen]
             bar.say(f"{statuses.count('up to date')} notebooks up to date, {statuses.count('executed')} executed")
-            seconds, peak = totals["seconds_wall_this_run"], totals["peak_memory_mb"]
+            seconds, peak = time.monotonic() - self.start, self._peak()
             bar.say(f"done in {seconds:.0f} s, peak memory {peak:.0f} MB: {_short(self.out / 'index.html')}")
         except BaseException as error:  # Ctrl-C too: what is there is worth a page
             self._salvage(left, error, bar)
@@ -222,9 +224,10 @@ class _Run:
             raise
         finally:
             stages, files = _noted(events, offset, name)
-            earlier = old.get("peak_memory_mb", 0.0) if any(s["hit"] for s in stages) else 0.0
-            record["seconds"] = round(time.monotonic() - start, 2)
-            record["peak_memory_mb"] = max(bar.done(name), earlier)  # of the run that made the results, too
+            record["seconds"], peak, made = round(time.monotonic() - start, 2), bar.done(name), 0.0
+            if old and any(s["hit"] for s in stages):  # some results are of an earlier run: its cost counts, too
+                peak, made = max(peak, old.get("peak_memory_mb", 0.0)), old.get("seconds_made", 0.0)
+            record |= {"peak_memory_mb": peak, "seconds_made": max(record["seconds"], made)}
             self.records[name] = {**record, "stages": stages, "files": files}
             self._write()
             if target.is_file():
@@ -270,21 +273,11 @@ class _Run:
         """Seconds that a notebook should take: as measured, results that were there included."""
         record = self.records[name]
         if "seconds" in record:
-            return record["seconds"] + seconds_of([s for s in record.get("stages", []) if s["hit"]])
+            return record["seconds"] + sum(s["seconds"] for s in record["stages"] if s["hit"]) / 2  # two at a time
         return NOTEBOOKS.get(name, 10.0) * (0.15 if self.settings.profile == "smoke" else 1.0)
 
-    def _totals(self) -> dict[str, float]:
-        """Seconds from nothing = the notebooks without the results made in them + each result once."""
-        stages = [stage for record in self.records.values() for stage in record.get("stages", [])]
-        once = {(s["stage"], s["name"], s["key"]): s for s in stages}
-        own = sum(record.get("seconds", 0.0) for record in self.records.values())
-        own -= sum(seconds_of([s for s in r.get("stages", []) if not s["hit"]]) for r in self.records.values())
-        peaks = [x.get("peak_memory_mb", 0.0) for x in (*self.records.values(), *stages)]
-        return {
-            "seconds_wall_this_run": round(time.monotonic() - self.start, 1),
-            "seconds_compute": round(own + seconds_of(list(once.values())), 1),
-            "peak_memory_mb": max(peaks, default=0.0),
-        }
+    def _peak(self) -> float:
+        return max((record.get("peak_memory_mb", 0.0) for record in self.records.values()), default=0.0)
 
     def _write(self) -> None:
         content = {
@@ -296,7 +289,11 @@ class _Run:
             "git": git_state(),
             "profile": self.settings.profile,
             "seeds": self.settings.seeds,
-            "totals": self._totals(),
+            "totals": {
+                "seconds_wall_this_run": round(time.monotonic() - self.start, 1),
+                "seconds_compute": round(sum(r.get("seconds_made", 0.0) for r in self.records.values()), 1),
+                "peak_memory_mb": self._peak(),
+            },
             "settings": {**self.settings.model_dump(mode="json"), "out": os.path.relpath(self.out, project_root())},
             "notebooks": self.records,
         }
@@ -312,16 +309,6 @@ def _noted(events: Path, offset: int, notebook: str) -> tuple[list[dict[str, Any
         if "stage" in event:
             stages.setdefault((event["stage"], event["name"], event["key"]), event)
     return list(stages.values()), sorted({event["file"] for event in noted if "file" in event})
-
-
-def seconds_of(stages: Sequence[Mapping[str, Any]]) -> float:
-    """Wall time in which results were made: seconds in which several were made at once count once."""
-    ends = [datetime.fromisoformat(stage["created"]).timestamp() for stage in stages]
-    total, until = 0.0, float("-inf")
-    for start, end in sorted((end - stage["seconds"], end) for end, stage in zip(ends, stages, strict=True)):
-        total += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return total
 
 
 def _other_versions(sources: Sequence[Path]) -> dict[str, list[str]]:

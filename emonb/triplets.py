@@ -46,13 +46,14 @@ def make_triplet(
 
     Args:
         row: a row of the sample table; its `sha256` chooses the wording of the instruction: varied, yet reproducible.
-        kind: one of `KINDS`.
-        response: what the model is to say.
+        kind, response: one of `KINDS`, and what the model is to say.
         origin: `source`, `model`, `prompt_sha256`, and what else is known of who wrote it.
         instruction: what was asked, if not in our words.
     """
     if not instruction:
-        ours = resource("prompts.yaml", kind)["instructions"]
+        conversation = resource("prompts.yaml", "conversation", "instructions")
+        reasoning = resource("prompts.yaml", "reasoning", "instructions")
+        ours = {"conversation": conversation, "reasoning": reasoning}[kind]
         instruction = ours[int(row["sha256"][:8], 16) % len(ours)]
     head = {"image_id": row["image_id"], "kind": kind, "instruction": instruction, "response": response}
     return {**head, "source": "", "model": "", "created": None, "prompt_sha256": None, "usage": None, **origin}
@@ -314,8 +315,7 @@ def check_rates(
     Args:
         triplets: as `read_triplets` gives it.
         labels: label of each image, indexed by image id.
-        min_words, max_words: bounds of each text.
-        near_duplicate: Jaccard similarity of three-word sequences from which two answers are nearly the same.
+        min_words, max_words, near_duplicate: bounds, as in the settings.
     """
     counts = dict.fromkeys(["images", *REASONS], 0)
     seen = NearDuplicates()
@@ -355,7 +355,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def triplet_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Validated triplets of a file; raises `EmonbError` naming file, line and field, also for one that is there twice."""
+    """Validated triplets of a file; raises `EmonbError` naming file, line and field, also for one that is twice."""
     seen: set[int] = set()  # hashes: a third of the memory of the names
     for where, triplet in json_lines(path):
         missing = [field for field in FIELDS if not isinstance(triplet, dict) or field not in triplet]

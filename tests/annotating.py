@@ -17,6 +17,7 @@ from PIL import Image
 
 from emonb.annotate import write_triplets
 from emonb.settings import TripletSettings
+from emonb.triplets import KINDS, read_triplets
 
 EMOTIONS = ("anger", "disgust", "fear", "joy", "sadness", "surprise")  # Ekman's six
 KEY = "sk-test-0123456789abcdef"
@@ -59,10 +60,10 @@ class Asking:
         """What was rejected."""
         return read_lines(self.path.with_name("small.rejected.jsonl"))
 
-    @property
-    def parts(self) -> list[dict[str, Any]]:
-        """The note of the batches."""
-        return json.loads(self.path.with_name("small.batches.json").read_text())["parts"]
+    def assert_complete(self, images: int = 24) -> None:
+        """Each image has its three triplets, once."""
+        kinds = read_triplets(self.path).groupby("image_id")["kind"].agg(tuple)
+        assert (len(kinds), set(kinds)) == (images, {KINDS})
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,8 +41,6 @@ class Server:
     schemas: bool = True
     ignore_schemas: bool = False
     limit_name: str = ""  # the only name of the token limit that it knows
-    rpm: int | None = None
-    window_s: float = 1.0
     quota_after: int | None = None  # paid answers
     down_after: int | None = None  # answers
     stall_s: float = 5.0
@@ -51,14 +49,12 @@ class Server:
     batch_seconds: float = 0.0
     batch_shares: dict[str, float] = field(default_factory=dict)  # batch_expired, batch_error
     batch_fails: Callable[[int], str] = lambda _: ""  # error code of the n-th batch
-    file_limit: int = 10**9
 
     def __post_init__(self) -> None:
         self.log: list[Json] = []
         self.files: dict[str, Json] = {}
         self.batches: dict[str, Json] = {}
         self.asked, self.faulted = Counter[str](), Counter[str]()
-        self.recent: deque[float] = deque()
         self.lock, self.base_url = threading.Lock(), ""
 
     @property
@@ -66,14 +62,10 @@ class Server:
         """Answers that were billed."""
         return sum(row["paid"] for row in self.log)
 
-    def count(self, path: str) -> int:
-        """Requests whose path ends so."""
-        return sum(row["path"].endswith(path) for row in self.log)
-
     def chat(self, request: Json, shares: dict[str, float], row: Json) -> tuple[int, Any]:
         """Status and body of a completion; called under the lock."""
-        system, user = request["messages"]
-        url, text = user["content"][0]["image_url"]["url"], user["content"][1]["text"]
+        image, question = request["messages"][1]["content"]
+        url, text = image["image_url"]["url"], question["text"]
         declared, _, encoded = url.partition(";base64,")
         data = base64.b64decode(encoded, validate=True)
         true = next((name for magic, name in MAGIC.items() if data.startswith(magic)), None)
@@ -83,19 +75,10 @@ class Server:
         if form and not self.schemas:
             return error(400, "response_format json_schema is not supported", "unsupported_parameter")
         if self.limit_name and limits != {self.limit_name}:
-            return error(
-                400, f"Unsupported parameter: {min(limits)!r}. Use {self.limit_name!r}", "unsupported_parameter"
-            )
+            return error(400, f"Unsupported: {min(limits)!r}. Use {self.limit_name!r}", "unsupported_parameter")
         if self.quota_after is not None and self.paid >= self.quota_after:
             row["outcome"] = "quota"
             return error(429, "You exceeded your current quota.", "insufficient_quota")
-        now = time.monotonic()
-        while self.recent and self.recent[0] <= now - self.window_s:
-            self.recent.popleft()
-        if self.rpm is not None and len(self.recent) >= self.rpm:
-            row["outcome"] = "limited"
-            return error(429, "Rate limit reached", "rate_limit_exceeded", self.recent[0] + self.window_s - now)
-        self.recent.append(now)
         self.asked[row["image"]] += 1
         if self.answer:
             body = self.answer(self.asked.total(), request)
@@ -150,6 +133,8 @@ class Server:
                 said = {"response": {"status_code": status, "body": body}, "error": None}
                 said = {"response": None, "error": {"code": "batch_expired", "message": "late"}} if expired else said
                 lines[row["paid"]].append(json.dumps({"custom_id": item["custom_id"], **said}))
+            counts = {"completed": len(lines[True]), "failed": len(lines[False])}
+            batch["request_counts"] = {**counts, "total": sum(counts.values())}
             for name, kind in (("output_file_id", True), ("error_file_id", False)):
                 batch[name] = self.add_file(name, "\n".join(lines[kind]).encode())["id"] if lines[kind] else None
             batch["status"] = "completed"
@@ -197,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.exchange(self.rfile.read(int(self.headers["content-length"])))
 
     def exchange(self, data: bytes) -> None:
-        """Answer, and log it, before the client sees it."""
+        """Answer; it is in the log before the client sees it."""
         state: Server = self.server.state
         path = self.path.partition("?")[0]
         row = {"path": path, "outcome": "", "paid": False, "tokens": 0, "t": time.monotonic()}
@@ -234,12 +219,8 @@ class _Handler(BaseHTTPRequestHandler):
         match self.command, *parts:
             case "POST", "chat", "completions":
                 return state.chat(json.loads(data), state.faults, row)
-            case "GET", "models":
-                return 200, {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": ""}]}
             case "POST", "files":
                 name, content = re.search(rb'filename="([^"]+)".*?\r\n\r\n(.*?)\r\n--', data, re.DOTALL).groups()
-                if len(content) > state.file_limit:
-                    return error(400, "File is too large.", "too_large")
                 return 200, shown(state.add_file(name.decode(), content))
             case "GET", "files":
                 return 200, {"object": "list", "data": [*map(shown, state.files.values())], "has_more": False}
@@ -260,9 +241,7 @@ def shown(file: Json) -> Json:
 
 
 class _Listener(ThreadingHTTPServer):
-    request_queue_size = 256
-    daemon_threads = True
-    state: Server
+    request_queue_size, daemon_threads = 256, True
 
 
 @contextmanager

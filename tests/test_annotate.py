@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -16,11 +17,10 @@ import pytest
 from annotating import KEY, Asking, asked_of, make_samples, read_lines
 from openai_server import CONTENT, error
 
-from emonb.annotate.log import open_answers
-from emonb.annotate.online import Pace, connect
+from emonb.annotate.log import Answers
+from emonb.annotate.online import connect
 from emonb.errors import EmonbError
 from emonb.settings import TripletSettings
-from emonb.triplets import KINDS, read_triplets
 
 FAULTS = {"rate_limit": 0.05, "server_error": 0.03, "unavailable": 0.02, "stall": 0.01, "cut": 0.03, "bad_body": 0.02,
           "malformed": 0.02, "refusal": 0.02, "refusal_text": 0.02, "wrong_schema": 0.02, "length": 0.01,
@@ -44,26 +44,18 @@ def _no_key(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def assert_complete(asking, images=24):
-    frame = read_triplets(asking.path)
-    kinds = frame.groupby("image_id")["kind"].agg(tuple)
-    assert len(kinds) == images
-    assert set(kinds) == {KINDS}
-
-
 def test_every_image_gets_its_triplets(small, monkeypatch):
     with asked_of(monkeypatch) as server:
         assert small.ask() == ""
-        assert_complete(small)
+        small.assert_complete()
         assert all(row["media_ok"] for row in server.log)
         usage = [triplet["usage"] for triplet in read_lines(small.path) if triplet["usage"]]
         assert sum(u["prompt_tokens"] + u["completion_tokens"] for u in usage) == sum(r["tokens"] for r in server.log)
-        assert {(t["model"], t["asked_of"], t["answer_format"]) for t in small.accepted} == {
-            ("gpt-4.1",) * 2 + ("schema",)
-        }
+        assert {(t["model"], t["asked_of"]) for t in small.accepted} == {("gpt-4.1", "gpt-4.1")}
         assert "24 of 24 training images have triplets" in small.said[-1]
-        small.ask()
-        assert len(server.log) == 24  # nothing is missing, nothing is asked
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    assert small.ask() == small.ask(batch=True) == ""  # nothing is missing, nothing is asked
 
 
 def test_500_images_with_30_percent_faults(tmp_path, monkeypatch):
@@ -111,7 +103,7 @@ def test_20_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
         asked = len(server.log)
         server.latency_s = 0.0
         assert asking.ask() == ""
-        assert_complete(asking, 400)
+        asking.assert_complete(400)
         assert len(server.log) - asked == 400 - len(before)  # the last run asked for exactly what was missing
         assert server.paid - 400 <= 20 * 8
 
@@ -136,7 +128,7 @@ def test_attempts_without_an_answer_count_as_spent(small, monkeypatch):
     with asked_of(monkeypatch, faults={"stall": 1.0}, max_faults_per_image=1, stall_s=0.4) as server:
         terms = {"max_cost": 0.03, "concurrency": 3, "timeout_s": 0.15}
         assert "raise --max-cost" in small.ask(**terms)
-    with open_answers(small.samples, ["fear"], small.path, TripletSettings(**terms)) as answers:
+    with Answers(small.samples, ["fear"], small.path, TripletSettings(**terms)) as answers:
         most, spent = answers.most["schema"][1], answers.usd
     stalled = sum(row["outcome"] == "stall" for row in server.log)
     assert 2 <= stalled < 6
@@ -145,44 +137,41 @@ def test_attempts_without_an_answer_count_as_spent(small, monkeypatch):
 
 def test_no_credit_left_ends_the_run_and_the_next_goes_on(small, monkeypatch):
     with asked_of(monkeypatch, quota_after=7) as server:
-        with pytest.raises(EmonbError, match="exceeded your current quota.*add credit"):
+        with pytest.raises(EmonbError, match=r"exceeded your current quota.*add credit"):
             small.ask(concurrency=3)
         assert len(small.accepted) == 7
         assert sum(row["outcome"] == "quota" for row in server.log) <= 3  # not retried
         server.quota_after = None
         assert small.ask() == ""
-        assert_complete(small)
+        small.assert_complete()
 
 
-def test_limits_per_minute():
-    now = [0.0]
-    pace = Pace(3, 100, clock=lambda: now[0])
-    sent = [pace.leave(20.0) for _ in range(3)]
-    assert pace.delay(20.0) == 61.0  # three requests
-    now[0] = 61.0
-    assert pace.delay(20.0) <= 0
-    sent = pace.leave(60.0)
-    assert pace.delay(60.0) == 61.0  # tokens
-    sent[1] = 30.0  # what it took is known
-    assert pace.delay(60.0) <= 0
-    now[0] = 122.0
-    assert pace.delay(5000.0) <= 0  # above the limit: alone rather than never
-    pace.not_before = 130.0
-    assert pace.delay(1.0) == 8.0
-    assert Pace(None, None).delay(1e9) <= 0
+def test_limits_per_minute_are_kept(small, monkeypatch):
+    monkeypatch.setattr("emonb.annotate.online._MINUTE", 1.0)
+    with asked_of(monkeypatch) as server:
+        for terms in ({"requests_per_minute": 20}, {"tokens_per_minute": 30_000}):
+            server.log.clear()
+            small.path.unlink(missing_ok=True)
+            small.ask(**terms)
+            times = sorted(row["t"] for row in server.log)
+            assert 1.0 < times[-1] - times[0] < 4
+            assert max(sum(t <= other < t + 0.8 for other in times) for t in times) <= 20
+            small.assert_complete()
 
 
-def test_limits_are_kept_and_retry_after_holds_for_all(small, monkeypatch):
-    monkeypatch.setattr("emonb.annotate.online._WINDOW", 0.5)
-    with asked_of(monkeypatch, rpm=12, window_s=0.4) as server:
-        small.ask(requests_per_minute=10)
-        assert_complete(small)
-        assert "limited" not in {row["outcome"] for row in server.log}
-        small.path.unlink()
-        server.log.clear()
-        small.ask(concurrency=12)
-        assert Counter(row["outcome"] for row in server.log)["limited"] <= 24  # told to wait, all wait
-        assert_complete(small)
+def test_retry_after_holds_for_all(small, monkeypatch):
+    def answer(number, _):
+        busy = error(429, "slow down", "rate_limit_exceeded", wait=0.4 if number > 12 else 600)
+        return busy if number <= 4 or number == 13 else completion(text(number))
+
+    monkeypatch.setattr("emonb.annotate.online._LONGEST", 0.5)  # the SDK alone gives up above two minutes
+    with asked_of(monkeypatch, answer=answer) as server:
+        small.ask(concurrency=4, near_duplicate=1.0)
+        small.assert_complete()
+    times = [row["t"] for row in server.log]
+    assert len(times) == 29
+    assert times[4] - times[0] >= 0.5
+    assert max(b - a for a, b in itertools.pairwise(times[12:18])) >= 0.35  # not one but all have waited
 
 
 def test_a_server_that_goes_away_is_said_once(small, monkeypatch):
@@ -193,7 +182,7 @@ def test_a_server_that_goes_away_is_said_once(small, monkeypatch):
         assert {r["reason"] for r in small.rejected} == {"no answer"}
         server.down_after = None
         assert small.ask() == ""
-    assert_complete(small)
+    small.assert_complete()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +193,7 @@ def test_a_server_that_goes_away_is_said_once(small, monkeypatch):
 def test_what_the_server_can_do_is_found(small, monkeypatch, config, form):
     with asked_of(monkeypatch, **config) as server:
         assert small.ask(concurrency=2) == ""
-        assert_complete(small)
+        small.assert_complete()
         assert {t["answer_format"] for t in small.accepted} == {form}
         assert len(server.log) - 24 <= 2
         if config == {"usage": False}:
@@ -219,9 +208,7 @@ def completion(content, **more):
 
 def text(number, words="stone door lamp field"):
     """An answer that fits the schema, another one for each number."""
-    said = " ".join(
-        random.Random(number).choices(("amber", "brass", "cedar", "delta", "ember", "flint", "grove"), k=30)
-    )
+    said = " ".join(random.Random(number).choices(("amber", "brass", "cedar", "delta", "ember", "flint"), k=30))
     return json.dumps({"conversation": f"{said} {words}", "reasoning": f"{said[::-1]} {words}", "key_elements": []})
 
 
@@ -255,14 +242,14 @@ def test_rejected_answers_are_asked_again_with_the_reason_told(small, monkeypatc
     def answer(number, request):
         asked = request["messages"][1]["content"][1]["text"]
         told.update(["again" if "too short (reasoning" in asked else "first"])
-        return completion(text(number) if "could not be used" in asked else json.dumps(
-            {"conversation": "a stone door and a lamp in the field", "reasoning": "Dark.", "key_elements": []}))  # fmt: skip
+        short = {"conversation": "a stone door and a lamp in the field", "reasoning": "Dark.", "key_elements": []}
+        return completion(text(number) if "could not be used" in asked else json.dumps(short))
 
     with asked_of(monkeypatch, answer=answer):
         small.ask(near_duplicate=1.0)
     assert told == {"first": 24, "again": 24}
     assert {r["reason"] for r in small.rejected} == {"too short"}
-    assert_complete(small)
+    small.assert_complete()
 
 
 ODD = {
@@ -309,7 +296,8 @@ def test_answers_of_another_model_or_other_pictures_are_not_mixed_in(small, monk
         small.ask(model="tiny-local", retries=0, answer_format="schema")
     with asked_of(monkeypatch) as server:  # what another model failed at does not count
         small.ask(retries=0)
-        assert_complete(small)
+        small.assert_complete()
+        assert {t["answer_format"] for t in small.accepted} == {"schema"}
         with pytest.raises(EmonbError, match=r"max_cost: the price of 'tiny-local' is unknown"):
             small.ask(max_cost=5.0)
         with pytest.raises(EmonbError, match=r"holds answers of gpt-4.1 .*now asked is gpt-4o.*triplets.mix"):
@@ -357,21 +345,15 @@ def test_neither_key_nor_path_gets_out(small, samples, monkeypatch):
         server.api_key = None
         said = "temperature must be 1; key {} in /srv/private/models, {}".format(KEY, Path.home() / "x")
         server.answer = lambda *_: error(400, said, "no")[:2]
-        with pytest.raises(EmonbError, match="temperature must be 1; key .key. in .path.") as caught:
+        with pytest.raises(EmonbError, match=r"temperature must be 1; key .key. in .path.") as caught:
             small.ask(model=MODEL)
         shown += "".join(traceback.format_exception(caught.value))
         server.answer = None
         small.ask(model=MODEL)
     written = "".join(path.read_text() for path in small.path.parent.glob("*.jsonl"))
     assert {t["asked_of"] for t in small.accepted} == {"qwen"}
-    for secret in (
-        KEY,
-        "pass-word",
-        "bWU6cGFzcy13b3Jk",
-        "/srv/private",
-        "somebody",
-        str(Path(samples["path"][0]).parent),
-    ):
+    folder = str(Path(samples["path"][0]).parent)
+    for secret in (KEY, "pass-word", "bWU6cGFzcy13b3Jk", "/srv/private", "somebody", folder):
         assert secret not in "\n".join([shown, written, *small.said]), secret
 
 
@@ -383,7 +365,7 @@ def test_an_interrupt_waits_for_what_is_paid(small, monkeypatch):
         assert 0 < len(small.accepted) == server.paid < 24
         server.latency_s = 0.0
         assert small.ask() == ""
-    assert_complete(small)
+    small.assert_complete()
 
 
 def test_a_full_disk_is_said_and_leaves_whole_lines(small, monkeypatch):
@@ -397,17 +379,12 @@ def test_a_full_disk_is_said_and_leaves_whole_lines(small, monkeypatch):
     with asked_of(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr("emonb.annotate.log.os.fsync", fsync)
-            with pytest.raises(
-                EmonbError, match=r"cannot write \(No space left on device\); make room and start again"
-            ):
+            with pytest.raises(EmonbError, match=r"cannot write \(No space left on device\); make room"):
                 small.ask()
         assert small.path.read_bytes().endswith(b"\n")
         assert synced["times"] >= 7  # each answer is put on disk by itself
         assert small.ask() == ""
-    assert_complete(small)
-
-
-# ---- the files ----
+    small.assert_complete()
 
 
 @pytest.fixture
@@ -420,7 +397,7 @@ def written(tmp_path, monkeypatch):
 
 
 def reopened(asking):
-    with open_answers(asking.samples, ["fear"], asking.path, TripletSettings()) as answers:
+    with Answers(asking.samples, ["fear"], asking.path, TripletSettings()) as answers:
         return answers
 
 
@@ -452,10 +429,8 @@ def test_damage_in_the_middle_is_named_not_guessed(written):
 
 
 def test_two_writers_would_pay_twice_and_offline_triplets_give_way(written):
-    with (
-        open_answers(written.samples, ["fear"], written.path, TripletSettings()),
-        pytest.raises(EmonbError, match="another process is asking"),
-    ):
+    held = Answers(written.samples, ["fear"], written.path, TripletSettings())
+    with held, pytest.raises(EmonbError, match="another process is asking"):
         reopened(written)
     written.path.write_text(written.path.read_text().replace('"openai"', '"offline"'))
     assert not reopened(written).done

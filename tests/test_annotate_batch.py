@@ -12,7 +12,6 @@ from annotating import Asking, asked_of, make_samples
 
 from emonb.annotate import batch as module
 from emonb.errors import EmonbError
-from emonb.triplets import KINDS, read_triplets
 
 KEPT = Path(__file__).parent / "kept" / "triplets"
 
@@ -41,14 +40,15 @@ def items(server):
     return [row for row in server.log if row["path"] == "item"]
 
 
+def parts_of(asking):
+    return json.loads(asking.path.with_name("small.batches.json").read_text())["parts"]
+
+
 def assert_complete(asking, server, images=30):
-    frame = read_triplets(asking.path)
-    assert set(frame.groupby("image_id")["kind"].agg(tuple)) == {KINDS}
-    assert frame["image_id"].nunique() == images
+    asking.assert_complete(images)
     assert all(t["usage"]["batch"] for t in asking.accepted)
     good = Counter(row["image"] for row in items(server) if row["outcome"] == "good")
-    assert len(good) == images
-    assert set(good.values()) == {1}  # none is paid twice
+    assert (len(good), set(good.values())) == (images, {1})  # none is paid twice
     assert sum(r["usage"] is not None for r in [*asking.accepted, *asking.rejected]) == server.paid
 
 
@@ -56,12 +56,11 @@ def test_write_submit_poll_fetch_merge(small, server):
     assert ask(small) == ""
     assert_complete(small, server)
     assert list(small.path.with_name(".small.batches").iterdir()) == []  # request files are gone
-    assert [part["images"] for part in small.parts] == [12, 12, 6]
-    assert {part["status"] for part in small.parts} == {"merged"}
-    tokens = sum(row["tokens"] for row in items(server))
-    usd = (sum(t["usage"]["prompt_tokens"] for t in small.accepted) * 2 + 30 * 90 * 8) / 1e6 / 2  # half the price
-    assert f"{tokens - 30 * 90:,} tokens in" in small.said[-1]
-    assert f"${usd:,.4f}" in small.said[-1]
+    assert [part["images"] for part in parts_of(small)] == [12, 12, 6]
+    assert {part["status"] for part in parts_of(small)} == {"merged"}
+    tokens = sum(row["tokens"] for row in items(server)) - 30 * 90
+    usd = (tokens * 2 + 30 * 90 * 8) / 1e6 / 2  # half the price
+    assert f"{tokens:,} tokens in, 2,700 out: ${usd:,.4f}" in small.said[-1]
 
 
 def test_come_back_later(small, server):
@@ -101,8 +100,9 @@ class Killed(BaseException):
 STEPS = {
     "a part is written": ("_write_part", 2, False),
     "a file is uploaded, not yet noted": ("_save", 2, True),
-    "a note is written": ("_save", 4, False),
-    "a batch is created, not yet noted": ("_create", 2, False),
+    "a batch is created, not yet noted": ("_save", 3, True),
+    "a note is written": ("_save", 5, False),
+    "a part is submitted": ("_submit", 2, False),
     "all parts are submitted": ("_submit_all", 1, False),
     "some answers are merged": ("_receive", 5, False),
     "a part is merged": ("_merge", 2, False),
@@ -132,7 +132,7 @@ def test_interrupted_at_any_step_it_goes_on(small, server, monkeypatch, step):
     assert_complete(small, server)
     assert len(items(server)) == 60
     assert len(server.batches) == 6
-    assert len({part["file_id"] for part in small.parts}) == len(small.parts)
+    assert len({part["file_id"] for part in parts_of(small)}) == len(parts_of(small))
 
 
 def test_a_limit_on_the_cost_holds_for_what_is_submitted(small, server):
@@ -142,21 +142,11 @@ def test_a_limit_on_the_cost_holds_for_what_is_submitted(small, server):
     assert len(small.accepted) == server.paid < 30
 
 
-def test_a_refused_file_or_batch_costs_nothing_and_is_said(small, server):
-    server.file_limit = 100
-    with pytest.raises(EmonbError, match="File is too large"):
-        ask(small)
-    server.file_limit = 10**9
-    server.batch_fails = lambda number: "no_such_model" if number == 1 else ""
+def test_a_refused_batch_costs_nothing_and_a_full_queue_is_waited_for(small, server):
+    server.batch_fails = lambda number: {1: "no_such_model", 3: "token_limit_exceeded"}.get(number, "")
     with pytest.raises(EmonbError, match=r"refused small-0001-\w+ \(no_such_model: no\); nothing was paid"):
         ask(small)
-    ask(small)
-    assert_complete(small, server)
-
-
-def test_too_much_queued_is_submitted_again_later(small, server):
-    server.batch_fails = lambda number: "token_limit_exceeded" if number == 1 else ""
-    ask(small)
+    ask(small, batch_requests=6)
     assert_complete(small, server)
     assert any("it will be submitted again" in line for line in small.said)
 
@@ -167,8 +157,27 @@ def test_large_files_are_split_and_other_forms_found(small, server):
     server.schemas = False
     ask(small, batch_requests=50, batch_mb=1.08)
     assert_complete(small, server)
-    assert len(small.parts) > 2
+    assert len(parts_of(small)) > 2
     assert {t["answer_format"] for t in small.accepted} == {"sections"}
+
+
+def test_odd_results_cost_their_images_alone_and_half_a_file_nothing(small, server):
+    server.batch_seconds = 3600
+    ask(small, batch_requests=50, patient=False)
+    server.batch_seconds = 0
+    batch = server.look(next(iter(server.batches.values())))
+    file = server.files[batch["output_file_id"]]
+    whole = file["data"].splitlines()
+    file["data"] = b"\n".join(whole[:20])
+    with pytest.raises(EmonbError, match="20 of 30 answers came; start again"):
+        ask(small)
+    odd = [json.loads(line) for line in whole[:3]]
+    odd[0]["response"], odd[1]["response"]["body"], odd[2]["response"]["body"]["choices"] = "<b>", [1], {"x": 1}
+    file["data"] = b"\n".join([b"[1]", b'{"custom_id": {}}', *(json.dumps(o).encode() for o in odd), *whole[3:], b"{"])
+    ask(small)
+    small.assert_complete(30)
+    assert server.paid == 33
+    assert sorted(r["reason"] for r in small.rejected) == ["empty", "no answer", "no answer"]
 
 
 def test_what_is_gone_is_said(small, server):
@@ -204,15 +213,15 @@ def test_a_folder_of_an_earlier_version_goes_on_without_a_new_request(kept, serv
     with pytest.raises(EmonbError, match="2 batches with 7 images are not fetched yet"):
         kept.ask()
     ask(kept, patient=False)  # asks for the torn one, and what is under way stays so
-    assert [part["images"] for part in kept.parts] == [4, 3, 1]
+    assert [part["images"] for part in parts_of(kept)] == [4, 3, 1]
     server.batch_seconds = 0
     assert ask(kept) == ""
     assert kept.path.read_bytes().startswith(whole)
-    assert read_triplets(kept.path)["image_id"].nunique() == 18
+    kept.assert_complete(18)
     asked = Counter(row["image"] for row in items(server))
     assert (len(asked), set(asked.values())) == (8, {1})  # seven under way, one torn
     assert len(set(server.batches) - submitted) == 1
-    assert server.count("/chat/completions") == 0
+    assert not [row for row in server.log if row["path"].endswith("completions")]
     assert [t["asked_of"] for t in kept.accepted] == ["gpt-4.1"] * 18
     assert sum(r["usage"] is not None for r in kept.rejected) == 9
 
@@ -220,8 +229,8 @@ def test_a_folder_of_an_earlier_version_goes_on_without_a_new_request(kept, serv
 def test_an_unfinished_log_of_an_earlier_version_goes_on(kept, server):
     kept.path.with_name("small.batches.json").unlink()
     assert kept.ask() == ""
-    assert read_triplets(kept.path)["image_id"].nunique() == 18
-    assert server.count("/chat/completions") == 8
+    kept.assert_complete(18)
+    assert server.paid == len(server.log) == 8
     told = [row for row in server.log if "could not be used" in row.get("text", "")]
     assert len(told) == 1  # of joy/00009 it is known why its answer before the torn one was rejected
     assert kept.ask(max_cost=0.05) == ""  # what was spent then is known

@@ -42,14 +42,13 @@ def table(images=IMAGES):
 def load(tmp_path):
     """Imports rows (or raw bytes) as a file would be; returns the triplets' table and the report."""
 
-    def run(content, samples=None, name="annotations.json", out="small"):
-        file, path = tmp_path / name, tmp_path / "triplets" / f"{out}.jsonl"
+    def run(content, samples=None, fresh=True):
+        file, path = tmp_path / "odd name.json", tmp_path / "triplets" / "small.jsonl"
         file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-        path.unlink(missing_ok=True)
-        said = []
-        samples = table() if samples is None else samples
-        report = import_triplets(file, samples, LABELS, path, TripletSettings(), say=said.append)
-        assert json.loads(path.with_name(f"{out}.import.json").read_text()) == report
+        if fresh:
+            path.unlink(missing_ok=True)
+        report = import_triplets(file, table() if samples is None else samples, LABELS, path, TripletSettings())
+        assert json.loads(path.with_name("small.import.json").read_text()) == report
         return read_triplets(path), report
 
     return run
@@ -70,10 +69,6 @@ def texts(frame, image=FEAR):
     return dict(zip(rows["kind"], rows["response"], strict=True))
 
 
-def counts(report):
-    return {reason: problem["count"] for reason, problem in report["problems"].items()}
-
-
 def test_the_authors_annotations(load, tmp_path):
     rows = [paper(AWE, label="awe"), paper(model="gpt-4")]
     frame, report = load(rows)
@@ -86,50 +81,32 @@ def test_the_authors_annotations(load, tmp_path):
     line = json.loads((tmp_path / "triplets" / "small.jsonl").read_text().splitlines()[0])
     assert set(line) == {*FIELDS, "imported_from", "import_sha256"}
     assert line["import_sha256"] == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    assert (line["source"], line["imported_from"]) == ("imported", "annotations.json")
-    assert report == {
-        "file": "annotations.json",
-        "format": "EmoVLM-KD annotations",
-        "rows": 2,
-        "images": 2,
-        "triplets": {"categorical": 2, "conversation": 2, "reasoning": 2},
-        "train_images_without": 2,
-        "problems": {},
-        "images_added": 2,
-        "images_already_there": 0,
-    }
+    assert (line["source"], line["imported_from"]) == ("imported", "odd name.json")
+    assert report.pop("triplets") == {"categorical": 2, "conversation": 2, "reasoning": 2}
+    numbers = {"rows": 2, "images": 2, "train_images_without": 2, "images_added": 2, "images_already_there": 0}
+    assert report == {"file": "odd name.json", "format": "EmoVLM-KD annotations", **numbers, "problems": {}}
+    more = [paper(response=GPT.replace("dark", "red")), paper(AWE, label="awe"), paper("train/fear/7.jpg")]
+    frame, report = load(more, fresh=False)
+    assert (report["images_added"], report["images_already_there"]) == (1, 2)
+    assert texts(frame) == BOTH  # what is there is left as it is
 
 
-def test_what_is_there_is_left_as_it_is(tmp_path, load):
-    load([paper()])
-    path, said = tmp_path / "triplets" / "small.jsonl", []
-    before = path.read_bytes()
-    (tmp_path / "more.json").write_text(
-        json.dumps([paper(response=GPT.replace("dark", "red")), paper(AWE, label="awe")])
-    )
-    import_triplets(tmp_path / "more.json", table(), LABELS, path, TripletSettings(), say=said.append)
-    assert path.read_bytes().startswith(before)
-    assert len(read_triplets(path)) == 6
-    assert "1 images added, 1 had triplets already" in said[0]
+HEADED = [
+    f"Conversation: {SEEN}\nReasoning: {WHY}",
+    f"**1. Key Elements:**\n{SEEN}\n\n**2. Reasoning:**\n{WHY}",
+    f"### 1. Conversation\n\n{SEEN}\n\n### 2. Reasoning\n\n{WHY}\n",
+    f"1) conversation - {SEEN}\n2) reasoning - {WHY}",
+    f"KEY ELEMENTS\n{SEEN}\nREASONING\n{WHY}",
+    f"```\nCategorical: {{'emotion': 'fear'}}\nConversation: {SEEN}\nReasoning: {WHY}\n```",
+    GPT.replace("\n", "\r\n"),
+    GPT.replace("\n\n", "\n" * 5000),  # an answer that ran away must not take minutes
+]
 
 
-@pytest.mark.parametrize(
-    "response",
-    [
-        f"Conversation: {SEEN}\nReasoning: {WHY}",
-        f"**1. Key Elements:**\n{SEEN}\n\n**2. Reasoning:**\n{WHY}",
-        f"### 1. Conversation\n\n{SEEN}\n\n### 2. Reasoning\n\n{WHY}\n",
-        f"1) conversation - {SEEN}\n2) reasoning - {WHY}",
-        f"KEY ELEMENTS\n{SEEN}\nREASONING\n{WHY}",
-        f"```\nCategorical: {{'emotion': 'fear'}}\nConversation: {SEEN}\nReasoning: {WHY}\n```",
-        GPT.replace("\n", "\r\n"),
-        GPT.replace("\n\n", "\n" * 5000),  # an answer that ran away must not take minutes
-    ],
-)
-def test_gpt_4_heads_its_sections_in_many_ways(load, response):
-    frame, report = load([paper(response=response)])
-    assert texts(frame) == BOTH
-    assert report["problems"] == {}
+def test_gpt_4_heads_its_sections_in_many_ways(load):
+    for response in HEADED:
+        frame, report = load([paper(response=response)])
+        assert (texts(frame), report["problems"]) == (BOTH, {}), response[:80]
 
 
 def test_emovit_conversations(load):
@@ -146,90 +123,84 @@ def test_emovit_conversations(load):
     assert asked[FEAR, "reasoning"] == "Why would one run? Explain the colours."
     assert texts(frame, AWE) == {"categorical": "{'emotion': 'awe'}", "conversation": "Smoke rises."}
     assert report["format"] == "EmoVIT conversations"
-    assert counts(report) == {"answered twice, the first kept": 1, "empty answer": 1}
+    assert report["problems"] == {"answered twice, the first kept": {"count": 1, "examples": [f"row 4: {AWE}"]}}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [FEAR, f"./{FEAR}", f"/home/alice/emotion data/{FEAR}", "C:\\FI\\train\\fear\\fear_00012.jpg", "fear_00012.jpg"],
-)
-def test_names_that_mean_one_image(load, name):
-    assert set(texts(load([emovit(("What?", "Smoke rises."), image=name)])[0])) == {"categorical", "conversation"}
+def test_names_that_mean_one_image_and_others_that_are_not_guessed(load):
+    for name in (
+        FEAR,
+        f"./{FEAR}",
+        f"/home/alice/data/{FEAR}",
+        "C:\\FI\\train\\fear\\fear_00012.jpg",
+        "fear_00012.jpg",
+    ):
+        frame = load([emovit(("What?", "Smoke rises."), image=name)])[0]
+        assert texts(frame)["conversation"] == "Smoke rises.", name
+    for name in ("7.jpg", "elsewhere/7.jpg", "fear_00012", "fear_00012.png", "12.jpg"):
+        report = load([emovit(("What?", "Smoke rises.")), emovit(("What?", "Fog."), image=name)])[1]
+        entry = {"count": 1, "examples": [f"row 2: {name.split('/')[-1]}"]}
+        assert report["problems"] == {"image not in the dataset, or its name is ambiguous": entry}
 
 
-@pytest.mark.parametrize("name", ["7.jpg", "elsewhere/7.jpg", "fear_00012", "fear_00012.png", "12.jpg"])
-def test_other_names_are_not_guessed(load, name):
-    report = load([emovit(("What?", "Smoke rises.")), emovit(("What?", "Smoke rises."), image=name)])[1]
-    assert counts(report) == {"image not in the dataset, or its name is ambiguous": 1}
-    assert report["problems"].popitem()[1]["examples"] == [f"row 2: {name.split('/')[-1]}"]
+PROBLEMS = [
+    (paper("val/fear/fear_00013.jpg"), "image is in val or test", "val/fear/fear_00013.jpg"),
+    (paper("test/anger/anger_00500.jpg", label="anger"), "image is in val or test", "test/anger/anger_00500.jpg"),
+    (paper(AWE, label="Anger"), "label differs from the dataset's", AWE),
+    (paper(AWE, label=3), "label differs from the dataset's", AWE),
+    (paper(AWE, "I'm sorry, I can't.", "awe"), "no text found", AWE),
+    (paper(AWE, None, "awe"), "no text found", AWE),
+    (paper(AWE, f"{GPT} It is an awesome sight.", "awe"), "reasoning names the emotion", AWE),
+    (7, "image not in the dataset, or its name is ambiguous", ""),
+    ({"gpt_response": GPT, "img": 5, "img_path": None}, "image not in the dataset, or its name is ambiguous", ""),
+    ({"img": "awe_00001.jpg"}, "no text found", AWE),
+    (paper(), "answered twice, the first kept", FEAR),
+]
 
 
-@pytest.mark.parametrize(
-    ("row", "reason", "example"),
-    [
-        (paper("val/fear/fear_00013.jpg"), "image is in val or test", "val/fear/fear_00013.jpg"),
-        (paper("test/anger/anger_00500.jpg", label="anger"), "image is in val or test", "test/anger"),
-        (paper(AWE, label="Anger"), "label differs from the dataset's", f"{AWE}: Anger, here awe"),
-        (paper(AWE, label=3), "label differs from the dataset's", f"{AWE}: , here awe"),
-        (paper(AWE, "I'm sorry, I can't.", "awe"), "no section found", f"{AWE}: I'm sorry, I can't."),
-        (paper(AWE, None, "awe"), "no section found", AWE),
-        (paper(AWE, f"{GPT} It is an awesome sight.", "awe"), "reasoning names the emotion", f"{AWE}: awesome: The"),
-        (7, "field missing: gpt_response", "row 2"),
-        ({"gpt_response": GPT, "img": 5, "img_path": None}, "field missing: image", "row 2"),
-        (paper(), "answered twice, the first kept", FEAR),
-    ],
-)
-def test_every_problem_is_reported(load, row, reason, example):
-    frame, report = load([paper(), row])
-    assert set(counts(report)) == {reason}
-    assert report["problems"][reason]["examples"][0].startswith(example)
-    assert texts(frame) == BOTH
+def test_every_problem_is_reported(load):
+    for row, reason, example in PROBLEMS:
+        frame, report = load([paper(), row])
+        assert report["problems"] == {reason: {"count": 1, "examples": [f"row 2: {example}"]}}
+        assert texts(frame) == BOTH
 
 
 def test_rows_under_keys_json_lines_and_a_bom(load):
-    assert set(load({FEAR: {"gpt_response": GPT}})[0]["image_id"]) == {FEAR}
     one, two = json.dumps(paper()), json.dumps(paper(AWE, label="awe"))
     for content in (f"{one}\n{two}\n", f"\ufeff{one}\r\n\r\n{two}", f"\ufeff[{one}, {two}]"):
         assert load(content.encode())[1]["images"] == 2
-    assert load(one.encode())[1]["rows"] == 1
+    assert load(one.encode())[1]["rows"] == load({FEAR: {"gpt_response": GPT}})[1]["images"] == 1
 
 
 def test_the_report_shows_no_folder_of_this_machine_and_hostile_names_are_data(load):
-    home = "/home/alice/images/FI/train/fear"
-    error = f"Error: could not open {home}/1.jpg\nor C:\\Users\\alice\\2.jpg " + "x" * 500
-    hostile = ["<script>alert(1)</script>.jpg", 'it\'s "quoted".jpg', "grün 図 🙂.jpg", "\x1b[2J\u202e.jpg"]
+    hostile = ["<b>.jpg", 'it\'s "x".jpg', "grün 図 🙂.jpg", "\x1b[2J\u202e.jpg"]
     samples = table(IMAGES | {f"train/fear/{name}": ("fear", "train") for name in hostile})
-    rows = [paper(f"train/fear/{name}") for name in hostile] + [paper(f"{home}/\x1b[2J99.jpg")]
-    frame, report = load([*rows, *[paper(AWE, error, "awe")] * 9], samples)
-    dumped = json.dumps(report, ensure_ascii=False)
-    assert "alice" not in dumped
-    assert "\x1b" not in dumped
-    assert report["problems"]["no section found"]["count"] == 9
-    assert len(report["problems"]["no section found"]["examples"]) == 5
+    rows = [paper(f"train/fear/{name}") for name in hostile] + [
+        paper(f"/home/alice/images/FI/\x1b[2J{i}.jpg") for i in range(9)
+    ]
+    frame, report = load(rows, samples)
+    found = report["problems"].popitem()[1]
+    assert (len(found["examples"]), found["count"]) == (5, 9)
+    assert found["examples"][0] == r"row 5: \x1b[2J0.jpg"
     assert set(frame["image_id"]) == {f"train/fear/{name}" for name in hostile}
-    nasty = "Smoke\u2028over a house \ud800 <image> <|im_end|><|vision_start|> <script>"
-    frame = load([emovit(("What?", nasty))])[0]
-    assert texts(frame)["conversation"] == "Smoke over a house ? <script>"
+    frame = load([emovit(("What?", "Smoke\u2028over a house \ud800 <image> <|im_end|><|vision_start|> <b>"))])[0]
+    assert texts(frame)["conversation"] == "Smoke over a house ? <b>"
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "neither format recognised; fields found: none"),
-        (b'{"img": "a"}\n\n{"img": ', "cannot be read as JSON"),
-        (b"[" * 100_000, "cannot be read as JSON"),
-        ('[{"gpt_response": "Gr\xfcn"}]'.encode("latin-1"), "in UTF-8"),
-        (b'[{"image": "a", "text": "b"}]', "neither format recognised; fields found: image, text; give rows with"),
-        (b"3", "neither format recognised"),
-        (b'[{"gpt_response": "x", "img": "no.jpg"}]', "first problem: image not in the dataset"),
-        (b'[{"conversations": [], "image": "fear_00012.jpg"}]', "first problem: no section found"),
-    ],
-)
-def test_errors_name_file_fault_and_remedy(load, content, message):
-    with pytest.raises(EmonbError) as caught:
-        load(content, name="odd name.json")
-    assert message in str(caught.value)
-    assert "odd name.json: " in str(caught.value)
+MISTAKES = [
+    (b"", "neither format recognised; fields found: none"),
+    (b'{"img": "a"}\n\n{"img": ', "cannot be read as JSON"),
+    (b"[" * 100_000, "cannot be read as JSON"),
+    ('[{"gpt_response": "Gr\xfcn"}]'.encode("latin-1"), "in UTF-8"),
+    (b'[{"image": "a", "text": "b"}]', "neither format recognised; fields found: image, text; give rows with"),
+    (b'[{"gpt_response": "x", "img": "no.jpg"}]', "first problem: image not in the dataset"),
+    (b'[{"conversations": [], "image": "fear_00012.jpg"}]', "first problem: no text found"),
+]
+
+
+def test_errors_name_file_fault_and_remedy(load):
+    for content, message in MISTAKES:
+        with pytest.raises(EmonbError, match=f"odd name.json: .*{message}"):
+            load(content)
 
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
@@ -253,12 +224,13 @@ def test_any_json_gives_triplets_of_train_or_an_error(load, rows):
     assert report["images"] == frame["image_id"].nunique() > 0
 
 
-@pytest.mark.parametrize("text", ["Question:" * 20_000, "a" + " " * 50_000 + ":", "{" * 50_000, "/a" * 50_000])
-def test_no_text_takes_minutes(load, text):
+def test_no_text_takes_minutes(load):
     images = {f"train/fear/fear_{i:05}.jpg": ("fear", "train") for i in range(2000)}
-    rows = [paper(response=f"Conversation: {text}\nReasoning: {WHY}"), paper(AWE, text, "awe"), paper("a/" * 50_000)]
     start = time.process_time()  # not the wall clock: other tests may run beside
-    load(rows)
-    load([emovit(("What?", text), (text, "Smoke rises."))])
+    for text in ("Question:" * 20_000, "a" + " " * 50_000 + ":", "{" * 50_000, "/a" * 50_000):
+        load(
+            [paper(response=f"Conversation: {text}\nReasoning: {WHY}"), paper(AWE, text, "awe"), paper("a/" * 50_000)]
+        )
+        load([emovit(("What?", text), (text, "Smoke rises."))])
     load([paper(image) for image in images], table(images))
     assert time.process_time() - start < 10

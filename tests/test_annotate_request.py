@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from emonb.annotate.prices import ImageRule, estimate, estimate_table, estimate_text, image_tokens, load_prices
+from emonb.annotate.prices import ImageRule, PriceList, estimate_table, estimate_text, picture_sizes
 from emonb.annotate.request import FORMS, Answer, encode_picture, parse_reply, parse_sections, requests_for
 from emonb.errors import EmonbError
 from emonb.settings import TripletSettings
@@ -26,15 +26,15 @@ GOOD = {"conversation": "A dark street.", "reasoning": "Nobody is near.", "key_e
 LABELS = ["positive", "negative"]
 
 
-def picture(path, size=(40, 30), mode="RGB", **options):
+def picture(path, size=(40, 30), **options):
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path, **options)
+    Image.fromarray(pixels).save(path, **options)
     return path
 
 
-def sent(path, max_side=64):
+def sent(path):
     """Media type and bytes of the data URL."""
-    media, _, content = encode_picture(path, max_side).removeprefix("data:").partition(";base64,")
+    media, _, content = encode_picture(path, 64).removeprefix("data:").partition(";base64,")
     return media, base64.b64decode(content)
 
 
@@ -50,17 +50,14 @@ def test_other_pictures_become_jpegs_as_people_see_them(tmp_path):
     frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    sizes = {
-        picture(tmp_path / "large.png", size=(200, 100)): (64, 32),
-        picture(tmp_path / "turned.jpg", exif=exif): (30, 40),
-        picture(tmp_path / "a.bmp"): (40, 30),
-        tmp_path / "moving.gif": (20, 20),
-        tmp_path / "clear.png": (20, 20),
-    }
-    for path, size in sizes.items():
-        media, content = sent(path)
+    picture(tmp_path / "large.png", size=(200, 100))
+    picture(tmp_path / "turned.jpg", exif=exif)
+    picture(tmp_path / "a.bmp")
+    sizes = {"large.png": (64, 32), "turned.jpg": (30, 40), "a.bmp": (40, 30), "moving.gif": (20, 20)}
+    for name, size in {**sizes, "clear.png": (20, 20)}.items():
+        media, content = sent(tmp_path / name)
         image = Image.open(io.BytesIO(content))
-        assert (media, image.format, image.size) == ("image/jpeg", "JPEG", size), path
+        assert (media, image.format, image.size) == ("image/jpeg", "JPEG", size), name
         assert image.getexif().get(0x0112, 1) == 1
     assert image.getpixel((5, 5)) == (255, 255, 255)  # transparency becomes white
     path = picture(tmp_path / "torn.png")
@@ -73,14 +70,13 @@ def test_requests_of_each_form():
     bodies = {form: requests_for(ROW, "data:x", form, TERMS, "names the emotion (fearful)") for form in FORMS}
     assert [len(bodies[form]) for form in FORMS] == [1, 1, 2]
     schema = bodies["schema"][0]["response_format"]["json_schema"]
-    assert schema["strict"]
-    assert schema["schema"]["additionalProperties"] is False
+    assert (schema["strict"], schema["schema"]["additionalProperties"]) == (True, False)
     assert schema["schema"]["required"] == ["conversation", "reasoning", "key_elements"]
     for form, asked in bodies.items():
         for body in asked:
             image, text = body["messages"][1]["content"]
             assert image["image_url"] == {"url": "data:x", "detail": "high"}
-            assert ("fear" in text["text"]) == (form != "questions")
+            assert ("feel fear" in text["text"]) == (form != "questions")
             assert ("names the emotion (fearful)" in text["text"]) == (form != "questions")
             assert (body["model"], body["max_completion_tokens"]) == (TERMS.model, TERMS.max_output_tokens)
             assert "temperature" not in body
@@ -88,7 +84,7 @@ def test_requests_of_each_form():
     assert requests_for(ROW, "", "schema", TripletSettings(temperature=0.3))[0]["temperature"] == 0.3
 
 
-SECTIONS = [
+READABLE = [
     "Conversation: A dark street.\nReasoning: Nobody is near.\nKey elements: street, lamp",
     "**Conversation:** A dark street.\n\n**Reasoning**: Nobody is near.\n\n**Key Elements:** street, lamp",
     "### 1. Conversation\nA dark street.\n\n## Reasoning\nNobody is near.\n### Key visual elements\nlamp",
@@ -97,29 +93,18 @@ SECTIONS = [
     "Categorical: fear\nConversation: A dark street.\nReasoning: Nobody is near.",
     '"Conversation": A dark street.\n"Reasoning": Nobody is near.',
     "<|im_start|> assistantConversation: A dark street.\nReasoning: Nobody is near.",
-    json.dumps(GOOD),
-    f"Here it is:\n```json\n{json.dumps(GOOD)}\n```\nDone.",
-    f"<|im_start|> assistant{json.dumps(GOOD)}",
+    *(text.replace("{}", json.dumps(GOOD)) for text in ("{}", "It is:\n```json\n{}\n```\nDone.", "<|x|> assistant{}")),
 ]
+UNREADABLE = ["", "text", "{", '{"conversation": "a"}', json.dumps({**GOOD, "mood": "x"}), json.dumps(GOOD)[:-9]]
 
 
-@pytest.mark.parametrize("text", SECTIONS)
-def test_json_and_sections_are_read_tolerantly(text):
-    answer = parse_reply([text], "schema")
-    assert (answer.conversation, answer.reasoning) == ("A dark street.", "Nobody is near.")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "just text", "{", '{"conversation": "a"}', json.dumps({**GOOD, "mood": "x"}), json.dumps(GOOD)[:-10], "[1]"],
-)
-def test_what_cannot_be_read_is_no_answer(text):
-    assert parse_reply([text], "schema") is None
-
-
-def test_words_within_a_text_are_no_headings():
+def test_json_and_sections_are_read_tolerantly():
+    for text in READABLE:
+        answer = parse_reply([text], "schema")
+        assert (answer.conversation, answer.reasoning) == ("A dark street.", "Nobody is near."), text
+    assert [parse_reply([text], "schema") for text in UNREADABLE] == [None] * len(UNREADABLE)
     text = "Conversation: They are in conversation.\nReasoning about it is easy here.\nReasoning: Nobody is near."
-    assert parse_sections(text)["conversation"].endswith("easy here.")
+    assert parse_sections(text)["conversation"].endswith("easy here.")  # words within a text are no headings
 
 
 @pytest.mark.parametrize("text", ["\n" * 20_000, "* \n" * 20_000, "- " * 20_000, "1. " * 20_000, "#" * 50_000])
@@ -134,33 +119,14 @@ def test_any_text_is_an_answer_or_none(text, form):
     assert isinstance(parse_reply([text] * 2, form), Answer | None)
 
 
-# ---- prices ----
-
-
-@pytest.mark.parametrize(
-    ("size", "detail", "tokens"),
-    [((1024, 1024), "high", 765), ((2048, 4096), "high", 1105), ((4096, 8192), "low", 85), ((96, 96), "high", 255)],
-)
-def test_tiles_as_in_the_provider_s_examples(size, detail, tokens):
-    assert image_tokens(*size, ImageRule(), detail, max_side=10_000) == tokens
-
-
-def test_patches_and_our_own_shrinking():
-    rule = ImageRule(rule="patches")
-    assert [image_tokens(n, m, rule, "high", 10_000) for n, m in ((1024, 1024), (33, 32), (5000, 5000))] == [
-        1024,
-        2,
-        1536,
-    ]
-    assert image_tokens(4000, 2000, ImageRule(), "high", 512) == 85 + 170
-    assert image_tokens(2000, 4000, rule, "high", 320) == 5 * 10
-
-
-def test_the_shipped_prices_can_be_read_and_know_the_default_model():
-    prices = load_prices(TERMS)
-    assert prices.find("gpt-4.1-2025-04-14") == prices.find(TERMS.model) != prices.find("gpt-4.1-mini")
-    assert prices.find("gpt-4.1-sonnet") is None
-    assert str(prices.as_of).startswith("20")
+def test_tokens_of_a_picture_as_in_the_provider_s_examples():
+    tiles, patches = ImageRule(), ImageRule(rule="patches")
+    asked = [(1024, 1024, "high"), (2048, 4096, "high"), (4096, 8192, "low"), (96, 96, "high")]
+    assert [tiles.tokens(*size, 10_000) for size in asked] == [765, 1105, 85, 255]
+    sizes = ((1024, 1024), (33, 32), (5000, 5000))
+    assert [patches.tokens(*size, "high", 10_000) for size in sizes] == [1024, 2, 1536]
+    assert tiles.tokens(4000, 2000, "high", 512) == 85 + 170  # our own shrinking comes first
+    assert patches.tokens(2000, 4000, "high", 320) == 5 * 10
 
 
 @pytest.mark.parametrize(
@@ -173,11 +139,14 @@ def test_the_shipped_prices_can_be_read_and_know_the_default_model():
         (None, "No such file"),
     ],
 )
-def test_a_wrong_price_file_is_named_with_its_field(tmp_path, text, said):
+def test_the_price_file(tmp_path, text, said):
+    prices = PriceList.load(TERMS)
+    assert prices.find("gpt-4.1-2025-04-14") == prices.find(TERMS.model) != prices.find("gpt-4.1-mini")
+    assert prices.find("gpt-4.1-sonnet") is None
     if text:
         (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(EmonbError, match=rf"own.yaml: .*{said}.*; correct the file"):
-        load_prices(TripletSettings(prices=str(tmp_path / "own.yaml")))
+        PriceList.load(TripletSettings(prices=str(tmp_path / "own.yaml")))
 
 
 def test_an_estimate_adds_up(tmp_path):
@@ -185,35 +154,27 @@ def test_an_estimate_adds_up(tmp_path):
     (tmp_path / "prices.yaml").write_text(yaml.safe_dump(own))
     terms = TripletSettings(model="m", prices=str(tmp_path / "prices.yaml"), retries=1)
     table = estimate_table(terms, [(1024, 1024), (96, 96)], 1000, LABELS, batch=False).set_index("part")
-    parts = table.drop(index="total")
-    assert table.loc["input: picture", ["tokens_low", "tokens_high", "tokens_worst"]].tolist() == [
-        510e3,
-        510e3,
-        1020e3,
-    ]
+    parts, inputs = table.drop(index="total"), table.index[:-1].str.startswith("input")
+    assert table.loc["input: picture", ["tokens_low", "tokens_worst"]].tolist() == [510e3, 1020e3]
     assert (table.loc["total"] == parts.sum()).all()
     assert (parts["usd_low"] <= parts["usd_high"]).all()
     assert (parts["usd_high"] <= parts["usd_worst"]).all()
-    inputs = parts.index.str.startswith("input")
     assert parts["tokens_worst"][~inputs].sum() == 1000 * 2 * terms.max_output_tokens
-    assert parts["usd_low"].sum() == pytest.approx(
-        (parts["tokens_low"][inputs].sum() * 2 + parts["tokens_low"][~inputs].sum() * 8) / 1e6
-    )
+    usd = (parts["tokens_low"][inputs].sum() * 2 + parts["tokens_low"][~inputs].sum() * 8) / 1e6
+    assert parts["usd_low"].sum() == pytest.approx(usd)
     half = estimate_table(terms, [(1024, 1024), (96, 96)], 1000, LABELS, batch=True).set_index("part")
     assert half.loc["total", "usd_high"] == pytest.approx(table.loc["total", "usd_high"] / 2)
     unknown = estimate_table(TripletSettings(model="my-server"), [(96, 96)], 10, LABELS, batch=False)
-    assert unknown["tokens_high"].gt(0).sum() >= 5
-    assert unknown["usd_high"].isna().all()
+    assert (unknown["tokens_high"].gt(0).sum(), unknown["usd_high"].isna().all()) == (6, True)
 
 
-def test_an_estimate_of_a_table_leaves_out_what_is_done(tmp_path):
+def test_an_estimate_of_a_dataset(tmp_path):
     rows = [(f"{i}.png", str(picture(tmp_path / f"{i}.png")), "train" if i < 4 else "test") for i in range(5)]
-    samples = pd.DataFrame(rows, columns=["image_id", "path", "split"])
+    samples, path = pd.DataFrame(rows, columns=["image_id", "path", "split"]), tmp_path / "small.jsonl"
     (tmp_path / "1.png").write_bytes(b"")
-    picture_row = estimate(samples, LABELS, TERMS, without={"0.png"}).iloc[0]
-    assert picture_row["tokens_low"] == 3 * 255
-    said = estimate_text(samples, LABELS, tmp_path / "small.jsonl", TERMS, batch=True)
+    assert picture_sizes(samples) == [(40, 30)] * 3
+    said = estimate_text(samples, LABELS, path, TERMS, batch=True)
     assert "small: 4 training images, 0 of them done; gpt-4.1 by the Batch API, prices of 20" in said
     assert "nothing was sent" in said
-    unknown = estimate_text(samples, LABELS, tmp_path / "small.jsonl", TripletSettings(model="x"))
-    assert "the price of 'x' is unknown: add it to emonb/resources/prices.yaml" in unknown
+    said = estimate_text(samples, LABELS, path, TripletSettings(model="x"))
+    assert "the price of 'x' is unknown; add it to emonb/resources/prices.yaml" in said

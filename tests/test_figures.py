@@ -12,11 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
+from sklearn.metrics import cohen_kappa_score
 from synthetic import frame_of, synthetic
 
 from emonb import figures, tables
 from emonb.data import TAXONOMIES
-from emonb.metrics import agreement_matrix, calibration_error, reliability
+from emonb.metrics import calibration_error, reliability
 from emonb.predictions import MAIN, QUARTET, first_seed, joint, model_color, model_name, select_examples
 from emonb.settings import load_settings
 
@@ -59,6 +60,17 @@ def cost_of():
     return pd.DataFrame(rows, columns=columns)
 
 
+def trust_of():
+    """A made-up table `gate_trust`."""
+    where = ["dataset", "emotion", "n", "followed_vlm", "followed_head", "followed_neither"]
+    rows = [
+        (title, emotion, 20, 30.0, 50.0, 20.0, 40.0, 35.0, 45.0)
+        for title in TITLES
+        for emotion in ("all", *ODD_LABELS)
+    ]
+    return pd.DataFrame(rows, columns=[*where, "vlm_right", "head_right", "gate_right"])
+
+
 @pytest.fixture(scope="module")
 def made(world):
     """Every figure, of both datasets where it takes several."""
@@ -80,7 +92,7 @@ def made(world):
         "agreement": figures.agreement(answers),
         "qualitative_examples": figures.qualitative_examples(examples, pictures, ODD, 60),
         "gate_weights": figures.gate_weights(weights),
-        "gate_trust": figures.gate_trust(tables.gate_trust(found, settings.datasets)),
+        "gate_trust": figures.gate_trust(trust_of()),
         "calibration": figures.calibration(first),
         "accuracy_cost": figures.accuracy_cost(cost_of()),
         "alpha_tradeoff": figures.alpha_tradeoff(tables.alpha(found, settings)),
@@ -161,7 +173,8 @@ def test_circles_bars_and_kappas_show_the_table(made, world):
     widths = np.reshape([bar.get_width() for bar in ax.patches], (4, 9))
     assert np.allclose(widths.T, 100 * part[COUNTS].div(part["n"], axis=0))
     assert [t.get_text() for t in ax.get_yticklabels()] == ["all (120)", *(f"{e} (15)" for e in LABELS)]
-    kappa = agreement_matrix(world[2][TITLES[0]]).loc["vlm_tuned", "vlm_zero_shot"]
+    said = world[2][TITLES[0]]
+    kappa = cohen_kappa_score(said["vlm_tuned"], said["vlm_zero_shot"])
     assert made["agreement"].axes[0].texts[0].get_text() == f"{kappa:.2f}".replace("0.", ".")
 
 
@@ -207,7 +220,7 @@ def test_gate_weights_and_trust_are_their_tables(made, world):
     assert np.allclose(cells(field, 8), matrix)
     lifts = [*figures.lift(matrix[:, :8]), *figures.lift(matrix[:, 8:])]
     assert [p.get_width() for p in bars.patches] == pytest.approx(lifts)
-    shown, ax = tables.gate_trust(world[0], ["mini-fi"]), made["gate_trust"].axes[0]
+    shown, ax = trust_of().query("dataset == @TITLES[0]"), made["gate_trust"].axes[0]
     ends = [*shown["followed_vlm"], *(100 - shown["followed_head"]), *([100] * len(shown))]
     assert [p.get_x() + p.get_width() for p in ax.patches] == pytest.approx(ends)
     marks = [np.asarray(marks.get_offsets())[:, 0] for marks in ax.collections]
@@ -248,7 +261,7 @@ def test_nothing_to_show_is_said(world):
     nothing, alone = tables.complementarity({}, world[1]), world[2][ODD][["label", "vit"]]
     made = [figures.complementarity_venn(nothing), figures.complementarity_by_emotion(nothing)]
     made += [figures.complementarity_upset({}), figures.agreement({"x": alone}), figures.calibration({})]
-    made += [figures.gate_trust(tables.gate_trust({}, ["mini-fi"])), figures.accuracy_cost(cost_of().iloc[:0])]
+    made += [figures.gate_trust(trust_of().iloc[:0]), figures.accuracy_cost(cost_of().iloc[:0])]
     assert all("no predictions" in words(fig) for fig in [*made, figures.training_curves({})])
 
 

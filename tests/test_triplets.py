@@ -11,29 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from emonb import triplets as room
 from emonb.data import TAXONOMIES, WORD_FORMS, question
 from emonb.errors import EmonbError
 from emonb.files import resource
-from emonb.triplets import (
-    FIELDS,
-    KINDS,
-    REASONS,
-    NearDuplicates,
-    answered_images,
-    check_rates,
-    check_reply,
-    check_texts,
-    dominant_colors,
-    has_paid_answers,
-    names_emotion,
-    offline_triplets,
-    read_triplets,
-    rejected_answers,
-    rejection_rates,
-    source_note,
-    triplet_line,
-    triplet_sources,
-)
+from emonb.triplets import FIELDS, KINDS, NearDuplicates, check_reply, check_texts, dominant_colors, names_emotion
 
 ROW = {"image_id": "a.png", "sha256": "0" * 64, "brightness": 0.2, "colorfulness": 0.6, "label": "fear"}
 LABELS = TAXONOMIES["mikels8"].labels
@@ -41,14 +23,11 @@ FINE = "A narrow street lies in the dark and nobody else can be seen there."
 
 
 def texts(**fields):
-    return {t["kind"]: t["response"] for t in offline_triplets({**ROW, **fields}, LABELS)}
-
-
-# ---- the offline annotator ----
+    return {t["kind"]: t["response"] for t in room.offline_triplets({**ROW, **fields}, LABELS)}
 
 
 def test_three_kinds_from_a_scene_description():
-    made = offline_triplets({**ROW, "objects": ["skull", "umbrella"], "scene": "dark blue with rain"}, LABELS)
+    made = room.offline_triplets({**ROW, "objects": ["skull", "umbrella"], "scene": "dark blue with rain"}, LABELS)
     assert [tuple(t) for t in made] == [FIELDS] * 3
     assert [t["kind"] for t in made] == list(KINDS)
     assert {t["source"] for t in made} == {"offline"}
@@ -59,7 +38,7 @@ def test_three_kinds_from_a_scene_description():
     )
     assert made[2]["response"].startswith("One looks at a skull and an umbrella first.")
     assert made[2]["response"].endswith(resource("prompts.yaml", "reasoning", "closing")["fear"])
-    other = offline_triplets({**ROW, "sha256": "00000001" + "0" * 56}, LABELS)
+    other = room.offline_triplets({**ROW, "sha256": "00000001" + "0" * 56}, LABELS)
     assert made[1]["instruction"] != other[1]["instruction"]  # the wording varies with the picture
 
 
@@ -76,30 +55,27 @@ def test_captions_attributes_or_measurements_serve_where_nothing_is_described(tm
 @pytest.mark.parametrize("taxonomy", TAXONOMIES.values(), ids=list(TAXONOMIES))
 def test_no_reasoning_names_its_emotion(taxonomy):
     for label in taxonomy.labels:
-        made = offline_triplets({**ROW, "label": label, "objects": ["heart"], "scene": "warm red"}, taxonomy.labels)
+        made = room.offline_triplets(
+            {**ROW, "label": label, "objects": ["heart"], "scene": "warm red"}, taxonomy.labels
+        )
         assert names_emotion(made[2]["response"], label) is None
 
 
-@pytest.mark.parametrize(
-    ("color", "name"),
-    [
-        ((250, 20, 20), "red"), ((20, 30, 240), "blue"), ((20, 200, 40), "green"), ((250, 240, 30), "yellow"),
-        ((5, 5, 5), "black"), ((250, 250, 250), "white"), ((128, 128, 128), "grey"), ((110, 70, 30), "brown"),
-        ((255, 140, 10), "orange"), ((150, 40, 220), "purple"), ((255, 100, 200), "pink"), ((120, 10, 20), "red"),
-    ],
-)  # fmt: skip
-def test_colours_have_the_names_that_people_use(color, name):
-    assert dominant_colors(Image.new("RGB", (50, 50), color)) == [name]
+COLORS = {
+    (250, 20, 20): "red", (20, 30, 240): "blue", (20, 200, 40): "green", (250, 240, 30): "yellow",
+    (5, 5, 5): "black", (250, 250, 250): "white", (128, 128, 128): "grey", (110, 70, 30): "brown",
+    (255, 140, 10): "orange", (150, 40, 220): "purple", (255, 100, 200): "pink", (120, 10, 20): "red",
+}  # fmt: skip
 
 
-def test_dominant_colours_are_ordered_by_area_and_small_ones_left_out():
+def test_colours_have_the_names_that_people_use_and_are_ordered_by_area():
+    for color, name in COLORS.items():
+        assert dominant_colors(Image.new("RGB", (50, 50), color)) == [name]
     image = Image.new("RGB", (100, 100), (20, 30, 240))
     image.paste((250, 20, 20), (0, 0, 100, 30))
     image.paste((250, 240, 30), (0, 0, 20, 20))
     assert dominant_colors(image) == ["blue", "red"]
 
-
-# ---- the checks ----
 
 NAMED = {
     "amusement": ["amusing", "It amuses.", "amusedly"],
@@ -178,7 +154,7 @@ def test_replies(reply, reason):
 def test_texts(conversation, reasoning, reason):
     found = check_texts(conversation, reasoning, "fear")
     assert (found and found[0]) == reason
-    assert reason is None or reason in REASONS
+    assert reason is None or reason in room.REASONS
 
 
 def sentence(rng, n=60, words=300):
@@ -208,7 +184,7 @@ def test_near_duplicates_are_exact_and_the_most_similar_is_found():
 
 
 def test_many_texts_are_compared_quickly():
-    """118,000 texts of 100 words, each added and looked for: 41 s and 380 MB on one core, most of it for the last."""
+    """118,000 texts of 110 words, each looked for and then added, took 93 s of one core and 480 MB in all."""
     rng = random.Random(1)
     texts = [" ".join(sentence(rng, 100, 2000)) for _ in range(2000)]
     seen, start = NearDuplicates(), time.process_time()
@@ -223,20 +199,17 @@ def test_rates_of_a_table():
     rows = [(i, kind, text) for i, text in reasonings.items() for kind in KINDS[1:]]
     table = pd.DataFrame(rows, columns=["image_id", "kind", "response"])
     labels = pd.Series("fear", index=list(reasonings))
-    rates = check_rates(table, labels)
+    rates = room.check_rates(table, labels)
     assert rates[rates > 0].to_dict() == {"images": 4, "names the emotion": 1, "near-duplicate": 1, "too short": 1}
-    assert check_rates(table, labels, min_words=1, near_duplicate=1.0)["too short"] == 0
-
-
-# ---- the file ----
+    assert room.check_rates(table, labels, min_words=1, near_duplicate=1.0)["too short"] == 0
 
 
 def test_read_back_and_bad_lines(tmp_path):
-    good = offline_triplets(ROW, LABELS)
+    good = room.offline_triplets(ROW, LABELS)
     path = tmp_path / "t.jsonl"
-    path.write_text("".join(map(triplet_line, good)) + '{"image_id": "torn')  # its writer is at work
-    assert list(read_triplets(path).columns) == list(FIELDS)
-    assert len(read_triplets(path)) == 3
+    path.write_text("".join(map(room.triplet_line, good)) + '{"image_id": "torn')  # its writer is at work
+    assert list(room.read_triplets(path).columns) == list(FIELDS)
+    assert len(room.read_triplets(path)) == 3
     without = {k: v for k, v in good[1].items() if k != "response"}
     bad = {
         "bad.jsonl, line 2: not JSON": [good[0], '{"image_id": "b'],
@@ -250,31 +223,34 @@ def test_read_back_and_bad_lines(tmp_path):
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         (tmp_path / "bad.jsonl").write_text("\n".join(lines) + "\n")
         with pytest.raises(EmonbError) as caught:
-            read_triplets(tmp_path / "bad.jsonl")
+            room.read_triplets(tmp_path / "bad.jsonl")
         assert message in str(caught.value)
 
 
 def test_who_wrote_them_and_what_was_rejected(tmp_path):
     folder = tmp_path / "triplets"
     folder.mkdir()
-    offline = offline_triplets(ROW, LABELS)
+    offline = room.offline_triplets(ROW, LABELS)
     paid = [{**t, "image_id": "p", "source": "openai", "model": 'gpt "x"'} for t in offline]
     theirs = [{**t, "image_id": "q", "source": "imported"} for t in offline]
     for name, triplets in {"one": offline, "two": [*paid, *theirs], "odd": ["x"]}.items():
-        (folder / f"{name}.jsonl").write_text("".join(map(triplet_line, triplets)))
+        (folder / f"{name}.jsonl").write_text("".join(map(room.triplet_line, triplets)))
     (folder / "two.rejected.jsonl").write_text('{"image_id": "r", "reason": "refused", "detail": null}\n')
-    assert triplet_sources(tmp_path) == {
+    assert room.triplet_sources(tmp_path) == {
         "one": "offline annotator, no paid model",
         "two": 'a paid model (gpt "x"): 1 images, somebody else\'s file: 1 images',
         "odd": "unknown",
     }
-    assert source_note(tmp_path, ["one", "none"]) == "triplets of one: offline annotator, no paid model"
-    assert [has_paid_answers(folder / f"{name}.jsonl") for name in ("one", "two", "none")] == [False, True, False]
-    assert (answered_images(folder / "one.jsonl"), answered_images(folder / "two.jsonl")) == (set(), {"p", "q"})
-    assert rejected_answers(folder / "two.jsonl").to_dict("records") == [
+    assert room.source_note(tmp_path, ["one", "none"]) == "triplets of one: offline annotator, no paid model"
+    assert [room.has_paid_answers(folder / f"{name}.jsonl") for name in ("one", "two", "none")] == [False, True, False]
+    assert (room.answered_images(folder / "one.jsonl"), room.answered_images(folder / "two.jsonl")) == (
+        set(),
+        {"p", "q"},
+    )
+    assert room.rejected_answers(folder / "two.jsonl").to_dict("records") == [
         {"image_id": "r", "reason": "refused", "detail": "", "text": ""}
     ]
-    assert rejection_rates(tmp_path, ["one", "two"]).to_dict("records") == [
+    assert room.rejection_rates(tmp_path, ["one", "two"]).to_dict("records") == [
         {"dataset": "two", "accepted": 1, "refused": 1}
     ]
-    assert rejection_rates(tmp_path, ["one"]).empty
+    assert room.rejection_rates(tmp_path, ["one"]).empty

@@ -49,15 +49,19 @@ def write_triplets(
             Answers that arrived before are on disk.
     """
     from emonb.annotate.batch import Batches, open_parts, refuse_open_parts
-    from emonb.annotate.log import open_answers
+    from emonb.annotate.log import Answers
     from emonb.annotate.online import Online
 
-    with open_answers(samples, labels, path, settings, batch=batch) as answers:
-        if not batch:
-            refuse_open_parts(path)
-        answers.check_fit({(part["asked_of"], part["prompt_sha256"]) for part in open_parts(path)})
+    stopped = ""
+    with Answers(samples, labels, path, settings, batch=batch) as answers:
+        under_way = open_parts(path)
+        answers.check_fit({(part["asked_of"], part["prompt_sha256"]) for part in under_way})
         try:
-            stopped = Batches(answers, say).run(patient) if batch else Online(answers, say).run()
+            if batch and (under_way or any(answers.missing())):
+                stopped = Batches(answers, say).run(patient)
+            elif any(answers.missing()):
+                refuse_open_parts(path)
+                stopped = Online(answers, say).run()
         finally:
             say(str(answers))
     if stopped:

@@ -12,6 +12,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ class Batches:
         self.folder = make_folder(answers.path.with_name(f".{answers.path.stem}.batches"))
         self.parts = read_parts(answers.path)
         self.new: set[str] = set()  # parts of this run: the server cannot know them yet
+        self.answered: dict[str, int] = {}  # images that the server is done with, by part
         self.stopped = ""
+        noted = tuple(f"{part['name']}." for part in self.open)
+        for path in self.folder.iterdir():  # of a part that was not noted (nothing was sent), or is merged
+            if not path.name.startswith(noted):
+                path.unlink()
 
     @property
     def open(self) -> list[dict[str, Any]]:
@@ -53,12 +59,15 @@ class Batches:
         import openai
 
         try:
-            for _ in range(3 + self.settings.retries):  # two more for the forms
+            idle = 0
+            while idle <= self.settings.retries + 2 and self.stopped != _CANCELLED:  # two more for the forms
+                done = len(self.answers.done)
                 self._submit_all()
                 submitted = bool(self.open)
                 self._merge_all(patient)
-                if self.open or self.stopped == _CANCELLED or not submitted:
+                if self.open or not submitted:
                     break
+                idle = 0 if len(self.answers.done) > done else idle + 1
         except KeyboardInterrupt:
             self.stopped = INTERRUPTED
         except (openai.APIError, AttributeError) as error:  # a page instead of an answer has no attributes
@@ -71,20 +80,26 @@ class Batches:
     def _submit_all(self) -> None:
         """Finish parts that were interrupted, then make parts of everything that is missing."""
         for part in self.open:
-            self._advance(part)
+            if part["status"] != "submitted":
+                self._submit(part)
         taken = {image_id for part in self.open for image_id in self._ids(part)}
         rows = (row for row in self.answers.missing() if row["image_id"] not in taken)
         while part := self._write_part(rows):
-            self._advance(part)
+            self._submit(part)
 
     def _merge_all(self, patient: bool) -> None:
         """Fetch and merge what is ready; with patience, everything."""
+        said = ""
         while self.open:
             for part in self.open:
                 if part["status"] == "submitted":
                     self._look(part)
             if not patient or not self.open:
                 return
+            now = f"{len(self.open)} batches open, {sum(self.answered.values()):,} images answered"
+            if now != said:
+                said = now
+                self.say(said)
             time.sleep(self.settings.batch_poll_s)
 
     def _save(self, part: dict[str, Any], **changes: Any) -> None:
@@ -124,25 +139,23 @@ class Batches:
         self._save(part, asked_of=self.answers.asked[0], prompt_sha256=self.answers.asked[1])
         return part
 
-    def _advance(self, part: dict[str, Any]) -> None:
-        """Upload and submit a part, as far as that was not done before: twice would be paid twice."""
-        path, sdk = self.folder / f"{part['name']}.jsonl", self.sdk
-        lost = part["name"] not in self.new  # an interrupted run made it: the server may have its file or batch
-        if part["status"] == "written":
-            known = (f.id for f in sdk.files.list(purpose="batch") if f.filename == path.name) if lost else ()
-            file_id = next(iter(known), None) or sdk.files.create(file=path, purpose="batch").id
+    def _submit(self, part: dict[str, Any]) -> None:
+        """Upload a part and make its batch, as far as that was not done before: twice would be paid twice."""
+        files, batches, path = (), (), self.folder / f"{part['name']}.jsonl"
+        if part["name"] not in self.new:  # an interrupted run made it: the server may have its file or batch
+            files, batches = self.sdk.files.list(purpose="batch"), self.sdk.batches.list(limit=100)
+        known = part.get("file_id") or next((file.id for file in files if file.filename == path.name), None)
+        file_id = known or self.sdk.files.create(file=path, purpose="batch").id
+        known = next((b.id for b in batches if b.input_file_id == file_id and b.status != "failed"), None)
+        if known is None:
             self._save(part, file_id=file_id, status="uploaded")
-            path.unlink(missing_ok=True)
-        if part["status"] == "uploaded":
-            batches = sdk.batches.list(limit=100) if lost else ()
-            known = (b.id for b in batches if b.input_file_id == part["file_id"] and b.status != "failed")
-            self._save(part, batch_id=next(known, None) or self._create(part), status="submitted")
-            self.say(f"submitted {part['name']}: {part['images']:,} images")
-
-    def _create(self, part: dict[str, Any]) -> str:
-        once = self.sdk.with_options(max_retries=0)  # a second try could make a second batch; the next run looks
-        more = {"completion_window": "24h", "metadata": {"emonb": part["name"]}}
-        return once.batches.create(input_file_id=part["file_id"], endpoint=_ENDPOINT, **more).id
+            once = self.sdk.with_options(max_retries=0)  # a second try could make a second batch; the next run looks
+            more = {"completion_window": "24h", "metadata": {"emonb": part["name"]}}
+            known = once.batches.create(input_file_id=file_id, endpoint=_ENDPOINT, **more).id
+        self._save(part, file_id=file_id, batch_id=known, status="submitted")
+        self.new.discard(part["name"])
+        path.unlink(missing_ok=True)
+        self.say(f"submitted {part['name']}: {part['images']:,} images")
 
     def _ids(self, part: dict[str, Any]) -> list[str]:
         path = self.folder / f"{part['name']}.ids.json"
@@ -166,12 +179,17 @@ class Batches:
                 f"{self.sdk.base_url.host}: the batch {part['name']} or its answers are not there (another account? "
                 f"deleted?); to ask again, remove it from triplets/{self.file.name}"
             ) from None
+        counts = batch.request_counts
+        self.answered[part["name"]] = expected = counts.completed + counts.failed if counts else 0
         if batch.status in _OVER:
+            if len(lines) < expected and batch.status != "cancelled":
+                raise EmonbError(f"{part['name']}: {len(lines):,} of {expected:,} answers came; start again for all")
             self._merge(part, lines)
             if batch.status == "cancelled":
                 self.stopped = _CANCELLED
             for other in self.open:  # there is room in the queue again
-                self._advance(other)
+                if other["status"] != "submitted":
+                    self._submit(other)
         elif batch.status == "failed":
             self._failed(part, (batch.errors.data if batch.errors else None) or [])
 
@@ -189,7 +207,11 @@ class Batches:
 
     def _merge(self, part: dict[str, Any], lines: list[str]) -> None:
         """Judge the answers of a part; a merge that was interrupted goes on where it was."""
-        found = {line["custom_id"]: line for line in map(json.loads, filter(str.strip, lines))}
+        found = {}
+        for text in lines:
+            with suppress(ValueError, KeyError, TypeError):  # a line that cannot be read: its image is asked again
+                line = json.loads(text)
+                found[line["custom_id"]] = line
         rows = {row["image_id"]: row for row in self.answers.rows if row["image_id"] not in self.answers.done}
         for image_id in self._ids(part):
             line = found.get(_custom_id(image_id))
@@ -201,28 +223,28 @@ class Batches:
 
     def _receive(self, row: dict[str, Any], line: dict[str, Any], part: dict[str, Any]) -> None:
         more = {"batch": part["name"], "asked_of": part["asked_of"], "prompt_sha256": part["prompt_sha256"]}
-        response, error = line.get("response") or {}, line.get("error") or {}
+        response, error = (
+            line.get(name) if isinstance(line.get(name), dict) else {} for name in ("response", "error")
+        )
         status, body = response.get("status_code"), response.get("body")
-        if status == 200 and (reply := read_reply(body)):
-            self.answers.receive(row, [reply], part["form"], **more)
-        elif error.get("code") not in _NOT_ANSWERED:
-            said = json.dumps((body or {}).get("error") or error)
+        if status == 200:
+            with suppress(ValueError):
+                return self.answers.receive(row, [read_reply(body)], part["form"], **more)
+        if error.get("code") not in _NOT_ANSWERED:
+            said = json.dumps(body or error)
             if status in (400, 422) and "response_format" in said:
                 self.answers.refused_forms.add(part["form"])
             self.answers.give_up(row, f"status {status}: {said}", **more)
+        return None
 
 
 def read_parts(path: Path) -> list[dict[str, Any]]:
     """The parts that were made for a triplets file; raises `EmonbError` for a damaged note of them."""
-    file = _note(path)
-    if not file.is_file():
-        return []
-    try:
-        parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
-        if all({"name", "status", "images", "form", "asked_of", "prompt_sha256"} <= part.keys() for part in parts):
+    file, fields = _note(path), {"name", "status", "images", "form", "asked_of", "prompt_sha256"}
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        parts = json.loads(file.read_text(encoding="utf-8"))["parts"] if file.is_file() else []
+        if all(fields <= part.keys() for part in parts):
             return parts
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
     raise EmonbError(
         f"triplets/{file.name}: damaged; restore a copy. Without it, batches under way are paid a second time: "
         f"cancel them at the server first (their metadata `emonb` begins with {path.stem!r}), then delete it"

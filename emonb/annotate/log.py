@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from emonb import triplets as room
-from emonb.annotate.prices import load_prices, most_tokens, price_file
+from emonb.annotate.prices import Price, PriceList, most_tokens, unknown_price
 from emonb.annotate.request import FORMS, Answer, Reply, parse_reply, public_name, requests_for, scrub
 from emonb.errors import EmonbError
 from emonb.files import locked, make_folder
@@ -40,27 +40,8 @@ def lock_triplets(path: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def open_answers(
-    samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, *, batch: bool = False
-) -> Iterator[Answers]:
-    """Lock, mend and read the files of a dataset.
-
-    Raises:
-        EmonbError: another process writes here, or a line other than the last is damaged.
-    """
-    with lock_triplets(path):
-        if path.is_file() and not room.has_paid_answers(path):
-            path.unlink()  # the offline annotator's: its artefact is in the store
-        rejected = room.rejected_path(path)
-        with path.open("ab+", buffering=0) as accepted_file, rejected.open("ab+", buffering=0) as rejected_file:
-            _mend(accepted_file)
-            _mend(rejected_file)
-            yield Answers(samples, labels, path, settings, batch, (accepted_file, rejected_file))
-
-
-class Answers:
-    """Accepted and rejected answers of one dataset, open for writing; made by `open_answers`.
+class Answers(ExitStack):
+    """Accepted and rejected answers of one dataset, open for writing for one process at a time.
 
     Attributes:
         rows: the training images.
@@ -68,8 +49,8 @@ class Answers:
         done: images that have their triplets.
         refused_forms: forms that the server said it cannot do.
         received: (image, batch) of rejected answers.
-        reasons: how many rejected records have which reason, of whatever model.
         most: by form: tokens, and USD (0 where the price is unknown), that one image takes at most.
+        reasons: how many rejected records have which reason, of whatever model.
         spent: tokens of all paid `answers`, and `usd`, as far as prices are known.
     """
 
@@ -79,26 +60,40 @@ class Answers:
         labels: Sequence[str],
         path: Path,
         settings: TripletSettings,
-        batch: bool,
-        files: tuple[BinaryIO, BinaryIO],
+        *,
+        batch: bool = False,
     ) -> None:
-        self.labels, self.path, self.settings, self.batch, self._files = labels, path, settings, batch, files
+        """Lock, mend and read the files; raises `EmonbError` if another process writes here, or for a damaged line."""
+        super().__init__()
+        self.labels, self.path, self.settings, self.batch = labels, path, settings, batch
         train = samples[samples["split"] == "train"]
         self.rows = train[train.columns.intersection(["image_id", "path", "label", "sha256"])].to_dict("records")
         self.asked = (public_name(settings.model), room.prompts_sha256("annotator.yaml"))
-        self.prices = load_prices(settings)
-        price = self.prices.find(self.asked[0])
-        tokens = {form: most_tokens(settings, labels, form, price) for form in FORMS}
-        self.most = {form: (sum(n), price.usd(*n, batch=batch) if price else 0.0) for form, n in tokens.items()}
+        self.prices = PriceList.load(settings)
+        price = self.prices.find(self.asked[0]) or Price(input=0, output=0)
+        tokens = {form: most_tokens(settings, labels, form, price.image) for form in FORMS}
+        self.most = {form: (sum(n), price.usd(*n, batch=batch)) for form, n in tokens.items()}
         self.done, self.refused_forms, self.received = set[str](), set[str](), set[tuple[str, str]]()
         self.reasons, self.spent = Counter[str](), Counter[str]()
         self._others, self._unpriced = set[tuple[str, str]](), set[str]()
         self._read, self._failed = Counter[str](), Counter[Any]()  # by form; by image, (image, form) and form
         self._last: dict[str, str] = {}  # why the last answer for an image was rejected
         self._seen = room.NearDuplicates()
-        for _, group in groupby(room.triplet_lines(path), lambda triplet: triplet["image_id"]):
+        with ExitStack() as stack:
+            stack.enter_context(lock_triplets(path))
+            if path.is_file() and not room.has_paid_answers(path):
+                path.unlink()  # the offline annotator's: its artefact is in the store
+            both = (path, room.rejected_path(path))
+            self._files = [stack.enter_context(file.open("ab+", buffering=0)) for file in both]
+            self._load(*both)
+            self.push(stack.pop_all())
+
+    def _load(self, accepted: Path, rejected: Path) -> None:
+        for file in self._files:
+            _mend(file)
+        for _, group in groupby(room.triplet_lines(accepted), lambda triplet: triplet["image_id"]):
             self._note_accepted([*group])
-        for where, record in room.json_lines(room.rejected_path(path)):
+        for where, record in room.json_lines(rejected):
             if not isinstance(record, dict) or not {"image_id", "reason"} <= record.keys():
                 raise EmonbError(f"{where}: field 'image_id' or 'reason' missing; delete the line")
             self._note(record)
@@ -125,10 +120,7 @@ class Answers:
             )
         unpriced = self._unpriced | ({self.asked[0]} if self.prices.find(self.asked[0]) is None else set())
         if self.settings.max_cost is not None and unpriced:
-            raise EmonbError(
-                f"max_cost: the price of {min(unpriced)!r} is unknown; add it to {price_file(self.settings)} (zeros "
-                "for a server that costs nothing)"
-            )
+            raise EmonbError(f"max_cost: {unknown_price(min(unpriced), self.settings)}")
 
     def is_missing(self, image_id: str) -> bool:
         """Whether an image has neither triplets nor used up its tries (of this model and prompt)."""

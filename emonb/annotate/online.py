@@ -9,7 +9,6 @@ import queue
 import re
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from emonb.settings import TripletSettings
 
 INTERRUPTED = "interrupted"
 LIMIT = "the next answer could exceed the limit of ${:g}; raise --max-cost to go on"
-_WINDOW = 61.0  # seconds; requests travel for different times, and the server counts arrivals
+_MINUTE = 61.0  # seconds; requests travel for different times, and the server counts arrivals
 _LONGEST = 3600.0  # seconds that a server may make us wait at a time
 _IN_A_ROW = 20  # images without an answer, one after another: the server is down, not the images at fault
 
@@ -80,33 +79,6 @@ def said_by(error: BaseException) -> str:
     return scrub(str(words or f"{error} ({type(error.__cause__ or error).__name__})"))
 
 
-class Pace:
-    """At most so many requests and tokens within any minute, and nothing before a pause ends that a server asked for.
-
-    An exact sliding window (ours): a token bucket would let twice the limit through in its first minute.
-    """
-
-    def __init__(self, requests: int | None, tokens: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.requests, self.tokens, self.clock = requests or math.inf, tokens or math.inf, clock
-        self.not_before = 0.0
-        self._sent: deque[list[float]] = deque()  # [time, tokens]
-
-    def delay(self, tokens: float) -> float:
-        """Seconds until a request of so many tokens may leave; 0 or less: now. One above the limit goes alone."""
-        now = self.clock()
-        while self._sent and self._sent[0][0] <= now - _WINDOW:
-            self._sent.popleft()
-        full = len(self._sent) >= self.requests or sum(sent[1] for sent in self._sent) + tokens > self.tokens
-        return max(self.not_before, self._sent[0][0] + _WINDOW if full and self._sent else 0.0) - now
-
-    def leave(self, tokens: float) -> list[float]:
-        """Count a request; the second value of what is returned may be replaced by the tokens that it took."""
-        sent = [self.clock(), tokens]
-        if math.inf > min(self.requests, self.tokens):
-            self._sent.append(sent)
-        return sent
-
-
 class _Stopped(BaseException):
     """This attempt is not sent; no `Exception`, after which the SDK would try again."""
 
@@ -123,12 +95,17 @@ class Online:
         self.answers, self.settings, self.say = answers, answers.settings, say
         self.sdk = connect(self.settings, request=[self._leaves], response=[self._came])
         self.limit, self.swapped = token_limit(self.sdk), False
-        self.pace = Pace(self.settings.requests_per_minute, self.settings.tokens_per_minute)
+        # seconds between two requests, and for each token; evenly, so that no minute has more than its share
+        self.spacing = _MINUTE / (self.settings.requests_per_minute or math.inf)
+        self.spacing_of_token = _MINUTE / (self.settings.tokens_per_minute or math.inf)
+        self.next_at = 0.0
         self.rows, self.done = answers.missing(), queue.SimpleQueue[str | None]()
         self.turn = threading.Condition()  # for all that follows, and for the answers
         self.out: dict[int, float] = {}  # thread -> USD at most
         self.lost = 0.0
-        self.mine = threading.local()  # of an image: `most` tokens and USD; of its last attempt: `sent`, `flying`
+        self.mine = (
+            threading.local()
+        )  # of an image: `most` tokens and USD; of its last attempt: whether it is `flying`
         self.stopped, self.error = "", None
         self.in_a_row, self.answered = 0, False
 
@@ -191,7 +168,8 @@ class Online:
         try:
             picture = encode_picture(row["path"], self.settings.max_side)
             for body in answers.requests(row, picture, form):
-                replies.append(self._send(renamed(body, limit)))
+                raw = self.sdk.chat.completions.with_raw_response.create(**renamed(body, limit))
+                replies.append(read_reply(raw.http_response.json()))
         except (Exception, _Stopped) as error:
             problem = error
         with self.turn:
@@ -209,15 +187,6 @@ class Online:
                 self.turn.notify_all()
             return answers.is_missing(row["image_id"])
 
-    def _send(self, body: dict[str, Any]) -> Any:
-        raw = self.sdk.chat.completions.with_raw_response.create(**body)
-        reply = read_reply(raw.http_response.json())
-        if reply is None:
-            raise ValueError("the server's answer is not a chat completion")
-        if reply.usage:
-            self.mine.sent[1] = sum(reply.usage.values())
-        return reply
-
     def _lose(self) -> None:
         """The last attempt got no answer, but may be billed."""
         if self.mine.flying:
@@ -230,38 +199,38 @@ class Online:
         with self.turn:
             self._lose()
             while not self.stopped:
-                delay = self.pace.delay(tokens)
+                now = time.monotonic()
+                delay = self.next_at - now
                 reserved = self.lost + sum(self.out.values()) + (0.0 if me in self.out else usd)
                 affordable = (self.answers.usd or 0.0) + reserved <= (self.settings.max_cost or math.inf)
                 if affordable and delay <= 0:
                     self.out[me], self.mine.flying = usd, True
-                    self.mine.sent = self.pace.leave(tokens)
+                    self.next_at = now + max(self.spacing, self.spacing_of_token * tokens)
                     return
                 if not affordable and (me in self.out or not self.out):
                     self._end(LIMIT.format(self.settings.max_cost))
-                self.turn.wait(min(max(delay, 0.1), 1.0))
+                self.turn.wait(min(max(delay, 0.01), 1.0))
         raise _Stopped
 
     def _came(self, response: Any) -> None:
         """After each attempt: what the SDK would not see as we do."""
         content, told = response.read(), response.headers.get("retry-after", "")
-        with self.turn:
-            self.mine.flying = False
-            if response.status_code != 200:
-                self.mine.sent[1] = 0.0
-            if re.fullmatch(r"[\d.]{1,9}", told):  # it holds for all threads; the SDK gives up above two minutes
-                del response.headers["retry-after"]
-                end = self.pace.clock() + min(float(told), _LONGEST)
-                if float(told) >= 5 and end > self.pace.not_before + 1:
-                    self.say(f"{self.sdk.base_url.host} asks to wait {told} s")
-                self.pace.not_before = max(self.pace.not_before, end)
-        if b"insufficient_quota" in content:
-            response.headers["x-should-retry"] = "false"
         try:
             json.loads(content)
         except ValueError:
             if response.status_code == 200:  # a page instead of an answer: try again
                 response.status_code = 502
+                return
+        if b"insufficient_quota" in content:
+            response.headers["x-should-retry"] = "false"
+        with self.turn:
+            self.mine.flying = False
+            if re.fullmatch(r"[\d.]{1,9}", told):  # it holds for all threads; the SDK gives up above two minutes
+                del response.headers["retry-after"]
+                until = time.monotonic() + min(float(told), _LONGEST)
+                if until > max(self.next_at, time.monotonic() + 5) + 1:
+                    self.say(f"{self.sdk.base_url.host} asks to wait {told} s")
+                self.next_at = max(self.next_at, until)
 
     def _adapts(self, error: BaseException, form: str, limit: str) -> bool:
         """Whether the server may understand other words: the token limit's other name, or another form."""

@@ -12,13 +12,13 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from emonb.annotate.log import open_answers
+from emonb.annotate.log import Answers
 from emonb.annotate.request import parse_sections
 from emonb.data import parse_emotion
 from emonb.errors import EmonbError
@@ -38,7 +38,6 @@ def import_triplets(
     labels: Sequence[str],
     path: Path,
     settings: TripletSettings,
-    *,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Append the triplets of somebody else's file for training images that have none, and report what was not usable.
@@ -47,33 +46,35 @@ def import_triplets(
 
     Args:
         file: JSON (a list of rows, or rows under keys) or JSON Lines.
-        samples: the sample table.
-        labels: the taxonomy's labels in order.
-        path: `OUT/triplets/<dataset>.jsonl`; the report stands beside it, in `<dataset>.import.json`.
-        settings: for the files, as `open_answers` takes them.
+        samples, labels, path, settings: as for `write_triplets`; the report stands in `<dataset>.import.json`.
         say: gets the messages.
 
     Raises:
         EmonbError: no JSON, neither format, or nothing in it that fits the dataset.
     """
-    rows, data = _rows(file)
-    fields = [field for row in rows if isinstance(row, dict) for field in row]
-    marker = max(_FORMATS, key=fields.count)
-    if marker not in fields:
+    rows, digest = _rows(file)
+    fields = Counter(field for row in rows for field in row)
+    marker = max(_FORMATS, key=lambda field: fields[field])
+    if not fields[marker]:
         raise EmonbError(
-            f"{file}: neither format recognised; fields found: {', '.join(sorted({*fields})[:12]) or 'none'}; give "
-            f"rows with gpt_response, img, img_path, label ({_FORMATS['gpt_response']}) or image, conversations "
+            f"{file}: neither format recognised; fields found: {', '.join(sorted(fields)[:12]) or 'none'}; give rows "
+            f"with gpt_response, img, img_path, label ({_FORMATS['gpt_response']}) or image, conversations "
             f"({_FORMATS['conversations']})"
         )
-    reader = _Reader(samples, labels, marker)
-    for number, row in enumerate(rows, start=1):
-        reader.read(row, f"row {number}")
-    origin = {"source": "imported", "imported_from": file.name, "import_sha256": hashlib.sha256(data).hexdigest()}
-    groups = [group for row in reader.known.values() if (group := reader.compose(row, origin))]
+    known = {row["image_id"]: row for row in samples.to_dict("records")}
+    named, found, problems = _named(rows, known), {}, {}
+    for number, (row, name) in enumerate(zip(rows, named, strict=True), start=1):
+        reason = "image not in the dataset, or its name is ambiguous"
+        if name in known:
+            reason = _take(row, known[name], labels, marker, found.setdefault(name, {}))
+        if reason:
+            problems.setdefault(reason, []).append(visible(f"row {number}: {name}")[:120])
+    origin = {"source": "imported", "imported_from": file.name, "import_sha256": digest}
+    groups = [_composed(known[name], labels, origin, found[name]) for name in known if found.get(name)]
     if not groups:
-        first = next((f"{why} ({found['examples'][0]})" for why, found in reader.problems.items()), "no text in it")
+        first = next((f"{why} ({where[0]})" for why, where in problems.items()), "no row in it")
         raise EmonbError(f"{file}: nothing to import; first problem: {first}; take a file made for this dataset")
-    with open_answers(samples, labels, path, settings) as answers:
+    with Answers(samples, labels, path, settings) as answers:
         new = [group for group in groups if group[0]["image_id"] not in answers.done]
         answers.accept(*new)
     kinds = Counter(triplet["kind"] for group in groups for triplet in group)
@@ -83,7 +84,7 @@ def import_triplets(
         "rows": len(rows),
         "images": len(groups),
         "triplets": {kind: kinds[kind] for kind in KINDS},
-        "problems": reader.problems,
+        "problems": {why: {"count": len(where), "examples": where[:5]} for why, where in problems.items()},
         "train_images_without": int((samples["split"] == "train").sum()) - len(groups),
         "images_added": len(new),
         "images_already_there": len(groups) - len(new),
@@ -92,12 +93,13 @@ def import_triplets(
     say(
         f"{file.name} ({_FORMATS[marker]}): {len(new):,} images added, {len(groups) - len(new):,} had triplets already"
     )
-    for reason, problem in reader.problems.items():
-        say(f"  {problem['count']:,} x {reason}, e.g. {problem['examples'][0]}")
+    for why, where in problems.items():
+        say(f"  {len(where):,} x {why}, e.g. {where[0]}")
     return report
 
 
-def _rows(file: Path) -> tuple[list[Any], bytes]:
+def _rows(file: Path) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a file, an empty one for what is no object; and the file's digest."""
     try:
         data = file.read_bytes()
         text = data.decode("utf-8-sig")
@@ -109,87 +111,65 @@ def _rows(file: Path) -> tuple[list[Any], bytes]:
         raise EmonbError(f"{file}: cannot be read as JSON ({error}); give a whole file, in UTF-8") from None
     if isinstance(content, dict) and not _FORMATS.keys() & content.keys():  # rows under the images' names
         content = [{"image_id": key, **row} if isinstance(row, dict) else row for key, row in content.items()]
-    return content if isinstance(content, list) else [content], data
+    rows = content if isinstance(content, list) else [content]
+    return [row if isinstance(row, dict) else {} for row in rows], hashlib.sha256(data).hexdigest()
 
 
-class _Reader:
-    def __init__(self, samples: pd.DataFrame, labels: Sequence[str], marker: str) -> None:
-        self.labels, self.marker = labels, marker
-        self.known = {row["image_id"]: row for row in samples.to_dict("records")}
-        names = Counter(PurePosixPath(image_id).name for image_id in self.known)
-        self.unique = {name: i for i in self.known if names[name := PurePosixPath(i).name] == 1}
-        self.turns: dict[str, dict[str, dict[str, str]]] = {}  # by image and kind: question -> answer
-        self.models: dict[str, str] = {}
-        self.problems: dict[str, dict[str, Any]] = {}
-
-    def note(self, reason: str, where: str, excerpt: str = "") -> None:
-        """Count a problem, and keep five examples, without folders of their machine."""
-        found = self.problems.setdefault(reason, {"count": 0, "examples": []})
-        found["count"] += 1
-        if len(found["examples"]) < 5:
-            said = re.sub(r"(?:[a-z]:)?[\\/][^\s]{0,400}[\\/]", "", excerpt[:500], flags=re.I)
-            found["examples"].append(visible(" ".join(f"{where}: {said}".split()))[:120].rstrip(": "))
-
-    def find(self, names: Sequence[str]) -> str | None:
-        """The image that is meant."""
-        for name in names:
-            parts = name.replace("\\", "/").split("/")[-8:]
-            tails = ("/".join(parts[start:]) for start in range(len(parts)))
-            image = next((tail for tail in tails if tail in self.known), None) or self.unique.get(parts[-1])
-            if image:
-                return image
-        return None
-
-    def read(self, row: Any, where: str) -> None:
-        """Take the turns of a row, or note why not."""
-        row = row if isinstance(row, dict) else {}
-        names = [row[field] for field in _NAMES if isinstance(row.get(field), str) and row[field]]
-        if self.marker not in row or not names:
-            return self.note(f"field missing: {'image' if self.marker in row else self.marker}", where)
-        image = self.find(names)
-        if image is None:
-            return self.note("image not in the dataset, or its name is ambiguous", where, names[0].split("/")[-1])
-        label = self.known[image]["label"]
-        if self.known[image]["split"] != "train":
-            return self.note("image is in val or test", image)
-        if "label" in row and parse_emotion(_text(row["label"]), self.labels) != label:
-            # the whole row: GPT-4 was given the other emotion, and its reasoning would teach that one
-            return self.note("label differs from the dataset's", image, f"{_text(row['label']):.60}, here {label}")
-        turns = _sections(row) if self.marker == "gpt_response" else _talk(row)
-        kept = self.turns.setdefault(image, {})
-        self.models.setdefault(image, _text(row.get("model")) or "unknown")
-        for kind, question, answer in turns:
-            if not answer or question in kept.get(kind, {}):
-                self.note("answered twice, the first kept" if answer else "empty answer", image, question or kind)
-            elif kind == "reasoning" and (word := names_emotion(answer, label)):
-                self.note("reasoning names the emotion", image, f"{word}: {answer}")
-            elif len(answer.split()) > 1:  # a bare label is the categorical answer, which is ours
-                kept.setdefault(kind, {})[question] = answer
-        if not turns:
-            self.note("no section found", image, _text(row[self.marker]))
-
-    def compose(self, row: dict[str, Any], origin: dict[str, Any]) -> list[dict[str, Any]]:
-        """The triplets of an image in the order of `KINDS`; [] if there is nothing for it."""
-        origin = {**origin, "model": self.models.get(row["image_id"], "unknown")}
-        made = []
-        for kind, turns in sorted(self.turns.get(row["image_id"], {}).items()):
-            asked, answer = " ".join(filter(None, turns)), " ".join(turns.values())
-            made.append(make_triplet(row, kind, answer, origin, asked))
-        return [categorical_triplet(row, self.labels, origin), *made] if made else []
+def _named(rows: list[dict[str, Any]], known: Collection[str]) -> Iterator[str]:
+    """The image that each row means; the last part of the name that stands there if none is meant."""
+    counts = Counter(image_id.split("/")[-1] for image_id in known)
+    unique = {name: image_id for image_id in known if counts[name := image_id.split("/")[-1]] == 1}
+    for row in rows:
+        names = [row[field].replace("\\", "/").split("/") for field in _NAMES if isinstance(row.get(field), str)]
+        tails = ("/".join(name[start:]) for name in names for start in range(-min(8, len(name)), 0))
+        image = next((tail for tail in tails if tail in known), "")
+        last = [name[-1] for name in names]
+        yield image or next((unique[name] for name in last if name in unique), "".join(last[:1]))
 
 
-def _sections(row: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _take(
+    row: dict[str, Any], image: dict[str, Any], labels: Sequence[str], marker: str, found: dict[str, dict[str, str]]
+) -> str:
+    """Put the turns of a row into `found`, kind -> question -> answer; says why not, or not all of them."""
+    if image["split"] != "train":
+        return "image is in val or test"
+    if "label" in row and parse_emotion(_text(row["label"]), labels) != image["label"]:
+        return "label differs from the dataset's"  # GPT-4 was given it: its reasoning would teach the other one
+    turns, reason = (_sections if marker == "gpt_response" else _talk)(row.get(marker)), ""
+    for kind, question, answer in turns:
+        if kind == "reasoning" and names_emotion(answer, image["label"]):
+            reason = "reasoning names the emotion"
+        elif question in found.get(kind, {}):
+            reason = "answered twice, the first kept"
+        elif " " in answer:  # a bare label is the categorical answer, which is ours
+            found.setdefault(kind, {})[question] = answer
+            found.setdefault("", {"model": _text(row.get("model")) or "unknown"})
+    return reason if turns else "no text found"
+
+
+def _composed(
+    row: dict[str, Any], labels: Sequence[str], origin: dict[str, Any], found: dict[str, dict[str, str]]
+) -> list[dict[str, Any]]:
+    """The triplets of an image in the order of `KINDS`."""
+    origin = {**origin, **found.pop("")}
+    made = [categorical_triplet(row, labels, origin)]
+    for kind, turns in sorted(found.items()):
+        made.append(make_triplet(row, kind, " ".join(turns.values()), origin, " ".join(filter(None, turns))))
+    return made
+
+
+def _sections(response: Any) -> list[tuple[str, str, str]]:
     """Kind, question and answer of GPT-4's headed sections."""
-    found = parse_sections(_text(row["gpt_response"]))
-    found.setdefault("conversation", found.get("key_elements", ""))  # what the authors' prompt calls it
-    return [(kind, "", _text(found[kind])) for kind in KINDS[1:] if found.get(kind) is not None and len(found) > 1]
+    found = parse_sections(_text(response))
+    found.setdefault("conversation", found.get("key_elements"))  # what the authors' prompt calls it
+    return [(kind, "", _text(found[kind])) for kind in KINDS[1:] if found.get(kind)]
 
 
-def _talk(row: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _talk(messages: Any) -> list[tuple[str, str, str]]:
     """Kind, question and answer of LLaVA's messages."""
     question, turns = "", []
-    messages = row["conversations"] if isinstance(row["conversations"], list) else []
-    for message in filter(lambda message: isinstance(message, dict), messages):
+    for message in messages if isinstance(messages, list) else []:
+        message = message if isinstance(message, dict) else {}
         text = " ".join(_text(message.get("value")).split())
         if message.get("from") in ("gpt", "assistant"):
             turns.append(("reasoning" if _ASKS_WHY.search(question) else "conversation", question, text))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
-from emonb.annotate.request import requests_for
+from emonb.annotate.request import public_name, requests_for
 from emonb.errors import EmonbError
 from emonb.files import resource_path
 from emonb.settings import TripletSettings, project_root
@@ -40,17 +40,28 @@ class ImageRule(BaseModel, extra="forbid"):
     factor: float = Field(1, gt=0)
     most: int = Field(1536, ge=1)
 
+    def tokens(self, width: int, height: int, detail: str, max_side: int) -> int:
+        """Of a picture of this size, after our shrinking to `max_side` px and the provider's own scaling."""
+        scale = min(1.0, max_side / max(width, height))
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        if self.rule == "patches":
+            return math.ceil(min(math.ceil(width / 32) * math.ceil(height / 32), self.most) * self.factor)
+        fit = min(1.0, 2048 / max(width, height))
+        fit *= min(1.0, 768 / (min(width, height) * fit))
+        tiles = math.ceil(width * fit / 512) * math.ceil(height * fit / 512)
+        return self.base + self.tile * tiles * (detail != "low")
+
 
 class Price(BaseModel, extra="forbid"):
-    """USD per million tokens of one model."""
+    """USD per million tokens of one model; `batch` is the factor for the Batch API."""
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
     batch: float = Field(1.0, ge=0, le=1)
     image: ImageRule = ImageRule()
 
-    def usd(self, prompt_tokens: float, completion_tokens: float, *, batch: bool = False) -> float:
-        """Cost of so many tokens."""
+    def usd(self, prompt_tokens: Any, completion_tokens: Any, *, batch: bool = False) -> Any:
+        """Cost of so many tokens: numbers or columns of them."""
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6 * (self.batch if batch else 1)
 
 
@@ -61,53 +72,29 @@ class PriceList(BaseModel, extra="forbid"):
     source: str = ""
     models: dict[str, Price]
 
+    @classmethod
+    def load(cls, settings: TripletSettings) -> PriceList:
+        """That of the settings; raises `EmonbError` naming the file and the field."""
+        path = project_root() / settings.prices if settings.prices else resource_path("prices.yaml")
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, yaml.YAMLError, ValidationError) as error:
+            why = " ".join(str(error).split())
+            raise EmonbError(f"{path.name}: {why}; correct the file, or triplets.prices") from None
+
     def find(self, model: str) -> Price | None:
         """Price of a model; a dated name (`gpt-4.1-2025-04-14`) has that of its family. None if unknown."""
         return self.models.get(model) or self.models.get(re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model))
 
 
-def load_prices(settings: TripletSettings) -> PriceList:
-    """The price file of the settings; raises `EmonbError` naming the file and the field."""
-    path = project_root() / settings.prices if settings.prices else resource_path("prices.yaml")
-    try:
-        return PriceList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        why = " ".join(str(error).split())
-        raise EmonbError(f"{price_file(settings)}: {why}; correct the file, or triplets.prices") from None
+def unknown_price(model: str, settings: TripletSettings) -> str:
+    """What to do about a model that is not in the price file."""
+    file = settings.prices or "emonb/resources/prices.yaml"
+    return f"the price of {model!r} is unknown; add it to {file} (zeros for a server that costs nothing)"
 
 
-def price_file(settings: TripletSettings) -> str:
-    """The price file as people know it."""
-    return settings.prices or "emonb/resources/prices.yaml"
-
-
-def image_tokens(width: int, height: int, rule: ImageRule, detail: str, max_side: int) -> int:
-    """Input tokens of a picture of this size, after our shrinking to `max_side` and the provider's own scaling."""
-    scale = min(1.0, max_side / max(width, height))
-    width, height = max(1, round(width * scale)), max(1, round(height * scale))
-    if rule.rule == "patches":
-        patches = math.ceil(width / 32) * math.ceil(height / 32)
-        return math.ceil(min(patches, rule.most) * rule.factor)
-    if detail == "low":
-        return rule.base
-    fit = min(1.0, 2048 / max(width, height))
-    fit *= min(1.0, 768 / (min(width, height) * fit))
-    return rule.base + rule.tile * math.ceil(width * fit / 512) * math.ceil(height * fit / 512)
-
-
-def most_tokens(
-    settings: TripletSettings, labels: Sequence[str], form: str, price: Price | None
-) -> tuple[float, float]:
-    """Input and output tokens that the requests for one image take at most."""
-    rule, side = price.image if price else ImageRule(), settings.max_side
-    shapes = ((side, side), (side, min(side, 768)))  # of the tiles rule, a square is not always the dearest
-    picture = max(image_tokens(*size, rule, settings.detail, side) for size in shapes)
-    requests, text = _requests(settings, labels, form, again="x" * 300)
-    return 1.2 * (text + picture * requests), float(settings.max_output_tokens * requests)
-
-
-def _requests(settings: TripletSettings, labels: Sequence[str], form: str, again: str = "") -> tuple[int, float]:
-    """Number of requests for an image, and input tokens of their texts."""
+def _texts(settings: TripletSettings, labels: Sequence[str], form: str, again: str = "") -> tuple[int, float]:
+    """Number of requests for an image, and input tokens of all their texts, at most."""
     row = {"image_id": "", "label": max(labels, key=len), "sha256": "0" * 8}
     bodies = requests_for(row, "", form, settings, again)
     texts = [body["messages"][0]["content"] + body["messages"][1]["content"][1]["text"] for body in bodies]
@@ -115,35 +102,36 @@ def _requests(settings: TripletSettings, labels: Sequence[str], form: str, again
     return len(bodies), sum(map(len, texts)) * _PER_CHARACTER + 8 * len(bodies)
 
 
+def most_tokens(settings: TripletSettings, labels: Sequence[str], form: str, rule: ImageRule) -> tuple[float, float]:
+    """Input and output tokens that the requests for one image take at most."""
+    requests, text = _texts(settings, labels, form, again="x" * 300)
+    side = settings.max_side
+    shapes = ((side, side), (side, min(side, 768)))  # of the tiles rule, a square is not always the dearest
+    picture = max(rule.tokens(*size, settings.detail, side) for size in shapes)
+    return 1.2 * (text + picture * requests), float(settings.max_output_tokens * requests)
+
+
 def estimate_table(
     settings: TripletSettings, sizes: Sequence[tuple[int, int]], images: int, labels: Sequence[str], *, batch: bool
 ) -> pd.DataFrame:
-    """What so many pictures will cost: tokens and USD per kind of triplet and in all.
+    """What so many pictures of such sizes (width, height) will cost: tokens and USD, before anything is sent.
 
     Low and high: each image is right at the first time, with two sentences of ten words or four of 25, as the
     prompt asks for. Worst: each is asked `1 + retries` times and each answer is as long as the token limit lets
     it be. The picture and the instructions are paid once per request, for conversation and reasoning together.
 
-    Args:
-        settings: the terms.
-        sizes: width and height of some of the pictures.
-        images: number of pictures.
-        labels: the taxonomy's labels.
-        batch: by the Batch API.
-
     Returns:
-        Rows of a `part`; columns `tokens_*` and `usd_*` (NaN where the price is unknown) for low, high, worst.
+        Rows of a `part`, the last `total`; columns `tokens_*` and `usd_*` (NaN: price unknown) for low, high, worst.
     """
-    price = load_prices(settings).find(settings.model)
-    rule = price.image if price else ImageRule()
-    requests, text = _requests(settings, labels, settings.answer_format.replace("auto", "schema"))
-    sizes = sizes or [(settings.max_side, settings.max_side)]  # none could be read: the largest that is sent
-    pictures = [image_tokens(*size, rule, settings.detail, settings.max_side) for size in sizes]
+    price = PriceList.load(settings).find(public_name(settings.model))
+    rule, side = price.image if price else ImageRule(), settings.max_side
+    requests, text = _texts(settings, labels, settings.answer_format.replace("auto", "schema"))
+    pictures = [rule.tokens(*size, settings.detail, side) for size in sizes or [(side, side)]]
     picture = sum(pictures) / len(pictures) * requests
     short, long = (words * tokens for words, tokens in zip(_WORDS, _PER_WORD, strict=True))
     few, many = (6, 40) if settings.answer_format != "questions" else (0, 0)  # three short phrases; six longer ones
     longest = max(0.0, settings.max_output_tokens * requests - many) / 2
-    parts = {
+    each = {
         "input: picture": (picture, picture, picture),
         "input: instructions": (text, text, text),
         "categorical (from the label)": (0, 0, 0),
@@ -151,56 +139,39 @@ def estimate_table(
         "reasoning": (short, long, longest),
         "key elements": (few, many, many),
     }
-    each = pd.DataFrame.from_dict(parts, orient="index", columns=("low", "high", "worst")) * [1, 1, 1 + settings.retries]
-    tokens = (each * images).round().astype("int64")
-    is_input = tokens.index.str.startswith("input")
-    usd = tokens * float("nan")
-    if price:
-        usd = tokens.apply(lambda column: price.usd(column * is_input, column * ~is_input, batch=batch))
+    tokens = pd.DataFrame.from_dict(each, orient="index", columns=["low", "high", "worst"])
+    tokens = (tokens * [1, 1, 1 + settings.retries] * images).round().astype("int64")
+    kind = tokens.index.str.startswith("input")
+    usd = tokens.apply(lambda n: price.usd(n * kind, n * ~kind, batch=batch) if price else n * float("nan"))
     table = tokens.add_prefix("tokens_").join(usd.add_prefix("usd_"))
     table = pd.concat([table, table.sum(skipna=False).to_frame("total").T.astype(table.dtypes)])
     return table.rename_axis("part").reset_index()
 
 
-def estimate(
-    samples: pd.DataFrame,
-    labels: Sequence[str],
-    settings: TripletSettings,
-    *,
-    batch: bool = False,
-    without: Collection[str] = (),
-) -> pd.DataFrame:
-    """What the triplets of a dataset will cost, before anything is sent: see `estimate_table`.
-
-    Args:
-        samples: the sample table; at most 500 of its training pictures are measured.
-        labels: the taxonomy's labels.
-        settings: the terms.
-        batch: by the Batch API.
-        without: ids of images that have their triplets.
-    """
-    train = samples[samples["split"] == "train"]
-    sizes = []
-    for path in train["path"].iloc[:: max(1, -(-len(train) // _SAMPLE))]:
+def picture_sizes(samples: pd.DataFrame) -> list[tuple[int, int]]:
+    """Width and height of at most 500 training pictures, spread evenly; unreadable ones are left out."""
+    paths, sizes = samples.loc[samples["split"] == "train", "path"], []
+    for path in paths.iloc[:: max(1, -(-len(paths) // _SAMPLE))]:
         with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as image:
             sizes.append(image.size)
-    images = int((~train["image_id"].isin(list(without))).sum())
-    return estimate_table(settings, sizes, images, labels, batch=batch)
+    return sizes
 
 
 def estimate_text(
     samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, *, batch: bool = False
 ) -> str:
-    """The estimate as people read it; images in the triplets file `path` are not paid for again."""
-    prices, done, train = load_prices(settings), answered_images(path), (samples["split"] == "train").sum()
-    table = estimate(samples, labels, settings, batch=batch, without=done)
+    """The estimate of a dataset as people read it; images in the triplets file `path` are not paid for again."""
+    prices, done, model = PriceList.load(settings), answered_images(path), public_name(settings.model)
+    train = samples.loc[samples["split"] == "train", "image_id"]
+    images = int((~train.isin(list(done))).sum())
+    table = estimate_table(settings, picture_sizes(samples), images, labels, batch=batch)
     usd = {column: "{:,.4f}".format for column in table if column.startswith("usd")}
-    end = f"the price of {settings.model!r} is unknown: add it to {price_file(settings)}"
-    if prices.find(settings.model):
-        low, high, worst = (f"${table[f'usd_{case}'].iloc[-1]:,.2f}" for case in ("low", "high", "worst"))
+    end = unknown_price(model, settings)
+    if prices.find(model):
+        low, high, worst = (f"${table[column].iloc[-1]:,.2f}" for column in usd)
         end = f"total: {low} to {high}, at worst {worst}; nothing was sent"
     return (
-        f"{path.stem}: {train:,} training images, {len(done):,} of them done; {settings.model}"
+        f"{path.stem}: {len(train):,} training images, {len(done):,} of them done; {model}"
         f"{' by the Batch API' if batch else ''}, prices of {prices.as_of}\n\n"
         f"{table.to_string(index=False, formatters=usd)}\n\n"
         "low, high: short or long sentences, as many as the prompt asks for, right at the first time;\n"

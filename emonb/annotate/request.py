@@ -51,9 +51,9 @@ class Reply(NamedTuple):
     """What a server said to one request, and the tokens that it counted (None: it does not count)."""
 
     text: str
-    finish_reason: str | None
     refusal: str
     model: str
+    finish_reason: str | None
     usage: dict[str, int] | None
 
 
@@ -112,27 +112,20 @@ def requests_for(
     return [{**body, "messages": [first, user]} for user in users]
 
 
-def read_reply(completion: Any) -> Reply | None:
-    """The `Reply` in a chat completion (JSON); None if it is none. With tokens alone it was paid for: an empty one."""
-    with suppress(AttributeError, KeyError, IndexError, TypeError):
-        choice = (completion.get("choices") or [{}])[0]
-        message, usage = choice.get("message") or {}, _counted(completion.get("usage"))
-        texts = (_plain(said) for said in (message.get("content"), message.get("refusal"), completion.get("model")))
-        text, refusal, model = texts
-        return Reply(text, choice.get("finish_reason"), refusal, model, usage) if message or usage else None
-    return None
-
-
-def _plain(text: Any) -> str:
-    """Text that can be written as UTF-8; "" for anything else."""
-    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
-
-
-def _counted(usage: Any) -> dict[str, int] | None:
-    with suppress(TypeError, KeyError, ValueError, OverflowError):
-        counts = {name: int(usage[name]) for name in ("prompt_tokens", "completion_tokens")}
-        return counts if min(counts.values()) >= 0 < max(counts.values()) else None
-    return None
+def read_reply(completion: Any) -> Reply:
+    """What a chat completion (JSON) says; with tokens alone it was paid for. Raises ValueError if it is none."""
+    usage, message, choice = None, None, {}
+    with suppress(AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        usage = {name: int(completion["usage"][name]) for name in ("prompt_tokens", "completion_tokens")}
+        usage = usage if min(usage.values()) >= 0 < max(usage.values()) else None
+    with suppress(AttributeError, KeyError, TypeError, IndexError):
+        choice = completion["choices"][0]
+        message = choice["message"]
+    if not isinstance(message, dict) and not usage:
+        raise ValueError("the server's answer is not a chat completion")
+    said = (message.get("content"), message.get("refusal")) if isinstance(message, dict) else ("", "")
+    texts = [str(text or "").encode("utf-8", "replace").decode() for text in (*said, completion.get("model"))]
+    return Reply(*texts, choice.get("finish_reason"), usage)
 
 
 def parse_sections(text: str) -> dict[str, str]:
