@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator
 
 from emonb.files import resource_path
-from emonb.metrics import calibration_error, kappa, reliability
+from emonb.metrics import calibration_error, reliability
 from emonb.predictions import (
     CASES,
     GROUPS,
@@ -280,15 +280,13 @@ def complementarity_upset(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
 
 
 @styled
-def agreement(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
-    """Cohen's kappa between the answers of all models; `tables`: {dataset's title: output of `predictions.joint`}."""
-    parts = {f"{title}\n{_rests_on(len(t), 1)}": t.drop(columns="label") for title, t in tables.items()}
-    parts = {title: t for title, t in parts.items() if t.shape[1] > 1}  # a single model agrees with nobody
-    if not parts:
+def agreement(matrices: Mapping[str, pd.DataFrame], n: Mapping[str, int]) -> Figure | None:
+    """Cohen's kappa between the answers of all models: {dataset's title: matrix} and {title: images}."""
+    parts = {f"{title}\n{_rests_on(n[title], 1)}": matrix for title, matrix in matrices.items() if len(matrix) > 1}
+    if not parts:  # a single model agrees with nobody
         return None
     fig, panels = _panels(parts, 2.25)
-    for ax, said in panels:
-        matrix = pd.DataFrame({b: {a: kappa(said[a], said[b]) for a in said} for b in said})
+    for ax, matrix in panels:
         lower = matrix.rename(index=model_name, columns=model_name).where(np.tri(len(matrix), k=-1, dtype=bool))
         notes = lower.map(lambda x: f"{x:.2f}".replace("-0.00", "0.00").replace("0.", "."))
         _heatmap(ax, lower.iloc[1:, :-1], notes.iloc[1:, :-1], "cividis", 0, 1)
