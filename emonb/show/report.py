@@ -131,11 +131,12 @@ def _blocks(
     results.problems += gaps(predictions, datasets, models)
     written = {file for record in records.values() for file in record.get("files", [])}  # else of an earlier run
     order = {f"confusion_{dataset}_{model}": i for i, (dataset, model) in enumerate(product(datasets, MODELS))}
-    for kind, pattern, build in (("table", "*.csv", _table), ("figure", "*.png", _figure)):
+    tables, figures = resource("report.yaml", "tables"), resource("report.yaml", "figures")
+    for kind, pattern, build, named in (("table", "*.csv", _table, tables), ("figure", "*.png", _figure, figures)):
         there = sorted((out / f"{kind}s").glob(pattern), key=lambda path: (order.get(path.stem, -1), path.stem))
         for path in (path for path in there if not written or f"{kind}s/{path.name}" in written):
             blocks[f"{kind}:{path.stem}"] = results.safe(f"{kind} {path.stem}", build, results, path)
-        lost = [id for id in resource("report.yaml", f"{kind}s") if f"{kind}:{id}" not in blocks]
+        lost = [id for id in named if f"{kind}:{id}" not in blocks]
         results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
     blocks["explorer:"] = _explorer(results, predictions, datasets)
     return blocks | {"files:": results.safe("the files", _files, results, records)}
