@@ -372,9 +372,7 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
         look = {"edgecolor": "black", "linewidth": 0.4, "zorder": 3, "clip_on": False}
         ax.scatter(x, y, s=6 + 140 * n / n.sum(), color=model_color(model), **look)
         ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    fig.supxlabel("confidence", fontsize=7)
-    fig.supylabel("accuracy", fontsize=7)
-    fig.suptitle("calibration: confidence against accuracy, 15 bins, 1 seed")
+    fig.suptitle("calibration: accuracy (upwards) against confidence (to the right), 15 bins, 1 seed")
     return fig
 
 
