@@ -121,8 +121,9 @@ def copy_back(out: Path) -> list[Path]:
         tags = [cell.metadata.get("tags", []) for cell in nb.cells]
         if any("injected-parameters" in t for t in tags):
             raise EmonbError(f"{source}: was run with options; make it again with: make notebooks")
-        for cell, own in zip(nb.cells, tags, strict=True):
-            cell.metadata = nbformat.from_dict({"tags": own} if own else {})
+        for cell in nb.cells:
+            own = {key: cell.metadata.get(key) for key in ("tags", "emonb", "jupyter")}
+            cell.metadata = nbformat.from_dict({key: value for key, value in own.items() if value})
             for output in cell.get("outputs", []):
                 if "text/html" in output.get("data", {}):
                     output.data["text/html"] = sentence_only(output.data["text/html"])
