@@ -226,7 +226,7 @@ class _Run:
             stages, files = _noted(events, offset, name)
             record["seconds"], peak, made = round(time.monotonic() - start, 2), bar.done(name), 0.0
             if old and any(s["hit"] for s in stages):  # some results are of an earlier run: its cost counts, too
-                peak, made = max(peak, old["peak_memory_mb"]), old["seconds_made"]
+                peak, made = max(peak, old.get("peak_memory_mb", 0.0)), old.get("seconds_made", 0.0)
             record |= {"peak_memory_mb": peak, "seconds_made": max(record["seconds"], made)}
             self.records[name] = {**record, "stages": stages, "files": files}
             self._write()
