@@ -10,9 +10,12 @@ FORCE ?=
 NOTEBOOKS ?=
 # The exact versions that results and tests depend on; LOCK= installs the newest that pyproject.toml allows.
 LOCK ?= requirements.lock
+# CPU=1 installs torch without its CUDA libraries: 1 GB instead of 7.
+CPU ?=
 
 python := $(VENV)/bin/python
-pip := $(python) -m pip install --disable-pip-version-check --quiet
+pip := $(python) -m pip install --disable-pip-version-check --quiet \
+	$(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 installed := $(VENV)/.installed
 option = $(if $($(1)),--$(2) '$($(1))')
 options = --profile '$(PROFILE)' $(call option,DATASETS,datasets) $(call option,IMAGES,images) \
@@ -37,7 +40,8 @@ $(installed): pyproject.toml $(LOCK)
 		{ echo 'emonb needs Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.11' >&2; exit 1; }
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	@echo 'installing into $(VENV): some minutes and about 7 GB the first time'
-	$(if $(LOCK),$(pip) -r $(LOCK) && $(pip) --no-deps -e .,$(pip) -e '.[dev]')
+	$(if $(LOCK),grep -vE '^($(if $(CPU),nvidia|cuda|triton|)#)' $(LOCK) >$(VENV)/locked.txt && \
+		$(pip) -r $(VENV)/locked.txt && $(pip) --no-deps -e .,$(pip) -e '.[dev]')
 	@touch $@
 
 reproduce: $(installed)

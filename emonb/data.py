@@ -7,26 +7,21 @@ The sample table (`samples.parquet`) has one row per usable picture: `image_id` 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
-import os
 import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import combinations, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
+from joblib import Parallel, delayed
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pyarrow import parquet
 
 from emonb.errors import EmonbError, UnreadablePicture
 from emonb.files import read_json, resource
@@ -41,7 +36,7 @@ SPLIT_SEED = 42  # authors' code: the seed of every split they make
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """An emotion model: a name and its labels in their fixed order.
+    """An emotion model: its name, its labels in their fixed order, and the datasets of the field that use it.
 
     The authors' code takes the class order from the directory listing, so that label indices of teacher, student and
     gate can disagree; here each artefact stores its labels and is checked on load.
@@ -49,47 +44,33 @@ class Taxonomy:
 
     name: str
     labels: tuple[str, ...]
+    datasets: tuple[str, ...] = ()
 
 
 _MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
+_EKMAN = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 TAXONOMIES = {
-    "mikels8": Taxonomy("mikels8", _MIKELS),  # Mikels et al. 2005; FI and EmoSet
-    "ekman6": Taxonomy("ekman6", ("anger", "disgust", "fear", "joy", "sadness", "surprise")),  # Emotion6
-    "sentiment2": Taxonomy("sentiment2", ("positive", "negative")),  # Flickr, Instagram, BASS, OASIS
-}
-_DATASETS = {
-    "mikels8": ("fi", "emoset"),
-    "ekman6": ("emotion6",),
-    "sentiment2": ("flickr", "instagram", "bass", "oasis"),
+    "mikels8": Taxonomy("mikels8", _MIKELS, ("fi", "emoset")),  # Mikels et al. 2005
+    "ekman6": Taxonomy("ekman6", _EKMAN, ("emotion6",)),
+    "sentiment2": Taxonomy("sentiment2", ("positive", "negative"), ("flickr", "instagram", "bass", "oasis")),
 }
 
 
 def taxonomy_for_dataset(name: str) -> Taxonomy | None:
     """Taxonomy of a known dataset (`fi`, `mini-fi`, ...), or None for an unknown name."""
-    known = (key for key, datasets in _DATASETS.items() if name.removeprefix("mini-") in datasets)
-    return TAXONOMIES.get(next(known, ""))
+    return next((t for t in TAXONOMIES.values() if name.removeprefix("mini-") in t.datasets), None)
 
 
 def infer_taxonomy(labels: Iterable[str], where: str) -> Taxonomy:
-    """The smallest taxonomy that contains all labels.
-
-    Args:
-        labels: label names as found in a dataset.
-        where: the folder or file they came from, for the error message.
-
-    Raises:
-        EmonbError: no taxonomy contains all of them.
-    """
-    found = set(labels)
-    for taxonomy in sorted(TAXONOMIES.values(), key=lambda t: len(t.labels)):
-        if found and found <= set(taxonomy.labels):
-            return taxonomy
-    best = max(TAXONOMIES.values(), key=lambda t: len(found & set(t.labels)))
-    odd = ", ".join(repr(x) for x in sorted(found - set(best.labels))) or "none"
-    raise EmonbError(
-        f"{where}: labels outside every taxonomy: {odd}; rename the folders to labels of one taxonomy: "
-        + "; ".join(f"{t.name} ({', '.join(t.labels)})" for t in TAXONOMIES.values())
-    )
+    """The smallest taxonomy that contains all labels; raises `EmonbError` naming `where` if none does."""
+    fitting = [t for t in TAXONOMIES.values() if {*labels} <= {*t.labels}]
+    if not fitting:
+        known = "; ".join(f"{t.name} ({', '.join(t.labels)})" for t in TAXONOMIES.values())
+        found = ", ".join(map(repr, sorted(labels)[:12]))
+        raise EmonbError(
+            f"{where}: no taxonomy has all labels of {found}; rename the folders to those of one: {known}"
+        )
+    return min(fitting, key=lambda t: len(t.labels))
 
 
 def check_labels(found: Sequence[str], expected: Sequence[str], where: str) -> None:
@@ -143,40 +124,24 @@ def answer_text(label: str) -> str:
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
-_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg"),
-    "MPO": (".jpg", ".jpeg"),  # a phone's JPEG with a second picture in it; Pillow opens it as JPEG
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-}
-_OPENED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # nothing else: Pillow hands some formats to other programs
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # nothing else: Pillow hands some to other programs
 _MAX_AREA = 89_478_485  # px; Pillow's own bound for its warning
 
 
 @contextmanager
 def _opened(source: Path | str | BinaryIO) -> Iterator[Image.Image]:
     """A picture of which only the header was read; raises as Pillow does, `DecompressionBombError` included."""
-    with Image.open(source, formats=_OPENED) as raw:
+    with Image.open(source, formats=_FORMATS) as raw:
         if raw.width * raw.height > _MAX_AREA:
-            raise Image.DecompressionBombError(
-                f"{raw.width} x {raw.height} px, over {_MAX_AREA // 10**6} million pixels"
-            )
+            raise Image.DecompressionBombError(f"{raw.width} x {raw.height} px, over 89 million pixels")
         yield raw
 
 
 def open_picture(source: Path | str | bytes, name: str = "", *, side: int = 0) -> Image.Image:
     """A picture as people see it: EXIF rotation applied, RGB, transparency on white.
 
-    Args:
-        source: a file, or what it holds.
-        name: what messages call it; default: the file's path.
-        side: of a large JPEG decode only what a picture of this longest side (px) needs; 0: all.
-
-    Raises:
-        UnreadablePicture: not a readable picture, or over 89 million pixels; the message names the file.
+    `source` is a file, or what it holds, which messages call `name`. With `side` only as much of a large JPEG is
+    decoded as a picture of this longest side (px) needs. Raises `UnreadablePicture`, also over 89 million pixels.
     """
     try:
         with _opened(io.BytesIO(source) if isinstance(source, bytes) else source) as raw:
@@ -195,8 +160,7 @@ def as_seen(raw: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype("uint8"))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -225,19 +189,21 @@ def brightness_colorfulness(image: Image.Image) -> tuple[float, float]:
 
 # ---- is a picture fit to be used? ----------------------------------------------------------------------------------
 
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8")
-_MODES = {"greyscale": ("1", "L", "LA", "I", "F", "I;16", "I;16B"), "cmyk": ("CMYK",), "palette": ("P", "PA")}
-_LARGE_SIDE, _LARGE_AREA = 4096, 25_000_000  # px
-_ORIENTATION = 0x0112  # EXIF tag
-_BLOCK = 512  # pictures handed to the threads at a time: memory does not grow with the dataset
-_MANY_COPIES = 5  # ours: this many exact copies in a web-crawled set are no accident
+_ODD = {
+    "animated": lambda image: image.format != "MPO" and getattr(image, "n_frames", 1) > 1,  # MPO: from a phone
+    "exif_rotated": lambda image: image.getexif().get(0x0112) in range(2, 9),
+    "greyscale": lambda image: image.mode in ("1", "L", "LA", "I", "F", "I;16", "I;16B"),
+    "cmyk": lambda image: image.mode == "CMYK",
+    "palette": lambda image: image.mode in ("P", "PA"),
+    "very_large": lambda image: max(image.size) > 4096 or image.width * image.height > 25_000_000,
+}
 _ONE_LARGE = threading.Lock()  # large pictures are decoded one at a time: each may take a gigabyte
 
 
 class Inspection(NamedTuple):
     """What was found out about one picture."""
 
-    kinds: tuple[str, ...] = ()  # what is wrong or unusual, by the names that `emonb.releases.integrity` explains
+    kinds: tuple[str, ...] = ()  # what is wrong or unusual, by the names that `emonb.releases.imports` explains
     sha256: str = ""  # of the file; "": the picture cannot be used
     brightness: float = 0.0
     colorfulness: float = 0.0
@@ -245,120 +211,57 @@ class Inspection(NamedTuple):
 
 def inspect_picture(path: Path) -> Inspection:
     """Read one picture completely: its hash, its measures and what is wrong or unusual about it."""
+    head = b""
     try:
         with Path(path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                return Inspection(("empty",))
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            return _decode(file, size, Path(path).suffix.lower(), digest)
-    except OSError as error:
-        return Inspection(("broken_link" if error.errno == errno.ELOOP else "no_access",))
-
-
-def _decode(file: BinaryIO, size: int, suffix: str, digest: str) -> Inspection:
-    head = file.read(16)
-    file.seek(0)
-    webp = head[:4] == b"RIFF" and b"WEBP".startswith(head[8:12])
-    try:
-        with _opened(file) as image:
-            kinds = tuple(_peculiarities(image, suffix))
-            with _ONE_LARGE if "very_large" in kinds else nullcontext():
-                return Inspection(kinds, digest, *brightness_colorfulness(as_seen(image)))
+            head = file.read(12)
+            with _opened(file) as image:
+                kinds = tuple(kind for kind, fits in _ODD.items() if fits(image))
+                with _ONE_LARGE if "very_large" in kinds else nullcontext():
+                    return Inspection(kinds, digest, *brightness_colorfulness(as_seen(image)))
     except Image.DecompressionBombError:
-        kind = "decompression_bomb"
-    except UnidentifiedImageError:  # a known beginning and no more: cut off within the header
-        kind = "truncated" if webp or head.startswith(_MAGIC) else "not_a_picture"
+        return Inspection(("decompression_bomb",))
+    except UnidentifiedImageError:  # empty, or a known beginning and no more: cut off within the header
+        known = not head or head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or head[8:] == b"WEBP"
+        return Inspection(("damaged" if known else "not_a_picture",))
     except Exception as error:  # decoders raise nearly anything on hostile data
-        short = webp and int.from_bytes(head[4:8], "little") + 8 > size  # WebP says its length
-        kind = "truncated" if short or "truncated" in str(error).lower() else "damaged"
-    return Inspection((kind,))
-
-
-def _peculiarities(image: Image.Image, suffix: str) -> Iterator[str]:
-    """What is unusual about a picture whose header was read."""
-    if suffix not in _SUFFIXES[image.format]:
-        yield "wrong_suffix"
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        yield "animated"
-    if image.getexif().get(_ORIENTATION) in range(2, 9):
-        yield "exif_rotated"
-    yield from (kind for kind, modes in _MODES.items() if image.mode in modes)
-    if max(image.size) > _LARGE_SIDE or image.width * image.height > _LARGE_AREA:
-        yield "very_large"
+        return Inspection(("no_access" if getattr(error, "errno", None) else "damaged",))
 
 
 def inspected(frame: pd.DataFrame, root: Path, what: str) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Inspect every picture of a table, on two threads or more (Pillow decodes without Python's lock).
+    """The pictures of a table that can be used, with `sha256`, `brightness` and `colorfulness`; kind -> image ids.
 
-    Args:
-        frame: columns `image_id`, `path`.
-        root: folder that the paths are relative to.
-        what: what the progress bar says.
-
-    Returns:
-        The table with `sha256` ("" for a picture that cannot be used), `brightness` and `colorfulness`; the
-        problems: kind -> image ids.
+    `frame` has the columns `image_id` and `path`, relative to `root`; `what` stands beside the progress bar.
     """
     problems: dict[str, list[str]] = {}
-    found = [*progress(_inspections(root / path for path in frame["path"]), what, total=len(frame))]
-    for image_id, inspection in zip(frame["image_id"], found, strict=True):
-        for kind in inspection.kinds:
+    threads = Parallel(max(2, min(8, cores())), prefer="threads", return_as="generator")  # Pillow decodes without GIL
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd files would fill the screen
+        each = threads(delayed(inspect_picture)(root / path) for path in frame["path"])
+        found = pd.DataFrame(progress(each, what, total=len(frame)), columns=Inspection._fields, index=frame.index)
+    for image_id, kinds in zip(frame["image_id"], found.pop("kinds"), strict=True):
+        for kind in kinds:
             problems.setdefault(kind, []).append(image_id)
-    measured = {name: [getattr(i, name) for i in found] for name in ("sha256", "brightness", "colorfulness")}
-    return frame.assign(**measured), problems
-
-
-def _inspections(paths: Iterator[Path]) -> Iterator[Inspection]:
-    with ThreadPoolExecutor(max(2, min(8, cores()))) as pool:
-        while block := list(islice(paths, _BLOCK)):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's remarks on odd files would fill the screen
-                done = list(pool.map(inspect_picture, block))
-            yield from done
-
-
-def duplicates(samples: pd.DataFrame) -> dict[str, list[str]]:
-    """Images whose exact bytes also occur within their split, or in another one (leakage)."""
-    splits = samples["split"].groupby(samples["sha256"]).transform("nunique")
-    within = samples.duplicated(["split", "sha256"], keep=False)
-    return {
-        "duplicate": samples.loc[within, "image_id"].tolist(),
-        "duplicate_across_splits": samples.loc[splits > 1, "image_id"].tolist(),
-    }
-
-
-def leakage(samples: pd.DataFrame) -> dict[str, int]:
-    """How many different pictures (by their bytes) occur in both of two splits: `train and test`, ... -> number."""
-    found = {split: samples.loc[samples["split"] == split, "sha256"] for split in SPLITS}
-    return {f"{a} and {b}": len({*found[a]} & {*found[b]}) for a, b in combinations(SPLITS, 2)}
-
-
-def _placeholders(samples: pd.DataFrame) -> list[str]:
-    """Images that stand for removed photos: five exact copies or more, or copies under different emotions."""
-    groups = samples["label"].groupby(samples["sha256"])
-    found = (groups.transform("size") >= _MANY_COPIES) | (groups.transform("nunique") > 1)
-    return samples.loc[found, "image_id"].tolist()
+    frame = frame.assign(**found)
+    return frame[frame["sha256"] != ""].reset_index(drop=True), problems
 
 
 # ---- the sample table ----------------------------------------------------------------------------------------------
 
 
 def read_samples(folder: Path, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Sample table with absolute paths; `frame.attrs["labels"]` is the class order.
+    """Sample table of a result of the stage `samples`, all or a part of it, with absolute paths.
 
-    Args:
-        folder: of a result of the stage `samples`.
-        split: its rows of this split only.
-        columns: these columns only.
+    `frame.attrs["labels"]` is the class order.
     """
     filters = None if split is None else [("split", "==", split)]
-    wanted = None if columns is None else list(columns)
-    frame = pd.read_parquet(folder / "samples.parquet", columns=wanted, filters=filters)
+    frame = pd.read_parquet(folder / "samples.parquet", columns=columns and [*columns], filters=filters)
     if "path" in frame:
-        root = table_folder(folder)
-        frame["path"] = [str(root / p) for p in frame["path"]]
+        root = read_json(folder / "meta.json")["root"]
+        root = folder if root == "." else (project_root() / root).resolve()
+        frame["path"] = [str(root / path) for path in frame["path"]]
     frame.attrs["labels"] = sample_labels(folder)
     return frame
 
@@ -368,59 +271,7 @@ def sample_labels(folder: Path) -> list[str]:
     return read_json(folder / "meta.json")["labels"]
 
 
-def table_folder(folder: Path, which: str = "root") -> Path:
-    """The folder that a table's paths (`root`) or image ids (`pictures`) are relative to."""
-    found = read_json(folder / "meta.json")[which]
-    return folder if found == "." else (project_root() / found).resolve()
-
-
-def write_samples(samples: pd.DataFrame, folder: Path) -> None:
-    """Write `samples.parquet`, in groups of rows so that it can be read in parts; plain columns for any reader."""
-    table = pa.Table.from_pandas(samples, preserve_index=False).replace_schema_metadata(None)
-    parquet.write_table(table, folder / "samples.parquet", row_group_size=4096)
-
-
-def build_samples(
-    frame: pd.DataFrame,
-    root: Path,
-    labels: Sequence[str],
-    *,
-    where: str,
-    partial: bool = False,
-    drop_placeholders: bool = False,
-) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Check every picture of a raw table and make the sample table.
-
-    Args:
-        frame: columns `image_id`, `path` (relative to root), `label` and optionally `split`, `group`.
-        root: folder that the paths are relative to.
-        labels: the taxonomy's labels.
-        where: name of the source, for messages.
-        partial: whether a split may be missing as a whole.
-        drop_placeholders: leave out exact copies that stand for removed photos.
-
-    Returns:
-        The sample table, and the problems found: kind -> list of image ids.
-
-    Raises:
-        EmonbError: a label outside the taxonomy, no usable picture, or a class missing from a split.
-    """
-    odd = sorted(set(frame["label"]) - set(labels))
-    if odd:
-        raise EmonbError(f"{where}: label {odd[0]!r} is not one of: {', '.join(labels)}; rename its folder")
-    measured, problems = inspected(frame, root, f"pictures of {Path(where).name}")
-    samples = measured[measured["sha256"] != ""].reset_index(drop=True)
-    if drop_placeholders:
-        problems["placeholder"] = _placeholders(samples)
-        samples = samples[~samples["image_id"].isin(problems["placeholder"])].reset_index(drop=True)
-    if samples.empty:
-        raise EmonbError(f"{where}: no readable picture; put .jpg, .png or .webp files into <split>/<emotion>/")
-    samples = _split(samples, where).drop(columns="group", errors="ignore")
-    _check_counts(samples, labels, where, partial)
-    return samples, problems | duplicates(samples)
-
-
-def _split(samples: pd.DataFrame, where: str) -> pd.DataFrame:
+def with_splits(samples: pd.DataFrame, where: str) -> pd.DataFrame:
     """Give every row a split, keeping the release's own where it has one.
 
     Without any: 60/10/30 by groups where there are groups (ours: BASS is so small that a tenth for the
@@ -430,39 +281,21 @@ def _split(samples: pd.DataFrame, where: str) -> pd.DataFrame:
     own, groups = samples.get("split"), samples.get("group")
     if own is not None and ((own == "val").any() or not (own == "train").any()):
         return samples
-    free = samples if own is None else samples[own == "train"]
-    shares = (6, 1, 3) if groups is not None else (8, 1, 1) if own is None else (9, 1, 0)
-    split = pd.Series(np.repeat(SPLITS, shares)[_folds(free, groups, where)], index=free.index, dtype="str")
-    if groups is None:
-        split = split.groupby(free["sha256"]).transform("first")
-    return samples.assign(split=split if own is None else own.where(own != "train", split))
-
-
-def _folds(samples: pd.DataFrame, groups: pd.Series | None, where: str) -> np.ndarray:
-    """Fold 0-9 of each row [N], stratified by label (and kept together by group)."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    smallest = samples["label"].value_counts()
+    free = samples if own is None else samples[own == "train"]
+    smallest = free["label"].value_counts()
     if groups is None and smallest.min() < 10:
         raise EmonbError(
             f"{where}: class {smallest.idxmin()!r} has {smallest.min()} pictures, too few to split off val; "
             "give at least 10 or make the split folders train/, val/ and test/ yourself"
         )
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    fold = np.empty(len(samples), dtype=int)
+    kind, fold = StratifiedKFold if groups is None else StratifiedGroupKFold, np.empty(len(free), dtype=int)
     splitter = kind(n_splits=10, shuffle=True, random_state=SPLIT_SEED)
-    for i, (_, rows) in enumerate(splitter.split(samples, samples["label"], groups)):
+    for i, (_, rows) in enumerate(splitter.split(free, free["label"], groups)):
         fold[rows] = i
-    return fold
-
-
-def _check_counts(samples: pd.DataFrame, labels: Sequence[str], where: str, partial: bool) -> None:
-    for split in SPLITS:
-        present = set(samples.loc[samples["split"] == split, "label"])
-        absent = [label for label in labels if label not in present]
-        if absent and (present or not partial):
-            n = int((samples["split"] == split).sum())
-            raise EmonbError(
-                f"{where}: split {split!r} ({n} readable pictures) has none of class {', '.join(absent)}; "
-                f"add pictures to {split}/{absent[0]}/ or leave that class out of all splits and of the taxonomy"
-            )
+    shares = (6, 1, 3) if groups is not None else (8, 1, 1) if own is None else (9, 1, 0)
+    split = pd.Series(np.repeat(SPLITS, shares)[fold], index=free.index, dtype="str")
+    if groups is None:
+        split = split.groupby(free["sha256"]).transform("first")
+    return samples.assign(split=split if own is None else own.where(own != "train", split))

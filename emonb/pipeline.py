@@ -76,7 +76,7 @@ def _drawn(run: Run, dataset: str) -> Recipe:
     def build(folder: Path, parts: Path) -> None:
         release = Release(draw_dataset(dataset, folder, sizes), folder, taxonomy.labels)
         meta = write_table(release, folder, dataset, "drawn", where=dataset)
-        write_json(folder / "meta.json", {**meta, "root": ".", "pictures": ".", "drawn": True})
+        write_json(folder / "meta.json", {**meta, "root": ".", "drawn": True})
 
     return Recipe(build, {"source": "drawn", "sizes": sizes}, root="_drawn")
 
@@ -87,8 +87,8 @@ def _on_disk(source: Path) -> Recipe:
 
     def build(folder: Path, parts: Path) -> None:
         meta = read_dataset(source, folder)
-        places = {key: os.path.relpath(meta[key], project_root()) for key in ("root", "pictures")}
-        write_json(folder / "meta.json", {**meta, **places, "drawn": False})
+        root = os.path.relpath(meta["root"], project_root())
+        write_json(folder / "meta.json", {**meta, "root": root, "drawn": False})
 
     params = {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
     return Recipe(build, params, root="_on_disk")
@@ -105,11 +105,14 @@ def triplets(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
     path, terms = run.out / "triplets" / f"{dataset}.jsonl", run.settings.triplets
     if terms.annotator in ("openai", "batch"):
         frame, labels = read_samples(samples.path), sample_labels(samples.path)
-        stopped = annotate.write_triplets(frame, labels, path, terms, batch=terms.annotator == "batch")
-        if stopped.startswith("interrupted"):
-            raise EmonbError("interrupted; what was answered is saved: run it again to go on")
+        if is_main():
+            stopped = annotate.write_triplets(frame, labels, path, terms, batch=terms.annotator == "batch")
+            if stopped.startswith("interrupted"):
+                raise EmonbError("interrupted; what was answered is saved: run it again to go on")
+        wait_for_all()
     elif terms.annotator == "offline" or not has_paid_answers(path):
-        annotate.refuse_offline(path)
+        if is_main():
+            annotate.refuse_offline(path)
         return _offline_triplets(dataset, samples)
     return _written_triplets(dataset, samples, path)
 
@@ -608,4 +611,4 @@ def _measured(folder: Path) -> Measured:
     def answer(path: str) -> Tensor:
         return net(Pictures([path], [0], settings.image_size, colours)[0][0][None].to(get_device()))
 
-    return Measured(answer, count(net), count(net))
+    return answer, count(net), count(net)

@@ -1,7 +1,7 @@
 """Prediction files: one parquet per dataset and model, from which every number of every table follows.
 
-Columns: `image_id, split, label, seed, prediction, p_<label>..., raw_text, parsed`; several seeds are
-more rows. The class order is stored in the file (metadata `emonb.labels`) and checked on load.
+Columns: `image_id, split, label, seed, prediction, p_<label>..., raw_text, parsed`; several seeds are more rows. The
+class order is stored in the file (metadata `emonb.labels`) and checked on load.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,34 +21,25 @@ from emonb.files import atomic_write, resource
 from emonb.settings import DistillSettings, Settings
 
 Predictions = Mapping[tuple[str, str], pd.DataFrame]  # (dataset, model) -> prediction frame
-
-
-class Model(NamedTuple):
-    """A model as people meet it; the colour is of Okabe and Ito (2008), or None for one that no figure compares."""
-
-    name: str
-    color: str | None = None
-
-
-MODELS = {
-    "vlm_zero_shot": Model("VLM, zero-shot", "#F0E442"),
-    "vlm_tuned": Model("VLM, tuned", "#E69F00"),
-    "vlm_generated": Model("VLM, free generation"),
-    "vit": Model("ViT (teacher)", "#56B4E9"),
-    "resnet": Model("ResNet", "#CC79A7"),
-    "vgg": Model("VGG", "#999999"),
-    "head": Model("distilled head", "#009E73"),
-    "emovlmkd": Model("EmoVLM-KD", "#0072B2"),
-    "gate_bilinear": Model("bilinear"),
-    "gate_moe": Model("mixture of 3 linear experts"),
-    "gate_dynamic": Model("dynamic weighting"),
-    "gate_cross": Model("cross gating"),
-    "gate_concat_logits": Model("concat & linear, raw logits (authors' code)"),
-    "gate_concat_soft": Model("concat & linear, VLM's distribution"),
-    "average_vlm_head": Model("plain average, VLM and head"),
-    "average_vlm_vit": Model("plain average, VLM and ViT"),
+MODELS = {  # file name -> name for people; colour of Okabe and Ito (2008), None for one that no figure compares
+    "vlm_zero_shot": ("VLM, zero-shot", "#F0E442"),
+    "vlm_tuned": ("VLM, tuned", "#E69F00"),
+    "vlm_generated": ("VLM, free generation", None),
+    "vit": ("ViT (teacher)", "#56B4E9"),
+    "resnet": ("ResNet", "#CC79A7"),
+    "vgg": ("VGG", "#999999"),
+    "head": ("distilled head", "#009E73"),
+    "emovlmkd": ("EmoVLM-KD", "#0072B2"),
+    "gate_bilinear": ("bilinear", None),
+    "gate_moe": ("mixture of 3 linear experts", None),
+    "gate_dynamic": ("dynamic weighting", None),
+    "gate_cross": ("cross gating", None),
+    "gate_concat_logits": ("concat & linear, raw logits (authors' code)", None),
+    "gate_concat_soft": ("concat & linear, VLM's distribution", None),
+    "average_vlm_head": ("plain average, VLM and head", None),
+    "average_vlm_vit": ("plain average, VLM and ViT", None),
 }  # in the order of every list; head_alpha* and head_depth* follow the settings
-MAIN = tuple(model for model, known in MODELS.items() if known.color)  # those that figures compare
+MAIN = tuple(model for model, (_, color) in MODELS.items() if color)  # those that figures compare
 QUARTET = ("vlm_tuned", "vit", "head", "emovlmkd")  # the system, its parts and the teacher
 GROUPS = ("both right", "only VLM right", "only ViT right", "neither right")
 UNPARSABLE = "(unparsable)"  # what people read where a model gave no answer
@@ -58,11 +49,8 @@ CASES = {
     "gate": "only EmoVLM-KD\nright, both wrong",
     "lost": "gate lost: one right,\nEmoVLM-KD wrong",
 }  # rows of the picture figure; in the first two EmoVLM-KD is right as well (paper, last figure)
-_METADATA_KEY = b"emonb.labels"
-_SUM_TOLERANCE = 1e-3  # bfloat16 probabilities of a GPU run need this much
-
-
-# ---- names ---------------------------------------------------------------------------------------------------------
+_FIRST, _LAST = ("image_id", "split", "label", "seed", "prediction"), ("raw_text", "parsed")
+_NOTHING = pd.DataFrame(columns=[*_FIRST, *_LAST])
 
 
 def model_name(model: str) -> str:
@@ -70,12 +58,12 @@ def model_name(model: str) -> str:
     for start, name in {"head_depth": "head, {} hidden layers", "head_alpha": "head, alpha = {}"}.items():
         if model.startswith(start):
             return name.format(model.removeprefix(start))
-    return MODELS[model].name if model in MODELS else model
+    return MODELS[model][0] if model in MODELS else model
 
 
 def model_color(model: str) -> str | None:
     """A model's colour, the same in every figure; None for one that no figure compares."""
-    return MODELS[model].color if model in MODELS else None
+    return MODELS[model][1] if model in MODELS else None
 
 
 def head_model(distill: DistillSettings, **different: Any) -> str:
@@ -120,39 +108,23 @@ def make_predictions(
     raw_text: Sequence[str | None] | None = None,
     parsed: Sequence[bool] | None = None,
 ) -> pd.DataFrame:
-    """Assemble a prediction frame; the prediction is the most probable label.
+    """Predictions of one seed for N images: the most probable of C labels.
 
     Args:
-        image_ids, split, label: one entry per image (N); `label` is the true one.
-        probabilities: (N, C), columns in the order of `labels`. Rows with `parsed` False are replaced
-            by the uniform distribution: an unparsable answer has no opinion.
-        labels: the taxonomy's labels in their fixed order (C).
-        seed: training seed of the model that predicted.
-        raw_text: the VLM's text, where there is one.
-        parsed: False marks an unparsable answer: prediction "", counted as wrong, never a class.
+        label: the true ones.
+        probabilities: (N, C), columns in the order of `labels`.
+        raw_text: the VLM's texts, where there are any.
+        parsed: False marks an unparsable answer: uniform, prediction "", counted as wrong, never a class.
     """
     p, n = np.array(probabilities, dtype=np.float64), len(image_ids)
     if p.shape != (n, len(labels)):
-        raise EmonbError(
-            f"predictions: probabilities have shape {p.shape}, expected {(n, len(labels))}; "
-            "give one row per image and one column per label"
-        )
+        raise EmonbError(f"predictions: probabilities have shape {p.shape}; give {n} rows and {len(labels)} columns")
     ok = np.ones(n, bool) if parsed is None else np.asarray(parsed, bool)
     p[~ok] = 1 / len(labels)
-    frame = pd.DataFrame(
-        {
-            "image_id": list(image_ids),
-            "split": list(split),
-            "label": list(label),
-            "seed": seed,
-            "prediction": np.where(ok, np.asarray(labels, object)[p.argmax(axis=1)], ""),
-            **{f"p_{name}": p[:, i] for i, name in enumerate(labels)},
-            "raw_text": [None] * n if raw_text is None else list(raw_text),
-            "parsed": ok,
-        }
-    )
-    frame.attrs["labels"] = list(labels)
-    return frame
+    answers = np.where(ok, np.asarray(labels, object)[p.argmax(axis=1)], "")
+    columns = {"image_id": list(image_ids), "split": list(split), "label": list(label), "seed": seed}
+    columns |= {"prediction": answers, **{f"p_{name}": p[:, i] for i, name in enumerate(labels)}}
+    return pd.DataFrame({**columns, "raw_text": None if raw_text is None else list(raw_text), "parsed": ok})
 
 
 def prediction_labels(frame: pd.DataFrame) -> list[str]:
@@ -170,12 +142,12 @@ def write_predictions(path: str | Path, frame: pd.DataFrame) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path, labels = Path(path), prediction_labels(frame)
+    path, labels, buffer = Path(path), prediction_labels(frame), io.BytesIO()
     _check(frame, labels, path)
     kinds = {"seed": pa.int64(), "parsed": pa.bool_(), **{f"p_{name}": pa.float64() for name in labels}}
     schema = pa.schema([(column, kinds.get(column, pa.string())) for column in frame.columns])
-    table, buffer = pa.Table.from_pandas(frame, schema, preserve_index=False), io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps(labels)}), buffer)
+    table = pa.Table.from_pandas(frame, schema, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata({b"emonb.labels": json.dumps(labels)}), buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, buffer.getvalue())
 
@@ -192,16 +164,11 @@ def read_predictions(
     import pyarrow.parquet as pq
 
     path = Path(path)
-    if not path.is_file():
-        raise EmonbError(f"{path}: no such predictions; run the notebook that writes them (03 to 06)")
     try:
         table = pq.read_table(path, filters=[("split", "==", split)] if split else None)
-    except (pa.ArrowException, OSError) as error:
-        raise EmonbError(f"{path}: not a readable parquet file ({error}); delete it and run again") from None
-    stored = (table.schema.metadata or {}).get(_METADATA_KEY)
-    if stored is None:
-        raise EmonbError(f"{path}: metadata 'emonb.labels' is missing; write it with write_predictions")
-    found = json.loads(stored)
+        found = json.loads(table.schema.metadata[b"emonb.labels"])
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
+        raise EmonbError(f"{path}: no predictions ({error!r}); run the notebook that writes them (03 to 06)") from None
     if labels is not None:
         check_labels(found, labels, str(path))
     frame = table.to_pandas()
@@ -210,185 +177,126 @@ def read_predictions(
     return frame
 
 
-def _check(frame: pd.DataFrame, labels: list[str], path: Path) -> None:
-    def need(ok: Any, column: str, what: str, remedy: str = "delete the file and run again") -> None:
-        if not ok:
-            raise EmonbError(f"{path}: column {column!r} {what}; {remedy}")
-
-    columns = ["image_id", "split", "label", "seed", "prediction", *(f"p_{name}" for name in labels)]
-    columns += ["raw_text", "parsed"]
+def _check(frame: pd.DataFrame, labels: Sequence[str], path: Path) -> None:
+    columns = [*_FIRST, *(f"p_{name}" for name in labels), *_LAST]
     if list(frame.columns) != columns:
         check_labels(prediction_labels(frame), labels, str(path))
-        odd = [c for c in columns if c not in frame.columns] or [c for c in frame if c not in columns] or columns
-        need(False, odd[0], "is missing, unexpected or out of order")
-    p, parsed = probabilities(frame), frame["parsed"].to_numpy(bool)
-    for name, finite in zip(labels, np.isfinite(p).all(axis=0), strict=True):
-        need(finite, f"p_{name}", "has values that are not finite")
-    is_p = (p >= 0).all() and (np.abs(p.sum(axis=1) - 1) <= _SUM_TOLERANCE).all()
-    need(is_p, "p_*", "does not hold probabilities that sum to 1", "apply a softmax before writing")
-    need(frame["label"].isin(labels).all(), "label", f"has labels outside {labels}")
-    answer = frame["prediction"]
-    named = answer[parsed].isin(labels).all() and (answer[~parsed] == "").all()
-    need(named, "prediction", 'must be a label where parsed and "" where not')
-    chosen = p[parsed, [labels.index(name) for name in answer[parsed]]] if parsed.any() else np.empty(0)
-    most = (chosen >= p[parsed].max(axis=1, initial=0) - 1e-6).all()
-    need(most, "prediction", "is not the most probable label: class order and probabilities disagree")
-    once = not frame.duplicated(["image_id", "split", "seed"]).any()
-    need(once, "image_id", "names an image twice for one split and seed")
+        raise EmonbError(f"{path}: columns are {list(frame)}, expected {columns}; delete the file and run again")
+    p, parsed, answers = probabilities(frame), frame["parsed"].to_numpy(bool), frame["prediction"]
+    at = pd.Index(labels).get_indexer(answers)  # -1: no label
+    likely = p[np.arange(len(p)), at] >= p.max(axis=1) - 1e-6
+    twice = frame.duplicated(["image_id", "split", "seed"])
+    checks = {  # bfloat16 probabilities of a GPU run need the tolerance
+        "p_* holds no probabilities that sum to 1": (p >= 0).all() and (np.abs(p.sum(axis=1) - 1) <= 1e-3).all(),
+        f"label has labels outside {labels}": frame["label"].isin(labels).all(),
+        'prediction must be a label where parsed and "" where not': (np.where(parsed, at >= 0, answers == "")).all(),
+        "prediction is not the most probable label: class order and probabilities disagree": likely[parsed].all(),
+        "image_id names an image twice for one split and seed": not twice.any(),
+    }
+    for what, ok in checks.items():
+        if not ok:
+            raise EmonbError(f"{path}: column {what}; delete the file and run again")
 
 
 class LoadedPredictions(dict[tuple[str, str], pd.DataFrame]):
     """{(dataset, model): frame}; `folder`: where from; `problems`: a sentence for each damaged file left out."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-        self.problems: dict[tuple[str, str], str] = {}
+    folder: Path
+    problems: dict[tuple[str, str], str]
 
 
 def load_all(
     folder: str | Path, datasets: Sequence[str] | None = None, *, split: str | None = None, partial: bool = False
 ) -> LoadedPredictions:
-    """All prediction files of a run as {(dataset, model): frame}, optionally of some datasets or one split only.
+    """All prediction files of a run, or those of some datasets, or one split of them.
 
-    A damaged file is an `EmonbError`, as no file is: a number of your own should not rest on less data unnoticed.
-    With `partial` it is left out, `problems` says so, and `gaps` names what is missing.
+    A damaged file is an `EmonbError`, as no file is; with `partial` it is left out, and `problems` says so.
     """
-    found = LoadedPredictions(Path(folder).resolve())
-    for path in sorted(Path(folder).glob("*__*.parquet")):
+    found = LoadedPredictions()
+    found.folder, found.problems = Path(folder).resolve(), {}
+    for path in sorted(found.folder.glob("*__*.parquet")):
         dataset, model = path.stem.split("__", 1)
-        if datasets is not None and dataset not in datasets:
-            continue
         try:
-            found[dataset, model] = read_predictions(path, split=split)
+            if datasets is None or dataset in datasets:
+                found[dataset, model] = read_predictions(path, split=split)
         except (EmonbError, ValueError, TypeError) as error:
             if not partial:
                 raise
-            why = " ".join(str(error).replace(f"{path}: ", "").replace(str(path), path.name).split())[:300]
+            why = " ".join(str(error).replace(f"{path}: ", "").replace(str(path), path.name).split())
             found.problems[dataset, model] = f"{dataset}: predictions of {model} are damaged: {why}"
     if not found:
-        what = ", ".join(datasets or ["any dataset"])
-        damaged = f" ({'; '.join(found.problems.values())})" if found.problems else ""
-        raise EmonbError(f"{folder}: no predictions of {what}; run notebooks 03 to 06{damaged}")
+        what = "; ".join([", ".join(datasets or ["any dataset"]), *found.problems.values()])
+        raise EmonbError(f"{folder}: no predictions of {what}; run notebooks 03 to 06")
     return found
 
 
 def gaps(predictions: Predictions, datasets: Iterable[str], models: Iterable[str]) -> list[str]:
     """A sentence for each damaged file and each dataset without test rows of some models (see `expected_models`)."""
-    damaged = predictions.problems if isinstance(predictions, LoadedPredictions) else {}
-    lines, models = list(damaged.values()), list(models)
-    for dataset in datasets:
-        known = [m for m in models if (dataset, m) in damaged or test_rows(predictions, dataset, m) is not None]
-        missing = [model for model in models if model not in known]
+    damaged, models = getattr(predictions, "problems", {}), list(models)
+    lines = list(damaged.values())
+    for d in datasets:
+        missing = [m for m in models if (d, m) not in damaged and test_rows(predictions, d, m).empty]
         if missing:
-            lines.append(f"{dataset}: no predictions of {', '.join(missing) if known else 'any model'}")
+            lines.append(f"{d}: no predictions of {'any model' if missing == models else ', '.join(missing)}")
     return lines
 
 
-# ---- several models on the same images -----------------------------------------------------------------------------
+def test_rows(predictions: Predictions, dataset: str, model: str) -> pd.DataFrame:
+    """Test rows of a model; none where this run has no such predictions."""
+    frame = predictions.get((dataset, model), _NOTHING)
+    return frame[frame["split"] == "test"]
 
 
-def test_rows(predictions: Predictions, dataset: str, model: str) -> pd.DataFrame | None:
-    """Test rows of a model, or None where this run has no such predictions, or none of test images."""
-    frame = predictions.get((dataset, model))
-    rows = None if frame is None else frame[frame["split"] == "test"]
-    return None if rows is None or rows.empty else rows
+def first_seed(frame: pd.DataFrame) -> pd.DataFrame:
+    """One answer per test image, of the first seed (a majority would be a model that nobody trained)."""
+    return frame[(frame["split"] == "test") & (frame["seed"] == frame["seed"].min())]
 
 
-def first_seed(frame: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """One answer per image: a split's rows of the first seed (a majority would be a model that nobody trained)."""
-    return frame[(frame["split"] == split) & (frame["seed"] == frame["seed"].min())]
+def joint(predictions: Predictions, dataset: str, models: Iterable[str] = MAIN) -> pd.DataFrame:
+    """One row per test image that all have seen: `label`, and a column of answers for each model of this run."""
+    there = [model for model in models if (dataset, model) in predictions]
+    frames = {m: first_seed(predictions[dataset, m]).set_index("image_id") for m in there}
+    answers = {m: frame["prediction"] for m, frame in frames.items()}
+    columns = {"label": frames[there[0]]["label"], **answers} if there else {"label": pd.Series(dtype=str)}
+    return pd.concat(columns, axis=1, join="inner").sort_index().rename_axis("image_id")
 
 
-def joint(predictions: Predictions, dataset: str, models: Iterable[str] = MAIN, split: str = "test") -> pd.DataFrame:
-    """One row per image: `label` and one column of answers per model that this run has.
-
-    Indexed by image_id (sorted); images that some model has not seen are left out.
-    """
-    columns: dict[str, pd.Series] = {}
-    for model in models:
-        if (dataset, model) in predictions:
-            frame = first_seed(predictions[dataset, model], split).set_index("image_id")
-            columns.setdefault("label", frame["label"])
-            columns[model] = frame["prediction"]
-    table = pd.concat(columns, axis=1, join="inner").sort_index() if columns else pd.DataFrame({"label": []})
-    return table.rename_axis("image_id")
-
-
-def with_groups(table: pd.DataFrame) -> pd.DataFrame:
-    """The joint table with a column `group` (one of `GROUPS`) for tuned VLM and ViT."""
-    vlm, vit = (table[m] == table["label"] for m in ("vlm_tuned", "vit"))
-    names = np.select([vlm & vit, vlm & ~vit, ~vlm & vit], GROUPS[:3], GROUPS[3])
-    return table.assign(group=pd.Categorical(names, categories=GROUPS))
-
-
-def intersections(tables: Mapping[str, pd.DataFrame], models: Sequence[str] = QUARTET) -> pd.DataFrame:
-    """Images by which models are right: one row for each combination that occurs, the commonest first.
-
-    Args:
-        tables: {title: joint table}; a model that one of them lacks is left out of all.
+def intersections(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Images of joint tables by who of `QUARTET` is right: a row for each combination, the commonest first.
 
     Returns:
-        Counts with a column per title; the index has a level per model (True = right). Empty without any.
+        Counts with a column per key of `tables`; the index has a level per model that all have (True = right).
     """
-    models = [m for m in models if all(m in table.columns for table in tables.values())]
-    if not tables or not models:
-        return pd.DataFrame()
-    hits = {title: table[models].eq(table["label"], axis=0) for title, table in tables.items()}
+    models = [model for model in QUARTET if all(model in table.columns for table in tables.values())]
+    hits = {title: table[models].eq(table["label"], axis=0) for title, table in tables.items() if models}
     counts = pd.DataFrame({title: hit.value_counts() for title, hit in hits.items()}).fillna(0).astype(int)
     share = (counts / counts.sum().clip(lower=1)).sum(axis=1).sort_index(ascending=False)
     return counts.loc[share.sort_values(ascending=False, kind="stable").index]
 
 
 def select_examples(table: pd.DataFrame, per_case: int = 4) -> pd.DataFrame:
-    """Images of a joint table for each of `CASES`; column `case` names it. Without VLM or ViT there are none.
+    """Images of a joint table for each of `CASES`, named in column `case`; none without VLM, ViT or EmoVLM-KD.
 
-    `vlm`, `vit`: exactly that one of tuned VLM and ViT is right, and EmoVLM-KD with it; `gate`: EmoVLM-KD is
-    right where both are wrong; `lost`: EmoVLM-KD is wrong where exactly one of the two is right. Without
-    EmoVLM-KD only the first two, by VLM and ViT alone.
-
-    No picking by hand: within each case the images go by emotion in turn, then by image_id.
+    Not picked by hand: within a case the images go by emotion in turn, then by image_id.
     """
-    table = table.sort_index()
-    right = {m: table[m] == table["label"] for m in ("vlm_tuned", "vit", "emovlmkd") if m in table.columns}
-    if not {"vlm_tuned", "vit"} <= right.keys():
+    models = ("vlm_tuned", "vit", "emovlmkd")
+    if not set(models) <= set(table.columns):
         return table.assign(case="").iloc[:0]
-    vlm, vit, ours = right["vlm_tuned"], right["vit"], right.get("emovlmkd", True)
-    cases = {"vlm": vlm & ~vit & ours, "vit": vit & ~vlm & ours}
-    if "emovlmkd" in right:
-        cases |= {"gate": ours & ~vlm & ~vit, "lost": ~ours & (vlm ^ vit)}
-    parts = []
-    for case, hit in cases.items():
-        part = table[hit].assign(case=case)
-        part["turn"] = part.groupby("label").cumcount()
-        parts.append(part.sort_values(["turn", "label"], kind="stable").drop(columns="turn").head(per_case))
-    return pd.concat(parts)
-
-
-def answers(predictions: Predictions, dataset: str, image_id: str) -> pd.DataFrame:
-    """Every model's answer for one test image: model, answer, confidence in percent, right, the VLM's text."""
-    rows = []
-    for model in MODELS:
-        frame = predictions.get((dataset, model)) if model in (*MAIN, "vlm_generated") else None
-        if frame is None:
-            continue
-        row = frame[(frame["image_id"] == image_id) & (frame["split"] == "test")].sort_values("seed").head(1)
-        for answer, truth, text in row[["prediction", "label", "raw_text"]].itertuples(index=False, name=None):
-            sure = 100 * probabilities(row).max() if answer else np.nan
-            shown = (answer or UNPARSABLE, sure, answer == truth, "" if pd.isna(text) else text)
-            rows.append((model_name(model), *shown))
-    return pd.DataFrame(rows, columns=["model", "answer", "confidence", "right", "text"])
+    table = table.sort_index()
+    vlm, vit, ours = (table[m] == table["label"] for m in models)
+    hits = [vlm & ~vit & ours, vit & ~vlm & ours, ours & ~vlm & ~vit, ~ours & (vlm ^ vit)]
+    names = pd.Categorical(np.select(hits, list(CASES), None), categories=list(CASES))
+    table = table.assign(case=names).dropna(subset="case")
+    table["turn"] = table.groupby(["case", "label"], observed=True).cumcount()
+    chosen = table.sort_values(["case", "turn", "label"]).groupby("case", observed=True).head(per_case)
+    return chosen.drop(columns="turn")
 
 
 def average(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """The honest rival of any gate: the mean of two models' probabilities, nothing trained.
-
-    With several seeds in `second`, one average per seed.
-    """
+    """The honest rival of any gate: the mean of two models' probabilities, one for each seed of `second`."""
     labels, rows = prediction_labels(first), []
     check_labels(prediction_labels(second), labels, "predictions to average")
     for seed, part in second.groupby("seed"):
-        part = part.set_index("image_id").loc[first["image_id"]].reset_index()
-        p = np.mean([probabilities(first), probabilities(part)], axis=0)
+        p = (probabilities(first) + probabilities(part.set_index("image_id").loc[first["image_id"]])) / 2
         rows.append(make_predictions(*(first[c] for c in ("image_id", "split", "label")), p, labels, seed=int(seed)))
     return pd.concat(rows, ignore_index=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from emonb.data import WORD_FORMS, question
+from emonb.data import WORD_FORMS, answer_text, question
 from emonb.errors import EmonbError
 from emonb.files import resource, resource_path
 
@@ -34,7 +34,9 @@ FIELDS = ("image_id", "kind", "instruction", "response", "source", "model", "cre
 
 def instruction(row: dict[str, Any], kind: str) -> str:
     """What is asked for a kind; the picture's hash chooses the wording: varied, yet reproducible."""
-    ours = resource("prompts.yaml", kind)["instructions"]
+    conversation = resource("prompts.yaml", "conversation", "instructions")
+    reasoning = resource("prompts.yaml", "reasoning", "instructions")
+    ours = {"conversation": conversation, "reasoning": reasoning}[kind]
     return ours[int(row["sha256"][:8], 16) % len(ours)]
 
 
@@ -48,7 +50,7 @@ def make_triplets(
         origin: `source`, `model`, `prompt_sha256`, and what else is known of who wrote them.
         texts, asked: responses of the other kinds, and the instructions of those that are not in our words.
     """
-    texts = {"categorical": resource("prompts.yaml", "categorical", "response").format(label=row["label"]), **texts}
+    texts = {"categorical": answer_text(row["label"]), **texts}
     asked = {"categorical": question(labels), **asked}
     said = [
         (row["image_id"], kind, asked.get(kind) or instruction(row, kind), texts[kind])

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from emonb.data import TAXONOMIES
-from emonb.pipeline_samples import samples
+from emonb.pipeline import samples
 from emonb.releases.imports import import_release
 from emonb.settings import load_settings
 from emonb.store import Store
@@ -22,7 +22,6 @@ EKMAN = TAXONOMIES["ekman6"].labels
 PAIR = {"positive": (220, 60, 40), "negative": (40, 60, 220)}
 SMALL = (24, 24)
 GREY = (120, 120, 120)
-FORMS = ("emoset", "emotion6", "fi", "flickr", "instagram", "oasis", "bass", "folder")
 
 
 def stage(root: Path, name: str, out: Path | None = None):
@@ -97,7 +96,7 @@ def emoset(root: Path, with_id: bool = False, sizes: dict[str, int] | None = Non
     return root
 
 
-def emotion6(root: Path, header: bool = True, n: int = 10) -> Path:
+def emotion6(root: Path, n: int = 10) -> Path:
     """Pictures by searched word, probabilities by raters; the last two are a tie and a neutral one."""
     lines = [(f"{e}/{i + 1}.jpg", [0.7 if e == x else 0.05 for x in (*EKMAN, "")]) for e in EKMAN for i in range(n)]
     lines += [("fear/tie.jpg", [0.4, 0, 0.4, 0, 0.2, 0, 0]), ("joy/neutral.jpg", [0, 0, 0.1, 0, 0.3, 0, 0.6])]
@@ -105,7 +104,7 @@ def emotion6(root: Path, header: bool = True, n: int = 10) -> Path:
         paint(root / "images" / name, (20 * (k % 10), 90, 3 * k), seed=k)
     text = ["\t".join([name, "4.5", "5.1", *map(str, shares)]) for name, shares in lines]
     names = ["[image_filename]", "[valence]", "[arousal]", *(f"[prob. {e}]" for e in (*EKMAN, "neutral"))]
-    (root / "ground_truth.txt").write_text("\n".join(["\t".join(names), *text] if header else text) + "\n")
+    (root / "ground_truth.txt").write_text("\n".join(["\t".join(names), *text]) + "\n")
     return root
 
 

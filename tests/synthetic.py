@@ -1,7 +1,5 @@
 """Synthetic predictions in the contract's layout: models of chosen accuracies, partly right together."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 
@@ -28,8 +26,7 @@ def frame_of(answers, label, labels, *, seed=0, split="test", rng=None, parsed=N
     """A prediction frame that gives these answers (names), with some probability on every class."""
     rng, rows = rng or np.random.default_rng(0), np.arange(len(label))
     logits = rng.normal(size=(len(label), len(labels)))
-    best = [labels.index(a) for a in answers]
-    logits[rows, best] = logits.max(axis=1) + 3 * rng.uniform(0.2, 1, len(label))
+    logits[rows, [labels.index(a) for a in answers]] = logits.max(axis=1) + 3 * rng.uniform(0.2, 1, len(label))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     ids = [f"{split}/{i:05d}.png" for i in rows]
     return make_predictions(ids, [split] * len(ids), label, p, labels, seed=seed, parsed=parsed)

@@ -5,20 +5,15 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
-from release_folders import PAIR, encoded, make_tree, paint, stage
+from release_folders import PAIR, encoded, make_tree, stage
 
-from emonb import data
 from emonb.data import (
     TAXONOMIES,
-    Taxonomy,
     brightness_colorfulness,
     check_labels,
-    duplicates,
     infer_taxonomy,
-    leakage,
     open_picture,
     parse_emotion,
     question,
@@ -58,16 +53,16 @@ def remove(*patterns):
 
 
 BAD = [
-    (remove("train/negative/*"), ["train/negative", "class without pictures", "remove it"]),
-    (remove("test/negative"), ["split 'test'", "negative", "add pictures"]),
+    (remove("train/negative/*"), ["split 'train' (4 readable pictures)", "negative"]),
+    (remove("test/negative"), ["split 'test'", "negative", "add some"]),
     (
         lambda root: (root / "train" / "positive").rename(root / "train" / "gleeful"),
         ["'gleeful'", "rename the folder"],
     ),
     (remove("*"), ["zero pictures", "<train|val|test>"]),
     (remove("val/negative", "val/positive/0.jpg"), ["split 'val' (1 readable pictures)", "negative"]),
-    (lambda root: [p.write_bytes(b"") for p in root.glob("*/*/*")], ["no readable picture", "put .jpg"]),
-    (remove("test"), ["needs both train/ and test/"]),
+    (lambda root: [p.write_bytes(b"") for p in root.glob("*/*/*")], ["no readable picture", "put them"]),
+    (remove("test"), ["split 'test' (0 readable pictures)", "--allow-missing-split"]),
     (remove("val", "*/*/3.jpg"), ["has 3 pictures"]),
     (shutil.rmtree, ["no such folder", "IMAGES"]),
 ]
@@ -93,28 +88,19 @@ def test_a_split_made_here_keeps_copies_together(tmp_path, sizes):
     for i in range(10):
         shutil.copy(folder / f"{i}.jpg", folder / f"copy{i}.jpg")
     frame = read_samples(stage(tmp_path, "pets").path)
-    assert duplicates(frame)["duplicate_across_splits"] == []
-    assert len(duplicates(frame)["duplicate"]) == 20
+    copies = frame.groupby("sha256")["split"]
+    assert (copies.size() > 1).sum() == 10
+    assert copies.nunique().max() == 1
 
 
-def test_leakage_counts_pictures_by_pairs_of_splits():
-    rows = [("train", "a"), ("train", "a"), ("test", "a"), ("val", "b"), ("test", "b"), ("train", "c"), ("val", "a")]
-    frame = pd.DataFrame(rows, columns=["split", "sha256"]).assign(image_id=list("1234567"))
-    assert leakage(frame) == {"train and val": 1, "train and test": 1, "val and test": 2}
-    assert duplicates(frame) == {"duplicate": ["1", "2"], "duplicate_across_splits": ["1", "2", "3", "4", "5", "7"]}
-
-
-def test_taxonomies(monkeypatch):
+def test_taxonomies():
     assert infer_taxonomy(["sadness", "joy", "anger"], "x").name == "ekman6"
     assert infer_taxonomy(["awe", "fear"], "x").name == "mikels8"
-    with pytest.raises(EmonbError, match="x: labels outside every taxonomy: 'calm'"):
+    with pytest.raises(EmonbError, match="x: no taxonomy has all labels of 'awe', 'calm'; rename the folders"):
         infer_taxonomy(["awe", "calm"], "x")
     check_labels(["joy", "fear"], ("joy", "fear"), "file")
     with pytest.raises(EmonbError, match="file: class order"):
         check_labels(["joy", "fear"], ("fear", "joy"), "file")
-    scrambled = Taxonomy("scrambled", ("sadness", "joy", "anger"))
-    monkeypatch.setattr(data, "TAXONOMIES", {"scrambled": scrambled})
-    assert infer_taxonomy(["joy", "anger"], "x").labels == ("sadness", "joy", "anger")
 
 
 @pytest.mark.parametrize(
@@ -165,10 +151,3 @@ def test_brightness_and_colorfulness_of_known_pictures():
     # Hasler and Suesstrunk by hand: rg = 255, yb = 127.5, no spread: 0.3 * sqrt(255^2 + 127.5^2) / 109
     assert brightness == 1.0
     assert colorfulness == pytest.approx(0.3 * np.hypot(255, 127.5) / 109)
-
-
-def test_pictures_of_a_label_outside_the_taxonomy(tmp_path):
-    paint(tmp_path / "a.jpg", PAIR["positive"], 1)
-    frame = pd.DataFrame({"image_id": ["a"], "path": ["a.jpg"], "label": ["calm"]})
-    with pytest.raises(EmonbError, match="here: label 'calm' is not one of: positive, negative"):
-        data.build_samples(frame, tmp_path, ("positive", "negative"), where="here")

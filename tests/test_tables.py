@@ -12,6 +12,7 @@ from synthetic import frame_of, synthetic, truth
 
 from emonb import claims, tables
 from emonb.data import TAXONOMIES
+from emonb.files import resource
 from emonb.predictions import GROUPS
 from emonb.settings import load_settings
 
@@ -37,9 +38,7 @@ def predictions():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_number_of_ours_follows_from_the_prediction_files(predictions, settings, name):
     table = getattr(tables, name)(predictions, settings)
-    measured = table[table["ours"].notna() & (table["row"] != "oracle")]
-    assert len(measured) >= 9
-    for row in measured.to_dict("records"):
+    for row in table[table["ours"].notna() & (table["row"] != "oracle")].to_dict("records"):
         frame = predictions[row["dataset"].removesuffix(" (drawn)"), row["row"]]
         right = frame["prediction"] == frame["label"]
         assert row["ours"] == pytest.approx(100 * right.groupby(frame["image_id"]).mean().mean())
@@ -47,9 +46,8 @@ def test_every_number_of_ours_follows_from_the_prediction_files(predictions, set
         assert (row["n"], row["seeds"]) == (frame["image_id"].nunique(), frame["seed"].nunique())
         if row["paper"] == row["paper"]:
             assert row["difference"] == pytest.approx(row["ours"] - row["paper"])
-    columns = ["row", "name", "dataset", "paper_dataset", "paper", "paper_source", "ours", "difference"]
-    assert list(table.columns[:12]) == [*columns, "ci_low", "ci_high", "n", "seeds"]
-    assert table["dataset"].str.endswith("(drawn)").all()
+    columns = "row name dataset paper_dataset paper paper_source ours difference ci_low ci_high n seeds"
+    assert list(table.columns[:12]) == columns.split()
     assert "NOT comparable" in table.attrs["caption"]
 
 
@@ -61,6 +59,7 @@ def test_only_test_rows_count_and_missing_models_leave_gaps(predictions, setting
     some = {key: f for key, f in predictions.items() if key[1] in ("vit", "vlm_tuned")}
     assert tables.main(some, settings).query("row == 'emovlmkd'")["ours"].isna().all()
     assert tables.gates({}, settings)["ours"].isna().all()
+    assert tables.display(tables.alpha({}, settings)).empty
 
 
 def test_paper_column_is_the_papers_and_empty_where_not_reported(predictions, settings):
@@ -71,17 +70,16 @@ def test_paper_column_is_the_papers_and_empty_where_not_reported(predictions, se
     assert "WSCNet" not in table.index.get_level_values("row")
     real = tables.main(synthetic(("bass",), n=40), load_settings("smoke", datasets="bass", images="anywhere"))
     assert set(real["dataset"]) == {"bass"}
-    assert not re.search("drawn|paper", f"{real.attrs['caption'].split('Rows')[0]} {tables.display(real).columns}")
-    printed = tables.paper_values()
-    assert printed["source"].isin(["A", "S", "C"]).all()
-    assert len(printed.query("quantity == 'accuracy, %'")) == 22  # counted in the source by hand
-    sizes = [len(tables.departures(drawn, stand_in)) for drawn, stand_in in ((0, 0), (1, 0), (1, 1))]
-    assert 3 < sizes[0] < sizes[1] < sizes[2]
+    assert not re.search("drawn|paper", f"{real.attrs['caption']} {tables.display(real).columns}")
+    printed = [row for table in resource("paper_values.yaml", "tables").values() for row in table]
+    assert {row["source"] for row in printed} <= {"A", "S", "C"}
+    assert sum(len(row["values"]) for row in printed) == 22  # counted in the source by hand
 
 
 def test_gain_is_paired_and_oracle_counts_either(predictions, settings):
-    table = tables.modules(predictions, settings, lambda classes: {"head": classes}).set_index(["row", "dataset"])
+    table = tables.modules(predictions, settings, {"mini-flickr": {"head": 2}}).set_index(["row", "dataset"])
     row = table.loc[("vit", FI)]
+    assert np.isnan(table.loc[("emovlmkd", FI), "gain"])
     assert row["gain_low"] <= row["gain"] <= row["gain_high"]
     assert row["gain"] == pytest.approx(row["ours"] - table.loc[("emovlmkd", FI), "ours"])
     vlm, vit = (predictions["mini-fi", m].set_index("image_id") for m in ("vlm_tuned", "vit"))
@@ -95,7 +93,6 @@ def test_instruction_tuning_counts_unparsable_answers(predictions, settings):
     table = tables.instruction_tuning(predictions, settings).set_index(["row", "dataset"])
     generated, row = predictions["mini-fi", "vlm_generated"], table.loc[("vlm_generated", FI)]
     assert row["parse_rate"] == pytest.approx(100 * (generated["prediction"] != "").mean())
-    assert row["parse_rate"] < 100
     scored = predictions["mini-fi", "vlm_tuned"].set_index("image_id")["prediction"].loc[generated["image_id"]]
     assert row["agreement"] == pytest.approx(100 * (scored.to_numpy() == generated["prediction"].to_numpy()).mean())
 
@@ -106,28 +103,13 @@ def test_complementarity_rows_add_up(predictions, settings):
     assert (found[counts].sum(axis=1) == found["n"]).all()
     whole, *single = found.query("dataset == @FI").to_dict("records")
     assert [row["emotion"] for row in (whole, *single)] == ["all", *LABELS]
+    assert list(tables.by_emotion(pd.DataFrame({"label": ["b", "b", "a"]}), "abc")) == ["all", "a", "b"]
     assert all(sum(row[count] for row in single) == whole[count] for count in counts)
     assert whole["oracle"] == pytest.approx(100 - 100 * whole["neither_right"] / whole["n"])
     assert whole["disagreement"] == pytest.approx(whole["only_vlm"] + whole["only_vit"])
-    assert whole["only_vlm_low"] <= whole["only_vlm"] <= whole["only_vlm_high"]
     assert list(tables.complementarity({}, settings).columns) == list(found.columns)
     partial = {key: frame for key, frame in predictions.items() if key != ("mini-fi", "vit")}
     assert FI not in set(tables.complementarity(partial, settings)["dataset"])
-
-
-def test_gate_trust_and_calibration_by_plain_pandas(predictions):
-    some = {key: f for key, f in predictions.items() if key != ("mini-flickr", "vit")}
-    first = {m: some["mini-fi", m].query("seed == 0").set_index("image_id") for m in ("vlm_tuned", "head", "emovlmkd")}
-    vlm, head, gate = (frame["prediction"] for frame in first.values())
-    row = tables.gate_trust(some, DATASETS).query("dataset == @FI and emotion == 'all'").iloc[0]
-    shares = ((gate == head)[vlm != head].mean(), (gate == first["head"]["label"])[vlm != head].mean())
-    assert row[["followed_head", "gate_right"]].tolist() == pytest.approx([100 * share for share in shares])
-    assert row["n"] == (vlm != head).sum()
-    table = tables.calibration(some, ("mini-fi", "mini-flickr"), ("vit", "head")).set_index(["dataset", "model"])
-    assert list(table.index) == [(FI, "vit"), (FI, "head"), (FLICKR, "head")]
-    frame = first["head"]
-    shares = [100 * (head == frame["label"]).mean(), 100 * frame.filter(like="p_").max(axis=1).mean()]
-    assert table.loc[(FI, "head"), ["n", "accuracy", "confidence"]].tolist() == pytest.approx([len(frame), *shares])
 
 
 def test_models_of_other_images_are_not_compared(predictions, settings):
@@ -139,9 +121,6 @@ def test_models_of_other_images_are_not_compared(predictions, settings):
     assert tables.alpha(mixed, settings).query("dataset == @FI")["kl"].isna().all()
     detail = claims.comparisons(mixed, settings).query("claim == 'C2'").set_index("dataset")
     assert detail.loc[FI, "verdict"] == "undecided"
-
-
-# ---- claims --------------------------------------------------------------------------------------------------------
 
 
 def pair(right_a, right_b, n=400):
@@ -185,7 +164,6 @@ def test_c4_fails_if_one_gate_is_better_and_c6_if_one_dataset_fails(settings):
     table = claims.claims(better, settings, PARAMETERS).set_index(["claim", "dataset"])
     assert table.loc[[("C4", FI), ("C6", FI), ("C6", "all")], "verdict"].unique().tolist() == ["does not hold"]
     assert "mini-fi" in table.loc[("C6", "all"), "decided_by"]
-    assert table.loc[("C6", FLICKR), "verdict"] != "does not hold"
 
 
 def test_c7_score_prefers_the_knee_and_fails_the_dominated():
@@ -201,6 +179,8 @@ def test_all_claims_are_judged_with_rule_and_numbers(predictions, settings):
     assert table[["statement", "rule", "decided_by", "value"]].notna().all().all()
     c8 = table.set_index("claim").loc["C8"]
     assert (c8["verdict"], c8["value"]) == ("holds", pytest.approx(0.9))
+    assert "above 5 %" in table["rule"][0], "as the code has it"
+    assert "below 1 %" in c8["rule"], "as the code has it"
     too_many = PARAMETERS.assign(parameters=[1000, 5, 30, 1])
     assert claims.claims(predictions, settings, too_many).set_index("claim").loc["C8", "verdict"] == "does not hold"
     detail = claims.comparisons(predictions, settings).query("claim == 'C2'").set_index("dataset")
@@ -219,8 +199,6 @@ def test_claims_name_what_they_lack(predictions, settings):
     assert set(table.loc[list(said), "verdict"]) == {"undecided"}
     assert table.loc[("C2", FI), "value"] > 0
 
-
-# ---- tables as text ------------------------------------------------------------------------------------------------
 
 HOSTILE = ["a & b % $x$ #1 {z} ~ ^ \\input{x}", "[1024]", "*star", "<img src=x>|`q`", "two\nlines\x00"]
 HOSTILE.append("_a_ [l](j:x) ![i](y)")
@@ -250,9 +228,9 @@ def test_a_result_table_has_numbers_to_the_right_and_paper_beside_ours(predictio
     assert {len(row) for row in rows} == {len(kinds)}
     assert rf"\label{{tab:{name.replace('_', '-')}}}" in text
     lines = tables.markdown_text(table, table.attrs["caption"]).splitlines()
-    assert lines[0].startswith(f"**Table {name}: ")
-    assert len({len(line) for line in lines[2:]}) == 1, "columns of one width"
-    assert re.fullmatch(r"\| -+ \|( -+: \|)+", lines[3])
+    assert lines[0].startswith("**Accuracy in percent")
+    assert {line.count("|") for line in lines[2:]} == {len(kinds) + 1}
+    assert re.fullmatch(r"\| --- \|( --: \|)+", lines[3])
     shown = tables.display(table)
     assert shown.index.is_unique
     assert {(FLICKR, "ours")} | ({(FI, "paper (FI)")} if name != "alpha" else set()) <= set(shown.columns)

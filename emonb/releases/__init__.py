@@ -1,43 +1,54 @@
-"""Which release a folder holds, and how it is read; where to get each stands in `resources/releases.yaml`."""
+"""The releases of the field as they are downloaded, and plain trees of pictures: one small reader for each.
+
+A reader finds out which pictures a release has and how they are labelled; it opens none of them (that is
+`emonb.releases.imports`) and writes nothing. Where to get each release stands in `resources/releases.yaml`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from emonb.data import TAXONOMIES
 from emonb.errors import EmonbError
-from emonb.files import resource
-from emonb.releases.readers import (
-    FI_FOLDER,
-    MIKELS,
-    SENTIMENT,
-    Release,
-    read_bass,
-    read_emoset,
-    read_emotion6,
-    read_fi,
-    read_oasis,
-    read_sentiment,
-    read_tree,
-)
+from emonb.files import read_json, resource
 from emonb.settings import SPLITS
 
-READERS: dict[str, Callable[[Path], Release]] = {
-    "emoset": read_emoset,
-    "emotion6": read_emotion6,
-    "fi": read_fi,
-    "flickr": read_sentiment,
-    "instagram": read_sentiment,
-    "oasis": read_oasis,
-    "bass": read_bass,
-    "folder": read_tree,
+MIKELS, EKMAN, SENTIMENT = (TAXONOMIES[name].labels for name in ("mikels8", "ekman6", "sentiment2"))
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_ATTRIBUTES = ("scene", "facial_expression", "human_action")  # EmoSet's, as text
+_FI = "emotion_dataset"  # a folder that some unpack without
+_PARTS = {  # by which a release is recognised
+    "emotion6": "ground_truth.txt",
+    "oasis": "OASIS.csv",
+    "bass": "BASS_data.csv",
+    "emoset": "image/amusement",
+    "fi": _FI,
 }
-_FILES = {"emotion6": "ground_truth.txt", "oasis": "OASIS.csv", "bass": "BASS_data.csv", "emoset": "info.json"}
-_EMOTIONS = {"fi": MIKELS, "flickr": SENTIMENT, "instagram": SENTIMENT}
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a reader found; paths are relative to `root`."""
+
+    frame: pd.DataFrame  # image_id, path, label and optionally split, group (kept in one split), caption, objects, ...
+    root: Path
+    labels: Sequence[str] | None = None  # class order; None: to be inferred
+    problems: dict[str, list[str]] = field(default_factory=dict)  # kind -> image ids
+    found: Mapping[str, int] = field(default_factory=dict)  # pictures in the release, before any is left out
+    placeholders: bool = False  # whether exact copies stand for removed photos
 
 
 def recognise(source: Path, name: str = "") -> str:
@@ -46,89 +57,219 @@ def recognise(source: Path, name: str = "") -> str:
     FI's bare emotion folders look like any other tree: they are `fi` only where the dataset has that name, because
     FI's reader also looks for the placeholders of removed photos. Flickr and Instagram are read as plain trees.
     """
-    with _reading(source):
-        form = next((form for form in _FILES if _fits(form, source)), "folder")
-        emoset = ("image", *(f"{split}.json" for split in SPLITS))
-        if form == "emoset" and not any((source / name).exists() for name in emoset):  # info.json may lie anywhere
-            form = "folder"
-        if form == "folder" and ((source / FI_FOLDER).is_dir() or (name == "fi" and _fits("fi", source))):
-            form = "fi"
-        return form
+    found = (form for form, part in _PARTS.items() if os.path.exists(source / part))
+    return next(found, "fi" if name == "fi" else "folder")
 
 
-def read_release(form: str, source: Path, partial: bool = False) -> Release:
-    """Read a release of a named format.
-
-    Args:
-        form: a key of `READERS`.
-        source: its folder.
-        partial: take a release whose list or folder for train or test is missing.
+def read_release(form: str, source: Path) -> Release:
+    """Read a release of a named format, a key of `READERS`.
 
     Raises:
-        EmonbError: unknown format, no such folder, files of another format, or a split missing.
+        EmonbError: unknown format, no such folder, files of another format or none, or no permission to read.
     """
     if form not in READERS:
         raise EmonbError(f"format {form!r}: unknown; use one of {', '.join(READERS)}")
     if not source.is_dir():
         raise EmonbError(f"{source}: no such folder; give the folder that the release was unpacked into")
-    with _reading(source):
-        if not _fits(form, source):
-            raise EmonbError(_wrong_folder(form, source))
-        release = READERS[form](source)
-    if release.missing and not partial:
-        needed = "train/ and test/" if release.missing[0].endswith("/") else "train.json and test.json"
-        raise EmonbError(
-            f"{source}: {' and '.join(release.missing)} missing: needs both {needed}; add what is missing, or take "
-            "what is there: python -m emonb data import ... --allow-missing-split"
-        )
-    return release
-
-
-@contextmanager
-def _reading(source: Path) -> Iterator[None]:
-    """A folder or file that cannot be read is one clear error."""
+    if form != "fi" and not os.path.exists(source / _PARTS.get(form, ".")):
+        made_of = resource("releases.yaml")[form]["made_of"]
+        raise EmonbError(f"{source}: no {form} release: it is made of {made_of}; give the folder that holds these")
     try:
-        yield
+        return READERS[form](source)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else source
         raise EmonbError(f"{where}: cannot be read ({error.strerror}); give yourself permission to read it") from None
 
 
-def _fits(form: str, folder: Path) -> bool:
-    """Whether a folder has the file of a format, or a folder of one of its emotions."""
-    if form in _FILES:
-        return (folder / _FILES[form]).is_file()
-    parents = [p for p in (folder, *(folder / name for name in (FI_FOLDER, *SPLITS))) if p.is_dir()]
-    names = {p.name.lower() for parent in parents for p in parent.iterdir() if p.is_dir()}
-    return form not in _EMOTIONS or not names.isdisjoint(_EMOTIONS[form])
+# ---- releases with lists -------------------------------------------------------------------------------------------
 
 
-def _wrong_folder(form: str, source: Path) -> str:
-    """What a format is made of, what was found instead, and where it may be."""
-    names = [repr(p.name + "/" * p.is_dir()) for p in sorted(source.iterdir()) if not p.name.startswith(".")]
-    found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
-    message = f"{source}: no {form} release: it is made of {release_facts(form)['made_of']}; found {found}"
-    other = recognise(source)
-    if other not in ("folder", form):
-        return f"{message}; this looks like {other}"
-    below = [p for p in sorted(source.iterdir()) if p.is_dir() and _fits(form, p)]
-    return f"{message}; did you mean {below[0]}?" if below else f"{message}; give the folder it was unpacked into"
+def read_emoset(source: Path) -> Release:
+    """EmoSet-118K: lists `{train,val,test}.json`, of which the last counts, and `annotation/<emotion>/*.json`."""
+    lists = [_emoset_list(source, split) for split in SPLITS if (source / f"{split}.json").is_file()]
+    if not lists:
+        raise EmonbError(f"{source}: none of train.json, val.json, test.json beside info.json; add the lists")
+    release = _release(pd.concat(lists, ignore_index=True), source, MIKELS)
+    frame, files = release.frame.drop(columns="annotation"), release.frame["annotation"]
+    if (source / "annotation").is_dir():
+        rows = [_attributes(source, file) for file in files]
+        kinds = {"objects": pd.ArrowDtype(pa.list_(pa.string())), **dict.fromkeys(_ATTRIBUTES, "str")}
+        for i, (name, kind) in enumerate(kinds.items()):
+            frame[name] = pd.Series([row[i] for row in rows], dtype=kind)
+    return replace(release, frame=frame)
 
 
-def release_facts(form: str) -> dict[str, Any]:
-    """What is recorded about a release: `made_of`, official `sizes`, whether they are `about` right, ..."""
-    return resource("releases.yaml").get(form, {})
+def _emoset_list(source: Path, split: str) -> pd.DataFrame:
+    """The rows of a list, `[emotion, image, annotation]` or `[emotion, id, image, annotation]`."""
+    file = source / f"{split}.json"
+    rows = read_json(file)
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+        whole = isinstance(row, list) and len(row) in (3, 4) and all(isinstance(x, str) for x in (row[0], *row[-2:]))
+        if not whole or row[0] not in MIKELS:
+            form = f"[emotion, image, annotation] with an emotion of {', '.join(MIKELS)}"
+            raise EmonbError(f"{file}: row {number} is {row!r:.120}, not {form}; take the released file")
+    table = [(plain_text(row[-2]), row[0], plain_text(row[-2]), plain_text(row[-1])) for row in rows]
+    return pd.DataFrame(table, columns=["image_id", "label", "path", "annotation"], dtype="str").assign(split=split)
 
 
-def release_table() -> pd.DataFrame:
-    """Where to get each release: one row a format of the field, as far as known."""
-    unknown, rows = "not recorded here", []
-    for form, facts in resource("releases.yaml").items():
-        total = facts.get("sizes", {}).get("total")
-        row = {
-            "release": f"{facts['title']} ({facts['cite']})",
-            "pictures": f"{'about ' * facts.get('about', False)}{total:,}" if total else unknown,
-            **{key: facts.get(key, unknown) for key in ("size", "licence", "registration", "page")},
-        }
-        rows.append({**row, "made of": facts["made_of"], "format": form})
-    return pd.DataFrame(rows)
+def _attributes(root: Path, file: str) -> list[Any]:
+    """An annotation of EmoSet for the triplets alone: `objects`, a list of text, and `_ATTRIBUTES`, text or None."""
+    found = None
+    with suppress(EmonbError):  # damaged: no attributes
+        found = read_json(root / file) if _is_file_below(root, file) else None
+    found = found if isinstance(found, dict) else {}
+    objects = found.get("object") or []
+    objects = [_words(x) for x in (objects if isinstance(objects, list) else [objects])]
+    return [objects, *(_words(found.get(name) or "") or None for name in _ATTRIBUTES)]
+
+
+def _words(value: object) -> str:
+    return plain_text(" ".join(str(value).replace("_", " ").split()))
+
+
+def read_emotion6(source: Path) -> Release:
+    """Emotion6: `ground_truth.txt` with valence, arousal and seven probabilities; `images/<emotion>/<n>.jpg`.
+
+    The label is the strongest of the six emotions, whatever folder the picture lies in (the folder is the word
+    that was searched for). Where two are equally strong, the first in class order counts, and where most raters
+    felt nothing (neutral), the strongest of the six: the paper has six classes and uses all 1,980 pictures. Both
+    are reported, so that they can be left out of a comparison.
+    """
+    columns = {f"[{name}]": name for name in ("valence", "arousal")}
+    columns |= {f"[prob. {emotion}]": f"share_{emotion}" for emotion in (*EKMAN, "neutral")}
+    table = _table(source / "ground_truth.txt", ["[image_filename]"], [*columns], sep="\t", quoting=csv.QUOTE_NONE)
+    table = table.dropna().rename(columns=columns)
+    names = table.pop("[image_filename]")
+    shares = [f"share_{emotion}" for emotion in EKMAN]
+    label = table[shares].idxmax(axis=1).str.removeprefix("share_")
+    frame = pd.DataFrame({"image_id": names, "path": "images/" + names, "label": label}).join(table)
+    release = _release(frame, source, EKMAN)
+    frame, best = release.frame, release.frame[shares].max(axis=1)
+    tied = frame[shares].ge(best - 1e-9, axis=0).sum(axis=1) > 1
+    release.problems["tied_label"] = frame.loc[tied, "image_id"].tolist()
+    release.problems["neutral_dominant"] = frame.loc[frame["share_neutral"] > best, "image_id"].tolist()
+    return release
+
+
+def read_bass(source: Path) -> Release:
+    """BASS: silhouettes with human valence ratings; the middle is left out and counted.
+
+    Pictures of one concept (abuse, abuse2, ...) form a group that stays in one split. The raters'
+    keywords become captions, which only the training triplets use.
+    """
+    table = _table(source / "BASS_data.csv", ["file_name", "keywords"], ["val_mean_us"])
+    names, valence = table["file_name"], table["val_mean_us"]
+    label = np.select([valence <= 4.5, valence >= 5.5], ["negative", "positive"], "")  # ours: of the US raters' 1-9
+    frame = pd.DataFrame({"image_id": names, "path": "images/" + names, "label": label})
+    frame["caption"] = table["keywords"].str.strip()
+    frame["group"] = [re.sub(r"\d+$", "", Path(name).stem) for name in names]
+    return _release(frame, source, SENTIMENT)
+
+
+def read_oasis(source: Path) -> Release:
+    """OASIS: photos with mean valence on 1-7; pictures of one theme (Acorns 1, Acorns 2, ...) stay in one split."""
+    table = _table(source / "OASIS.csv", ["Theme", "Category"], ["Valence_mean"])
+    # some themes end with a space, in the table or in the file's name
+    files, themes = {p.stem.strip(): p.name for p in (source / "images").iterdir()}, table["Theme"].str.strip()
+    paths = [f"images/{files.get(theme, f'{theme}.jpg')}" for theme in themes]
+    words = themes.str.replace(r"\s*\d+$", "", regex=True).str.lower()
+    valence = table["Valence_mean"]  # ours: the same share of 1-7 as BASS' of 1-9
+    label = np.select([valence <= 3.625, valence >= 4.375], ["negative", "positive"], "")
+    frame = pd.DataFrame({"image_id": paths, "path": paths, "label": label, "caption": words, "group": words})
+    return _release(frame.assign(category=table["Category"].str.strip()), source, SENTIMENT)
+
+
+def _table(file: Path, text: list[str], numbers: list[str], **options: Any) -> pd.DataFrame:
+    """Columns of a CSV file, in this order; rows whose first one is empty are left out.
+
+    No name is taken for a number or a missing value.
+    """
+    types = dict.fromkeys(text, "str") | dict.fromkeys(numbers, "float64")
+    options |= {"keep_default_na": False, "na_values": dict.fromkeys(numbers, "")}
+    try:
+        table = pd.read_csv(file, usecols=[*types], dtype=types, encoding="utf-8-sig", **options)
+    except ValueError as error:  # pandas' parser errors, too
+        raise EmonbError(f"{file}: needs columns {', '.join(types)} ({error}); take the released file") from None
+    return table.loc[table[text[0]] != "", [*types]].reset_index(drop=True)
+
+
+def _release(listed: pd.DataFrame, source: Path, labels: Sequence[str]) -> Release:
+    """A release of the listed pictures that have a label (the ambiguous middle: "") and are there, each once.
+
+    Of several rows for one picture the last counts.
+    """
+    rated = listed[listed["label"] != ""]
+    frame = rated.drop_duplicates("image_id", keep="last")
+    there = np.array([_is_file_below(source, path) for path in frame["path"]], dtype=bool)
+    problems = {
+        "listed_but_missing": frame.loc[~there, "image_id"].tolist(),
+        "listed_twice": rated.loc[rated.duplicated("image_id"), "image_id"].unique().tolist(),
+        "ambiguous_valence_left_out": listed.loc[listed["label"] == "", "image_id"].tolist(),
+    }
+    found = {"total": len(listed), **Counter(listed.get("split", ()))}
+    return Release(frame[there].reset_index(drop=True), source, labels, problems, found)
+
+
+def _is_file_below(root: Path, path: str) -> bool:
+    """Whether a path that a list gives is a file of the release: no folder or pipe, and nothing outside the root."""
+    return not os.path.isabs(path) and ".." not in path.split("/") and os.path.isfile(root / path)
+
+
+def plain_text(text: str) -> str:
+    """Text that every file format can hold: bytes of a name that are not UTF-8 are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+# ---- trees of folders ----------------------------------------------------------------------------------------------
+
+
+def read_fi(source: Path) -> Release:
+    """FI: `emotion_dataset/<emotion>/*.jpg`, where one and the same picture stands for photos that were removed."""
+    return replace(read_tree(source / _FI if (source / _FI).is_dir() else source, MIKELS), placeholders=True)
+
+
+def read_tree(root: Path, labels: Sequence[str] | None = None) -> Release:
+    """`<train|val|test>/<emotion>/*` or `<emotion>/*`; folder names count in lower case, the rest is reported.
+
+    Raises:
+        EmonbError: no pictures.
+    """
+    unused: list[Path] = []
+    top = list(_entries(root, unused))
+    splits = [path for split in SPLITS for path in top if path.name.lower() == split and path.is_dir()]
+    unused += [path for path in top if splits and path not in splits]
+    rows: list[tuple[str, ...]] = []
+    for emotion in [path for split in splits for path in _entries(split, unused)] if splits else top:
+        inside = list(_entries(emotion, unused)) if emotion.is_dir() else []
+        # a broken link is for the inspection to tell
+        fit = [p for p in inside if p.suffix.lower() in _SUFFIXES and (p.is_file() or not p.exists())]
+        unused += {*inside} - {*fit} if fit else [emotion]
+        named = emotion.name.lower(), emotion.parent.name.lower()
+        rows += [(path := str(p.relative_to(root)), path, *named) for p in fit]
+    if not rows:
+        raise EmonbError(f"{root}: zero pictures; expected <train|val|test>/<emotion>/*.jpg (or .png, .webp)")
+    frame = pd.DataFrame(rows, columns=["image_id", "path", "label", "split"], dtype="str")
+    frame = frame if splits else frame.drop(columns="split")
+    problems = {"unused_file": [plain_text(str(p.relative_to(root))) + "/" * p.is_dir() for p in unused]}
+    return Release(frame, root, labels, problems, {"total": len(frame)})
+
+
+def _entries(folder: Path, unused: list[Path]) -> Iterator[Path]:
+    """What lies in a folder, in order, without hidden files; names that are no UTF-8 are unused."""
+    for path in sorted(folder.iterdir()):
+        if plain_text(path.name) != path.name:
+            unused.append(path)
+        elif not path.name.startswith("."):
+            yield path
+
+
+READERS: dict[str, Callable[[Path], Release]] = {
+    "emoset": read_emoset,
+    "emotion6": read_emotion6,
+    "fi": read_fi,
+    "flickr": partial(read_tree, labels=SENTIMENT),
+    "instagram": partial(read_tree, labels=SENTIMENT),
+    "oasis": read_oasis,
+    "bass": read_bass,
+    "folder": read_tree,
+}

@@ -1,8 +1,8 @@
 """From a release to a checked table; `python -m emonb data import` makes it a dataset that a run can use.
 
 `OUT/<name>/` gets the sample table, the integrity report and `import.json`, which records where the pictures are:
-they are neither copied nor linked, so that a read-only source and a file system without links serve too. The folder
-appears when it is complete; an error or a kill leaves none, or the earlier import.
+they are neither copied nor linked, so that a read-only source and a file system without links serve too. The table
+is written last: an error leaves nothing, or the earlier import; a kill what is refused until the next import.
 """
 
 from __future__ import annotations
@@ -12,62 +12,104 @@ import os
 import re
 import shlex
 import shutil
-import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
-from emonb.data import build_samples, infer_taxonomy, taxonomy_for_dataset, write_samples
+from emonb.data import infer_taxonomy, inspected, taxonomy_for_dataset, with_splits
 from emonb.errors import EmonbError
 from emonb.files import make_folder, read_json, resource, write_json
-from emonb.releases import READERS, Release, read_release, recognise, release_facts
-from emonb.releases.integrity import KINDS, UNKNOWN, problem_table, size_table
-from emonb.releases.readers import plain_text
+from emonb.releases import Release, plain_text, read_release, recognise
 from emonb.settings import SPLITS
 
 IMPORT_FILE = "import.json"
-_FILES = {"samples.parquet", "integrity.json", "integrity.html", IMPORT_FILE}  # the page: of earlier versions
+LEFT_OUT = {
+    "damaged": "the file is empty, ends before the picture does, or its data are broken: copy or download it again",
+    "not_a_picture": "named like a picture, the content is none (of JPEG, PNG, WebP, GIF, BMP, TIFF)",
+    "decompression_bomb": "more than 89 million pixels: it would fill the memory",
+    "no_access": "the file cannot be opened: a link that leads nowhere, no permission, or the disk fails",
+    "unused_file": "is no .jpg, .jpeg, .png or .webp of an emotion, or its name is not valid UTF-8",
+    "listed_but_missing": "the release lists it, the file is not there",
+    "placeholder": "exactly the same picture many times or under different emotions: a removed photo",
+    "ambiguous_valence_left_out": "the raters' mean valence lies in the ambiguous middle, or there is none",
+}
+KEPT = {
+    "listed_twice": "the release lists it more than once: the last of train, val, test counts",
+    "tied_label": "two emotions have the same highest probability: the first in class order is the label",
+    "neutral_dominant": "neutral has the highest probability; labelled with the strongest of the six",
+    "duplicate": "exactly the same picture twice within a split",
+    "duplicate_across_splits": "exactly the same picture in two splits: leakage",
+    "animated": "several frames: the first is used",
+    "exif_rotated": "stored rotated or mirrored: turned as the camera says",
+    "greyscale": "stored without colours",
+    "cmyk": "stored in printing colours: converted",
+    "palette": "stored with a palette: converted",
+    "very_large": "over 4096 px a side or 25 million pixels: slow to read",
+}
+KINDS = LEFT_OUT | KEPT  # of problems, in the order of a report
 
 
 def write_table(
-    release: Release, folder: Path, dataset: str, form: str, *, where: str, partial: bool = False
+    release: Release, folder: Path, dataset: str, form: str, *, where: str, partial: bool = False, **imported: str
 ) -> dict[str, Any]:
-    """Check every picture of a release and write `samples.parquet` and `integrity.json`.
+    """Check every picture of a release, then write `integrity.json` and, last, `samples.parquet`.
 
-    Labels that the format (or "drawn") does not fix follow from the dataset's name, or from the labels found.
-    `where` names the source in messages, `partial` allows that a split is missing as a whole.
+    Labels that the format (or "drawn") does not fix follow from the dataset's name, or from the labels found. `where`
+    names the source in messages, `partial` allows a split to be missing as a whole, `imported` is for `import.json`.
 
     Returns:
-        `labels` (class order), `format`, and the folders `root` of paths and `pictures` of image ids.
+        `labels` (class order), `format`, and the folder `root` of paths.
 
     Raises:
-        EmonbError: as `emonb.data.build_samples`.
+        EmonbError: a label outside the taxonomy, no usable picture, or a class or split missing.
     """
-    labels = release.labels
+    frame, labels = release.frame, release.labels
     if labels is None:
-        labels = (taxonomy_for_dataset(dataset) or infer_taxonomy(release.frame["label"].unique(), where)).labels
-    samples, problems = build_samples(
-        release.frame, release.root, labels, where=where, partial=partial, drop_placeholders=release.placeholders
-    )
-    for kind, image_ids in release.problems.items():
-        problems[kind] = [*problems.get(kind, ()), *image_ids]
-    table = pd.crosstab(samples["split"], samples["label"]).reindex(index=SPLITS, columns=labels, fill_value=0)
-    official = release_facts(form)
+        labels = (taxonomy_for_dataset(dataset) or infer_taxonomy({*frame["label"]}, where)).labels
+    if odd := {*frame["label"]} - {*labels}:
+        raise EmonbError(f"{where}: label {min(odd)!r} is not one of: {', '.join(labels)}; rename its folder")
+    samples, problems = inspected(frame, release.root, f"pictures of {dataset}")
+    if release.placeholders:  # copies that are no accident: five and more in a web-crawled set (ours), or two labels
+        groups = samples["label"].groupby(samples["sha256"])
+        copies = (groups.transform("size") >= 5) | (groups.transform("nunique") > 1)
+        problems["placeholder"], samples = samples.loc[copies, "image_id"], samples[~copies].reset_index(drop=True)
+    if samples.empty:
+        raise EmonbError(f"{where}: no readable picture; put them where the release has them, or <split>/<emotion>/")
+    samples = with_splits(samples, where).drop(columns="group", errors="ignore")
+    counts = pd.crosstab(samples["split"], samples["label"]).reindex(index=SPLITS, columns=labels, fill_value=0)
+    for split, row in counts.iterrows():
+        if not row.all() and (row.any() or not partial):
+            lacking = ", ".join(row.index[row == 0])
+            raise EmonbError(
+                f"{where}: split {split!r} ({row.sum()} readable pictures) has none of {lacking}; add some or leave "
+                "the class out of all splits; without any train or test: data import ... --allow-missing-split"
+            )
+    within, splits = samples.duplicated(["split", "sha256"], keep=False), samples["split"].groupby(samples["sha256"])
+    problems["duplicate"] = samples.loc[within, "image_id"]
+    problems["duplicate_across_splits"] = samples.loc[splits.transform("nunique") > 1, "image_id"]
+    every = {kind: sorted([*problems.get(kind, ()), *release.problems.get(kind, ())]) for kind in KINDS}
+    official = resource("releases.yaml").get(form, {})
     sizes = official.get("sizes")
     report = {
-        "counts": table.to_dict("index"),
-        "problems": {kind: sorted(problems[kind]) for kind in KINDS if problems.get(kind)},
+        "counts": counts.to_dict("index"),
+        "problems": {kind: ids for kind, ids in every.items() if ids},
         "found": release.found,
         "expected": {**sizes, "about": official.get("about", False)} if sizes else {},
     }
-    write_samples(samples, folder)
+    meta = {"labels": list(labels), "format": form, "root": str(release.root.resolve())}
+    make_folder(folder)
+    (folder / "samples.parquet").unlink(missing_ok=True)
+    if imported:
+        write_json(folder / IMPORT_FILE, meta | imported)
     write_json(folder / "integrity.json", report)
-    pictures = release.pictures or release.root
-    return {"labels": list(labels), "format": form, "root": release.root, "pictures": pictures}
+    table = pa.Table.from_pandas(samples, preserve_index=False).replace_schema_metadata(None)  # for any reader
+    parquet.write_table(table, folder / "samples.parquet", row_group_size=4096)
+    return meta
 
 
 def read_dataset(source: Path, folder: Path) -> dict[str, Any]:
@@ -86,48 +128,37 @@ def read_import(imported: Path, folder: Path) -> dict[str, Any]:
     """
     record = _record(imported)
     source = record["source"]
-    words = ["data", "import", record.get("format"), source, "--out", imported.parent, "--name", imported.name]
-    again = f"import again: python -m emonb {shlex.join(map(str, words))}"
+    words = map(str, (record.get("format"), source, "--out", imported.parent, "--name", imported.name))
+    again = f"import again: python -m emonb data import {shlex.join(words)}"
     try:
         pd.read_parquet(imported / "samples.parquet")
-        listed, meta = record["listing"], {key: record[key] for key in ("labels", "format", "root", "pictures")}
+        meta = {key: record[key] for key in ("labels", "format", "root")}
         counts = read_json(imported / "integrity.json")["counts"]
-        absent = [split for split in SPLITS if not any(counts[split].values())]
+        absent = " and no ".join(split for split in SPLITS if not any(counts[split].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EmonbError(f"{imported}: the import is damaged ({error}); {again}") from None
-    if listed != listing_digest(Path(source)):
-        raise EmonbError(f"{imported}: files in {source} changed since the import; {again}")
+    if record.get("listing") != listing_digest(Path(source)):
+        raise EmonbError(f"{imported}: files in {source} changed since the import, or it is gone; {again}")
     if absent:
-        raise EmonbError(
-            f"{imported}: imported with --allow-missing-split, has no {' and no '.join(absent)}; a run needs all of "
-            f"{', '.join(SPLITS)}: add what is missing to {source} and {again}"
-        )
+        raise EmonbError(f"{imported}: has no {absent}, a run needs all splits; add what is missing and {again}")
     for name in ("samples.parquet", "integrity.json"):
         shutil.copyfile(imported / name, folder / name)
     return meta
 
 
 def _record(imported: Path) -> dict[str, Any]:
-    """The content of `import.json`; its source is there."""
-    file = imported / IMPORT_FILE
-    record = read_json(file)
+    """The content of `import.json`."""
+    record = read_json(imported / IMPORT_FILE)
     if not isinstance(record, dict) or not isinstance(record.get("source"), str):
-        raise EmonbError(f"{file}: field 'source' missing; delete the folder {imported} and import again")
-    if not Path(record["source"]).is_dir():
-        gone = f"the source {record['source']} is gone"
-        raise EmonbError(f"{file}: {gone}; put it back, or import again from where it is now")
+        raise EmonbError(f"{imported / IMPORT_FILE}: field 'source' missing; delete that folder and import again")
     return record
 
 
 def listing_digest(folder: Path) -> str:
     """Sixteen digits that change when a file is added, removed, renamed or written, in an import's source too."""
-    digest, roots = hashlib.sha256(), [str(folder)]
-    if (folder / IMPORT_FILE).is_file():
-        roots.append(_record(folder)["source"])
-    for root in roots:
-        for line in _listed(root, "", set()):
-            digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]
+    roots = [str(folder), *([_record(folder)["source"]] if (folder / IMPORT_FILE).is_file() else [])]
+    lines = "".join(line for root in roots for line in _listed(root, "", set()))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _listed(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
@@ -138,100 +169,62 @@ def _listed(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
     with suppress(OSError):  # no permission, or gone since
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             with suppress(OSError):  # a broken link
-                state = entry.stat()
-                if stat.S_ISDIR(state.st_mode):
+                if entry.is_dir():
                     yield from _listed(entry.path, f"{prefix}{entry.name}/", seen)
-                elif stat.S_ISREG(state.st_mode):
-                    yield f"{prefix}{entry.name}|{state.st_size}|{state.st_mtime_ns}\n"
+                elif entry.is_file():
+                    yield f"{prefix}{entry.name}|{entry.stat().st_size}|{entry.stat().st_mtime_ns}\n"
 
 
 def import_release(
-    form: str,
-    source: Path,
-    out: Path,
-    *,
-    name: str = "",
-    allow_missing_split: bool = False,
-    say: Callable[[str], Any] = print,
+    form: str, source: Path, out: Path, *, name: str = "", allow_missing_split: bool = False, say: Callable = print
 ) -> Path:
-    """Import a release and return the dataset's folder, `out/<name>`.
+    """Import a release from a folder, which is only read, and return the dataset's folder, `out/<name>`.
 
-    Args:
-        form: a key of `READERS`.
-        source: the release's folder; only read.
-        out: the folder of datasets, later `IMAGES`.
-        name: the dataset's name; default: the format's, for `folder` the source's.
-        allow_missing_split: import a release without train or test; a run refuses it, other tools need not.
-        say: gets one line for each finding.
-
-    Raises:
-        EmonbError: another format, a missing list, a name that is taken, a folder that cannot be written, ...
+    The name is by default the format's, for `folder` the source's. Without train or test only if told so: a run
+    refuses such a dataset, other tools need not. `say` gets one line for each finding. Raises `EmonbError` for another
+    format, a missing list, a name that is taken, a folder that cannot be written, ...
     """
-    if form in READERS and source.is_dir():  # else read_release says what is wrong
-        name = name or (source.resolve().name if form == "folder" else form)
-        _check_target(name, source, out)
-    release = read_release(form, source, allow_missing_split)
-    target = out / name
-    with _assembled(target) as folder:
-        listed = listing_digest(source)
-        meta = write_table(release, folder, name, form, where=str(source), partial=allow_missing_split)
-        places = {key: str(path.resolve()) for key, path in meta.items() if isinstance(path, Path)}
-        record = {**meta, "source": str(source.resolve()), **places, "listing": listed}
-        write_json(folder / IMPORT_FILE, record)
+    name = name or (source.resolve().name if form == "folder" else form)
+    target, listed = out / name, listing_digest(source)
+    release = read_release(form, source)
+    _check_target(name, source.resolve(), out)
+    record = {"source": str(source.resolve()), "listing": listed}
+    write_table(release, target, name, form, where=str(source), partial=allow_missing_split, **record)
     for line in _summary(target):
         say(line)
     return target
 
 
 def _check_target(name: str, source: Path, out: Path) -> None:
-    """Raise unless `out/name` is free, or an earlier import, and no part of the source."""
-    drawn = resource("lexicon.yaml", "datasets")
+    """Raise unless `out/name` can be written and is free, or an earlier import, and no part of the source."""
+    drawn, target = resource("lexicon.yaml", "datasets"), out / name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or "__" in name or name in drawn:
         raise EmonbError(
             f"--name {name!r}: use letters, digits, single _ . and -, and none of the drawn ones ({', '.join(drawn)})"
         )
-    if plain_text(str(source.resolve())) != str(source.resolve()):
+    if plain_text(str(source)) != str(source):
         raise EmonbError(f"{plain_text(str(source))}: this folder's name is not valid UTF-8; rename it")
-    if out.resolve().is_relative_to(source.resolve()):
+    if out.resolve().is_relative_to(source):
         raise EmonbError(f"--out {out}: lies in the source, which is only read; choose a folder outside {source}")
-    target = out / name
     if os.path.lexists(target) and not (target / IMPORT_FILE).is_file():
-        raise EmonbError(
-            f"{target}: is there already and was not imported; choose another --name or --out"
-            + (f" (IMAGES={out} reads it as it is)" if target.is_dir() else "")
-        )
-    foreign = sorted({p.name for p in target.iterdir()} - _FILES) if target.is_dir() else []
-    if foreign:
-        raise EmonbError(f"{target}: holds {', '.join(foreign)}, which no import wrote; move that elsewhere first")
-
-
-@contextmanager
-def _assembled(target: Path) -> Iterator[Path]:
-    """An empty folder that takes its place as `target` when the block ends without error."""
-    with TemporaryDirectory(prefix=f".{target.name}.", dir=make_folder(target.parent)) as work:
-        new = Path(work) / "new"
-        try:
-            new.mkdir()
-            yield new
-            if target.exists():
-                target.rename(Path(work) / "old")
-            new.rename(target)
-        except OSError as error:
-            raise EmonbError(f"{target}: cannot write ({error.strerror}); free it or choose --out") from error
+        raise EmonbError(f"{target}: is there already and was not imported; choose another --name or --out")
+    make_folder(out)
 
 
 def _summary(target: Path) -> Iterator[str]:
-    reports = {target.name: read_json(target / "integrity.json")}
-    sizes = {split: sum(counts.values()) for split, counts in reports[target.name]["counts"].items()}
+    report = read_json(target / "integrity.json")
+    sizes = {split: sum(counts.values()) for split, counts in report["counts"].items()}
     yield f"{target.name}: {sum(sizes.values())} pictures ({', '.join(f'{s} {n}' for s, n in sizes.items())})"
-    for _, part, found, official in size_table(reports).itertuples(index=False):
-        if official not in (UNKNOWN, f"{found:,}"):
-            yield f"  {part}: {found:,} in the release, officially {official}"
-    for _, kind, pictures, fate, meaning, _ in problem_table(reports).itertuples(index=False):
-        yield f"  {kind}: {pictures} ({fate}) {meaning}"
-    empty = [split for split, n in sizes.items() if not n]
+    about = "about " * report["expected"].get("about", False)
+    for part, found in report["found"].items():
+        official = report["expected"].get(part, found)
+        if found != official:
+            yield f"  {part}: {found:,} in the release, officially {about}{official:,}"
+    for kind, ids in report["problems"].items():
+        yield f"  {kind}: {len(ids)} ({'kept' if kind in KEPT else 'left out'}) {KINDS[kind]}"
+    empty = " and no ".join(split for split, n in sizes.items() if not n)
     if empty:
-        yield f"  no {' and no '.join(empty)}: a run needs all splits and will refuse this dataset"
+        yield f"  no {empty}: a run needs all splits and will refuse this dataset"
     yield f"report: {target / 'integrity.json'}"
     if not empty:
         yield f"next: make reproduce DATASETS={target.name} IMAGES={shlex.quote(str(target.parent))}"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from emonb.data import TAXONOMIES
@@ -20,21 +21,8 @@ from emonb.files import resource
 from emonb.settings import SPLITS
 from emonb.world.scenes import Background, Camera, draw_scene, glyph_names, mood_background
 
-if TYPE_CHECKING:
-    import pandas as pd
-
+COLUMNS = ("image_id", "path", "split", "label", "caption", "objects", "scene", "evidence", "noisy")
 DRAWN = ("mini-fi", "mini-emoset", "mini-emotion6", "mini-flickr", "mini-instagram")
-
-
-def _vocabulary_of(name: str, domain: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The glyphs that a dataset uses, per label ("" = neutral): a subset fixed by the dataset's name."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    pools = {}
-    for label in ("", *TAXONOMIES[domain["taxonomy"]].labels):
-        names = glyph_names(domain["taxonomy"], label)
-        keep = rng.permutation(len(names))[: max(3, round(domain["glyphs"] * len(names)))]
-        pools[label] = [names[i] for i in sorted(keep)]
-    return pools
 
 
 def _compose(
@@ -43,81 +31,56 @@ def _compose(
     """Choose objects and background so that the emotion shows only where `evidence` says."""
     moods = resource("lexicon.yaml", "labels")[domain["taxonomy"]]
     count, telling = int(rng.integers(2, 4)), int(rng.integers(1, 3))
-    objects = [] if evidence == "mood" else list(rng.choice(pools[label], telling, replace=False))
-    objects += list(rng.choice(pools[""], count - len(objects), replace=False))
+    objects = [] if evidence == "mood" else rng.choice(pools[label], telling, replace=False).tolist()
+    objects += rng.choice(pools[""], count - len(objects), replace=False).tolist()
     mood = str(rng.choice(moods[label]))
     if evidence == "content":
         others = [m for other, names in moods.items() if other != label for m in names]
         mood = str(rng.choice(others)) if rng.random() < domain["off_mood"] else "neutral"
-    return [str(o) for o in objects], mood_background(rng, mood)
+    return objects, mood_background(rng, mood)
 
 
-def _swap_labels(rng: np.random.Generator, labels: list[str], share: float) -> tuple[list[str], list[bool]]:
+def _swap_labels(rng: np.random.Generator, labels: list[str], share: float) -> list[str]:
     """Label noise as swaps between two images of different classes: the class counts stay as they are."""
-    noisy, labels = [False] * len(labels), list(labels)
-    wanted, order = round(share * len(labels) / 2), list(rng.permutation(len(labels)))
-    while wanted and order:
+    given, order = list(labels), rng.permutation(len(labels)).tolist()
+    for _ in range(round(share * len(labels) / 2)):
         i = order.pop()
-        j = next((k for k in order if labels[k] != labels[i]), None)
-        if j is None:
-            break
+        j = next(k for k in order if labels[k] != labels[i])
         order.remove(j)
-        labels[i], labels[j] = labels[j], labels[i]
-        noisy[i] = noisy[j] = True
-        wanted -= 1
-    return labels, noisy
+        given[i], given[j] = labels[j], labels[i]
+    return given
 
 
-def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int], seed: int = 0) -> pd.DataFrame:
-    """Draw one of the datasets in `DRAWN` and write its pictures as PNG.
+def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int]) -> pd.DataFrame:
+    """Draw one of the datasets in `DRAWN`, byte-equal every time: `folder/images/<split>/<label>/<number>.png`.
 
-    Args:
-        name: one of `DRAWN`.
-        folder: pictures go to `folder/images/<split>/<label>/<number>.png`.
-        sizes: images per split; at least one per class.
-        seed: the same seed gives byte-equal pictures.
-
-    Returns:
-        One row per image: image_id, path (relative to folder), split, label (after noise), caption, objects,
-        scene, evidence (content, mood or both), noisy (whether the label was swapped).
-
-    Raises:
-        EmonbError: unknown name, or fewer images than classes.
+    `sizes` are images per split; fewer than classes raise `EmonbError`. Returns one row per image, with `COLUMNS`:
+    path (relative to folder), label (after noise), evidence (content, mood or both), noisy (label was swapped), ...
     """
-    import pandas as pd
-
-    if name not in DRAWN:
-        raise EmonbError(f"dataset {name!r} is not drawn; use one of: {', '.join(DRAWN)}")
     domain = resource("lexicon.yaml", "datasets")[name]
-    labels, pools = TAXONOMIES[domain["taxonomy"]].labels, _vocabulary_of(name, domain)
+    labels, own, pools = TAXONOMIES[domain["taxonomy"]].labels, np.random.default_rng(zlib.crc32(name.encode())), {}
+    for label in ("", *labels):  # the glyphs that this dataset uses, "": neutral ones; fixed by its name
+        names = glyph_names(domain["taxonomy"], label)
+        keep = own.permutation(len(names))[: max(3, round(domain["glyphs"] * len(names)))]
+        pools[label] = [names[i] for i in sorted(keep)]
     camera = Camera(domain["grain"], domain["saturation"], domain["contrast"], domain["vignette"])
     rows = []
     for number, split in enumerate(SPLITS):
         size = sizes[split]
         if size < len(labels):
             raise EmonbError(f"dataset {name}: {split} has {size} images for {len(labels)} classes; raise world sizes")
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
+        rng = np.random.default_rng([0, zlib.crc32(name.encode()), number])
         latent = [labels[i % len(labels)] for i in rng.permutation(size)]
-        evidence = rng.choice(("content", "mood", "both"), size, p=domain["evidence"])
-        given, noisy = _swap_labels(rng, latent, domain["noise"])
+        evidence = rng.choice(("content", "mood", "both"), size, p=domain["evidence"]).tolist()
+        given = _swap_labels(rng, latent, domain["noise"])
         for label in labels:
-            (Path(folder) / "images" / split / label).mkdir(parents=True, exist_ok=True)
+            (folder / "images" / split / label).mkdir(parents=True, exist_ok=True)
         for i in range(size):
-            objects, background = _compose(rng, latent[i], str(evidence[i]), domain, pools)
+            objects, background = _compose(rng, latent[i], evidence[i], domain, pools)
             pixels, scene = draw_scene(rng, objects, background, camera)
             image_id = f"{split}/{given[i]}/{i:05d}"
-            Image.fromarray(pixels).save(Path(folder) / "images" / f"{image_id}.png", compress_level=1)
-            rows.append(
-                {
-                    "image_id": image_id,
-                    "path": f"images/{image_id}.png",
-                    "split": split,
-                    "label": given[i],
-                    "caption": scene.caption,
-                    "objects": list(scene.objects),
-                    "scene": scene.phrase,
-                    "evidence": str(evidence[i]),
-                    "noisy": noisy[i],
-                }
-            )
-    return pd.DataFrame(rows)
+            path = f"images/{image_id}.png"
+            Image.fromarray(pixels).save(folder / path, compress_level=1)
+            told = (scene.caption, list(scene.objects), scene.phrase, evidence[i], given[i] != latent[i])
+            rows.append((image_id, path, split, given[i], *told))
+    return pd.DataFrame(rows, columns=COLUMNS)

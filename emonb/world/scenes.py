@@ -6,21 +6,22 @@ light). What can be drawn, and which emotion it is associated with, is read from
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import util
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from emonb.data import TAXONOMIES, brightness_colorfulness
-from emonb.errors import EmonbError
 from emonb.files import resource
-from emonb.world.textures import Textures, hsv, lit
 
 SIDE = 96  # pixels; 16 merged visual tokens of the stand-in
+INK, HALO = (22, 20, 28), (250, 250, 250)
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,13 @@ class Scene:
     @property
     def phrase(self) -> str:
         """The background in a few words, e.g. `dark blue with rain`."""
-        return f"{self.brightness} {self.hue}{self._texture}"
+        return f"{self.brightness} {self.hue} with {self.texture}".removesuffix(" with plain")
 
     @property
     def caption(self) -> str:
         """One sentence about all that is visible, without any emotion."""
-        return f"{listing(self.objects)} on a {self.brightness} {self.hue} background{self._texture}"
-
-    @property
-    def _texture(self) -> str:
-        return "" if self.texture == "plain" else f" with {self.texture}"
+        behind = f"{self.brightness} {self.hue} background with {self.texture}".removesuffix(" with plain")
+        return f"{listing(self.objects)} on a {behind}"
 
 
 def glyph_names(taxonomy: str | None = None, label: str | None = None) -> list[str]:
@@ -85,8 +83,8 @@ def with_article(name: str) -> str:
 
 def listing(objects: Sequence[str]) -> str:
     """`a skull, a heart and an urn`."""
-    names = [with_article(o) for o in objects]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    *others, last = map(with_article, objects)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def measured_words(picture: np.ndarray) -> tuple[str, str]:
@@ -96,26 +94,22 @@ def measured_words(picture: np.ndarray) -> tuple[str, str]:
     return _brightness_word(picture), colour
 
 
+def _value(picture: np.ndarray) -> float:
+    return picture.max(axis=-1).mean()  # of HSV, 0-255
+
+
 def _brightness_word(picture: np.ndarray) -> str:
-    value = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2]).mean() / 255
-    return next(word for limit, word in resource("prompts.yaml", "brightness") if value < limit)
-
-
-@lru_cache(1)
-def _font_path() -> str:
-    # find_spec: importing matplotlib takes a second and only its font file is needed
-    spec = util.find_spec("matplotlib")
-    path = Path(spec.origin if spec else ".").parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-    if not path.is_file():
-        raise EmonbError(f"{path}: the font of the drawn world is missing; reinstall matplotlib")
-    return str(path)
+    return next(w for limit, w in resource("prompts.yaml", "brightness") if _value(picture) / 255 < limit)
 
 
 @lru_cache(None)
 def _glyph_mask(name: str) -> Image.Image:
     """A glyph (0-255) in a 128 px square, its larger side filling it."""
-    font = ImageFont.truetype(_font_path(), 160)
-    character = chr(resource("lexicon.yaml", "glyphs")[name][0])
+    fonts = Path(util.find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"  # no import: it takes 1 s
+    font, character = (
+        ImageFont.truetype(fonts / "DejaVuSans.ttf", 160),
+        chr(resource("lexicon.yaml", "glyphs")[name][0]),
+    )
     left, top, right, bottom = font.getbbox(character)
     side = max(right - left, bottom - top)
     mask = Image.new("L", (side, side))
@@ -129,33 +123,26 @@ def _glyph_mask(name: str) -> Image.Image:
 @lru_cache(None)
 def _sticker(name: str, side: int, angle: int) -> tuple[Image.Image, Image.Image]:
     """Dark glyph with a white halo, (RGB, alpha), `side` pixels wide: the halo keeps it legible anywhere."""
-    turned = Image.new("L", (side, side))
-    inner = _glyph_mask(name).rotate(angle, Image.Resampling.BICUBIC, expand=True)
-    inner = inner.crop(inner.getbbox())
-    inner.thumbnail((side - 5, side - 5), Image.Resampling.LANCZOS)
-    turned.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
-    alpha = turned.filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.BoxBlur(0.6))
-    picture = Image.new("RGB", (side, side), (250, 250, 250))
-    picture.paste((22, 20, 28), mask=turned)
-    return picture, alpha
+    glyph = _glyph_mask(name).rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    glyph = glyph.crop(glyph.getbbox())
+    glyph.thumbnail((side - 5, side - 5), Image.Resampling.LANCZOS)
+    left, top = (side - glyph.width) // 2, (side - glyph.height) // 2
+    glyph = glyph.crop((-left, -top, side - left, side - top))
+    picture = Image.composite(Image.new("RGB", glyph.size, INK), Image.new("RGB", glyph.size, HALO), glyph)
+    return picture, glyph.filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.BoxBlur(0.6))
 
 
-def _places(rng: np.random.Generator, sides: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Non-overlapping boxes near a 12 px grid; the four quarters when chance finds none."""
-    tries = 12
-    steps = rng.integers(0, 6, (tries, len(sides), 2)).tolist()
-    shake = rng.integers(-2, 4, (tries, len(sides), 2)).tolist()
-    for row, jitter in zip(steps, shake, strict=True):
-        boxes: list[tuple[int, int, int]] = []
-        for side, step, off in zip(sides, row, jitter, strict=True):
-            last = SIDE - side
-            x, y = (min(max(12 * min(a, last // 12) + b, 0), last) for a, b in zip(step, off, strict=True))
-            if all(abs(x - u) >= min(side, s) - 2 or abs(y - v) >= min(side, s) - 2 for u, v, s in boxes):
-                boxes.append((x, y, side))
-        if len(boxes) == len(sides):
+def _places(rng: np.random.Generator, sides: np.ndarray) -> list[tuple[int, int, int]]:
+    """Non-overlapping boxes near a 12 px grid; the four quarters when chance finds none in twelve tries."""
+    last = SIDE - sides[:, None]
+    steps = np.minimum(rng.integers(0, 6, (12, len(sides), 2)), last // 12)
+    corners = np.clip(12 * steps + rng.integers(-2, 4, steps.shape), 0, last)  # [tries, objects, 2]
+    for found in corners.tolist():
+        boxes = [(x, y, side) for (x, y), side in zip(found, sides.tolist(), strict=True)]
+        if all(max(abs(x - u), abs(y - v)) >= min(s, t) - 2 for (x, y, s), (u, v, t) in combinations(boxes, 2)):
             return boxes
-    quarters = rng.permutation(4)[: len(sides)]
-    return [(3 + 48 * int(q % 2), 3 + 48 * int(q // 2), s) for q, s in zip(quarters, sides, strict=True)]
+    quarters = rng.permutation(4)[: len(sides)].tolist()
+    return [(3 + 48 * (q % 2), 3 + 48 * (q // 2), side) for q, side in zip(quarters, sides.tolist(), strict=True)]
 
 
 def draw_background(rng: np.random.Generator, background: Background, camera: Camera) -> np.ndarray:
@@ -163,11 +150,15 @@ def draw_background(rng: np.random.Generator, background: Background, camera: Ca
     hue, saturation = resource("lexicon.yaml", "hues")[background.hue]
     hue = (hue + rng.uniform(-0.02, 0.02)) % 1
     saturation = float(np.clip(saturation * rng.uniform(0.8, 1.2) * camera.saturation, 0, 1))
-    canvas = Image.fromarray(lit(hsv(hue, saturation, 0.6), background.light, rng).astype(np.uint8))
-    getattr(Textures(rng, canvas, hue, saturation), background.texture)()
+    axis, (x, y) = np.linspace(0, 1, SIDE, dtype=np.float32), rng.uniform(0.4, 0.6, 2).astype(np.float32)
+    far = 2 * np.sqrt((axis - x) ** 2 + (axis[:, None] - y) ** 2) - 0.75
+    down = np.repeat((2 * axis - 1)[:, None], SIDE, 1)
+    shine = {"even": 0 * down, "above": -down, "below": down, "middle": -far, "edges": far}[background.light]
+    surface = (1 + 0.45 * shine)[..., None] * np.array(_hsv(hue, saturation, 0.6), np.float32)
+    canvas = Image.fromarray(np.minimum(surface, 255).astype(np.uint8))
+    _draw_texture(background.texture, canvas, hue, saturation, rng)
     picture = np.asarray(canvas, np.float32)
-    value = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2]).mean()
-    picture = picture * (255 * background.value / max(value, 1.0))
+    picture = picture * (255 * background.value / max(_value(picture), 1.0))
     mean = picture.mean((0, 1))
     # the strength of light and texture varies on its own, or the spread of the pixels would name the texture
     return np.clip(mean + (picture - mean) * camera.contrast * rng.uniform(0.6, 1.15), 0, 255)
@@ -176,34 +167,26 @@ def draw_background(rng: np.random.Generator, background: Background, camera: Ca
 def draw_scene(
     rng: np.random.Generator, objects: Sequence[str], background: Background, camera: Camera = Camera()
 ) -> tuple[np.ndarray, Scene]:
-    """Draw one picture.
+    """Draw one picture of one to four glyphs: [96, 96, 3] uint8, and its description.
 
-    Args:
-        rng: decides places, angles and all jitter.
-        objects: one to four names of `glyph_names()`.
-        background: the mood.
-        camera: grain, saturation, contrast, vignette.
-
-    Returns:
-        [96, 96, 3] uint8 picture and its description.
+    `rng` decides places, angles and all jitter.
     """
     behind = draw_background(rng, background, camera)
-    sides = [int(s) for s in rng.choice((34, 36, 38, 40, 42), len(objects))]
-    boxes = _places(rng, sides)
-    order = sorted(range(len(objects)), key=lambda i: (boxes[i][1] + boxes[i][2] / 2 >= SIDE / 2, boxes[i][0]))
+    boxes = _places(rng, rng.choice((34, 36, 38, 40, 42), len(objects)))
+    placed = zip(objects, boxes, strict=True)
+    placed = sorted(placed, key=lambda item: (item[1][1] + item[1][2] / 2 >= SIDE / 2, item[1][0]))
     picture = Image.fromarray(behind.astype(np.uint8))
-    for i in order:
-        sticker, alpha = _sticker(objects[i], boxes[i][2], int(rng.integers(-3, 4)) * 5)
-        picture.paste(sticker, boxes[i][:2], alpha)
+    for name, (x, y, side) in placed:
+        sticker, alpha = _sticker(name, side, int(rng.integers(-3, 4)) * 5)
+        picture.paste(sticker, (x, y), alpha)
     pixels = np.asarray(picture, np.float32)
     if camera.vignette:
         axis = np.linspace(-1, 1, SIDE, dtype=np.float32) ** 2
         pixels = pixels * (1 - camera.vignette * (axis[:, None, None] + axis[None, :, None]) / 2)
     if camera.grain:
         pixels = pixels + camera.grain * rng.standard_normal((SIDE, SIDE, 1), dtype=np.float32)
-    objects, boxes = zip(*((objects[i], boxes[i]) for i in order), strict=True)
     seen = background.hue, _brightness_word(behind), background.texture, background.light
-    return np.clip(pixels, 0, 255).astype(np.uint8), Scene(objects, boxes, *seen)
+    return np.clip(pixels, 0, 255).astype(np.uint8), Scene(*zip(*placed, strict=True), *seen)
 
 
 def mood_background(rng: np.random.Generator, mood: str) -> Background:
@@ -213,3 +196,95 @@ def mood_background(rng: np.random.Generator, mood: str) -> Background:
     hue = rng.choice(row["hues"] if typical else list(resource("lexicon.yaml", "hues")))
     value, texture, light = rng.uniform(*row["value"]), rng.choice(row["textures"]), rng.choice(row["lights"])
     return Background(str(hue), float(value), str(texture), str(light))
+
+
+def _hsv(hue: float, saturation: float, value: float) -> tuple[int, ...]:
+    """A colour as 0-255 RGB from hue, saturation, value in 0-1 (hue wraps, the others are clipped)."""
+    rgb = colorsys.hsv_to_rgb(hue % 1, min(max(saturation, 0), 1), min(max(value, 0), 1))
+    return tuple(int(255 * x) for x in rgb)
+
+
+def _draw_texture(name: str, canvas: Image.Image, hue: float, saturation: float, rng: np.random.Generator) -> None:
+    """Draw one of the lexicon's textures over a lit canvas, in shades of its colour (0-1); `plain` draws nothing."""
+    draw = ImageDraw.Draw(canvas)
+    light = _hsv(hue + rng.uniform(-0.04, 0.04), saturation * 0.5, 0.92)
+    dark = _hsv(hue + rng.uniform(-0.04, 0.04), saturation, 0.28)
+    ink = light if rng.random() < 0.5 else dark
+    match name:
+        case "rain":
+            slant, length = rng.uniform(-4, 4), rng.uniform(9, 15)
+            for x, y in rng.uniform(0, SIDE, (48, 2)):
+                draw.line((x, y, x + slant, y + length), fill=light)
+        case "snow":
+            for x, y in rng.uniform(0, SIDE, (46, 2)):
+                draw.circle((x, y), rng.uniform(1, 2.4), fill=light)
+        case "bubbles":
+            for x, y in rng.uniform(0, SIDE, (18, 2)):
+                draw.circle((x, y), rng.uniform(3, 9), outline=light, width=2)
+        case "stains":
+            for x, y in rng.uniform(0, SIDE, (11, 2)):
+                r = rng.uniform(3, 8)
+                for u, v in rng.uniform(-r, r, (4, 2)):
+                    draw.circle((x + u, y + v), r * rng.uniform(0.4, 0.9), fill=ink)
+        case "stars":
+            for x, y in rng.uniform(0, SIDE, (30, 2)):
+                r = rng.uniform(1.5, 4)
+                draw.line((x - r, y, x + r, y), fill=light)
+                draw.line((x, y - r, x, y + r), fill=light)
+        case "confetti":
+            for x, y in rng.uniform(0, SIDE, (44, 2)):
+                u, v = rng.uniform(-4, 4, 2)
+                corners = (x, y), (x + u, y + v), (x + u - 0.6 * v, y + v + 0.6 * u), (x - 0.6 * v, y + 0.6 * u)
+                draw.polygon(corners, fill=_hsv(rng.random(), max(saturation, 0.3), rng.uniform(0.45, 1)))
+        case "smoke":  # noise on a coarse grid, blown up
+            cells = int(rng.integers(4, 7))
+            noise = np.clip((rng.random((cells, cells)) - 0.25) * 255 / 0.75, 0, 255).astype(np.uint8)
+            canvas.paste(ink, mask=Image.fromarray(noise).resize(canvas.size, Image.Resampling.BICUBIC))
+        case "rays":
+            (x, y), n, turn = rng.uniform(28, 68, 2), int(rng.integers(7, 11)), rng.random()
+            for k in range(n):
+                angles = (2 * np.pi * (k + part) / n for part in (turn, turn + 0.45))
+                draw.polygon([(x, y), *((x + 140 * np.cos(a), y + 140 * np.sin(a)) for a in angles)], fill=ink)
+        case "web":
+            (x, y), turn = rng.uniform(20, 76, 2), rng.random()
+            spokes = [(np.cos(a), np.sin(a)) for a in 2 * np.pi * (np.arange(9) + turn) / 9]
+            for u, v in spokes:
+                draw.line((x, y, x + 140 * u, y + 140 * v), fill=ink)
+            for r in np.arange(8, 90, rng.uniform(10, 14)):
+                draw.line([(x + r * u, y + r * v) for u, v in (*spokes, spokes[0])], fill=ink)
+        case "cracks":
+            for _ in range(int(rng.integers(4, 7))):
+                start, angle = rng.uniform(0, SIDE, 2), rng.uniform(0, 2 * np.pi)
+                angles = np.cumsum([angle, *rng.uniform(-0.9, 0.9, 12)])[1:12]
+                path = np.cumsum([start, *(9 * np.stack([np.cos(angles), np.sin(angles)], 1))], axis=0)
+                draw.line(path.ravel().tolist(), fill=ink, width=2)
+        case "hills":
+            x = np.arange(0, 100, 4)
+            for k, base in enumerate(np.array([38, 58, 78]) + rng.uniform(-4, 4, 3)):
+                height, width, shift = rng.uniform(4, 9), rng.uniform(9, 18), rng.uniform(0, 6)
+                crest = zip(x, base + height * np.sin(x / width + shift), strict=True)
+                shade = _hsv(hue + 0.02 * k, saturation, 0.62 - 0.16 * k)
+                draw.polygon([*crest, (96, 96), (0, 96)], fill=shade)
+        case "waves":
+            x, wide, high = np.arange(-2, 100, 3), rng.uniform(4, 7), rng.uniform(2, 4)
+            for y in np.arange(rng.uniform(2, 8), 96, rng.uniform(9, 13)):
+                draw.line([*zip(x, y + high * np.sin(x / wide + y), strict=True)], fill=ink, width=2)
+        case "zigzags":
+            x, high = np.arange(-4, 104, 7), rng.uniform(5, 8) * np.resize([-1, 1], 16)
+            for y in np.arange(rng.uniform(2, 10), 96, rng.uniform(14, 20)):
+                draw.line([*zip(x, y + high, strict=True)], fill=ink, width=2)
+        case "stripes":
+            step, lean = rng.uniform(13, 19), rng.choice((-1, 1)) * rng.uniform(0.6, 1.2)
+            for x in np.arange(-130, 230, step):
+                draw.line((x, 0, x + 96 * lean, 96), fill=ink, width=5)
+        case "checks":
+            step, (left, top) = int(rng.integers(10, 15)), rng.integers(0, 12, 2)
+            for i, k in np.ndindex(96 // step + 3, 96 // step + 4):
+                if (i + k) % 2 == 0:
+                    x, y = (i - 1) * step - left, (k - 1) * step - top
+                    draw.rectangle((x, y, x + step - 1, y + step - 1), fill=ink)
+        case "flames":
+            for shade, height in ((dark, 62), (light, 40)):
+                for x in np.arange(-6, 102, 12) + rng.uniform(-3, 3):
+                    top = 96 - height * rng.uniform(0.6, 1.2)
+                    draw.polygon((x, 97, x + rng.uniform(4, 12), top, x + 15, 97), fill=shade)
