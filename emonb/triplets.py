@@ -52,11 +52,8 @@ def make_triplets(
     """
     texts = {"categorical": answer_text(row["label"]), **texts}
     asked = {"categorical": question(labels), **asked}
-    said = [
-        (row["image_id"], kind, asked.get(kind) or instruction(row, kind), texts[kind])
-        for kind in KINDS
-        if kind in texts
-    ]
+    kinds = [kind for kind in KINDS if kind in texts]
+    said = [(row["image_id"], kind, asked.get(kind) or instruction(row, kind), texts[kind]) for kind in kinds]
     return [dict(zip_longest(FIELDS, values)) | origin for values in said]
 
 
@@ -199,10 +196,11 @@ class NearDuplicates:
     def find(self, text: str) -> tuple[str, float] | None:
         """Name and similarity of an earlier text that is similar enough."""
         sequences = _sequences(text)
+        mine = set(sequences)
         for key in self._first(sequences):
             for name, others in (self._texts[number] for number in self._having.get(key, ())):
-                shared = len(set(sequences).intersection(others))
-                similarity = shared / (len(sequences) + len(others) - shared)
+                shared = len(mine.intersection(others))
+                similarity = shared / (len(mine) + len(others) - shared)
                 if similarity >= self._at_least:
                     return name, similarity
         return None
@@ -302,8 +300,7 @@ def has_paid_answers(path: Path) -> bool:
 def triplet_sources(out: Path) -> dict[str, str]:
     """Who wrote the triplets of each dataset of a results folder: dataset -> words; from its `triplets/*.jsonl`."""
     words = {"offline": "offline annotator, no paid model", "openai": "a paid model ({})"}
-    words["imported"] = "somebody else's file"
-    found = {}
+    words, found = {**words, "imported": "somebody else's file"}, {}
     for path in sorted((out / "triplets").glob("*.jsonl")):
         images = Counter[str]()
         with suppress(EmonbError, AttributeError, TypeError):  # damage is named by those who need the file

@@ -137,10 +137,8 @@ class Online:
             else:
                 return
 
-    def _ask(
-        self, row: dict[str, Any], form: str
-    ) -> tuple[dict[str, Any], str, list[dict[str, Any]], Exception | None]:
-        """In a thread: ask for an image and write down the answer; returns also what went wrong."""
+    def _ask(self, row: dict[str, Any], form: str) -> tuple[Any, ...]:
+        """In a thread: ask for an image and write down the answer; returns also the replies and what went wrong."""
         replies = list[dict[str, Any]]()
         try:
             picture = encode_picture(row["path"], self.settings.max_side)

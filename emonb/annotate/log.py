@@ -141,14 +141,10 @@ class Answers:
             more: what else is to stand in every record.
         """
         verdict = (_NO_ANSWER, problem) if problem else self._judge(row, replies, form)
-        origin = {
-            "source": "openai",
-            "model": self.asked[0],
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        origin |= {"prompt_sha256": self.asked[1], "asked_of": self.asked[0], "answer_format": form, **more}
-        if replies and replies[-1]["model"]:
-            origin["model"] = asking.public_name(replies[-1]["model"])
+        model = asking.public_name(replies[-1]["model"] if replies else "") or self.asked[0]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        origin = {"source": "openai", "model": model, "created": now, "prompt_sha256": self.asked[1]}
+        origin |= {"asked_of": self.asked[0], "answer_format": form, **more}
         usage = self._usage(replies) if replies else None
         if isinstance(verdict, Answer):
             answer = verdict.model_dump()

@@ -200,13 +200,8 @@ def load_prices(settings: TripletSettings) -> dict[str, Any]:
         prices = yaml.safe_load(path.read_text(encoding="utf-8"))
         for where, price in prices["models"].items():
             prices["models"][where] = price = {**_UNKNOWN, **price}
-            numbers = (
-                price["input"],
-                price["output"],
-                price["batch"],
-                picture_tokens(price["image"], (512, 512), settings),
-            )
-            if not all(number >= 0 for number in numbers):
+            tokens = picture_tokens(price["image"], (512, 512), settings)
+            if not all(number >= 0 for number in (price["input"], price["output"], price["batch"], tokens)):
                 raise ValueError("input and output must be 0 or more")
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"{where}: {type(error).__name__} {' '.join(str(error).split())}"
