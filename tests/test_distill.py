@@ -1,7 +1,5 @@
 """Rooms 05 and 06: loss, head and gates against float64 references written from the formulae; their loops."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -135,7 +135,7 @@ def _blocks(
         there = sorted((out / f"{kind}s").glob(pattern), key=lambda path: (order.get(path.stem, -1), path.stem))
         for path in (path for path in there if not written or f"{kind}s/{path.name}" in written):
             blocks[f"{kind}:{path.stem}"] = results.safe(f"{kind} {path.stem}", build, results, path)
-        lost = [id for id in resource("report.yaml", f"{kind}s") if f"{kind}:{id}" not in blocks]
+        lost = [id for id in resource("report.yaml")[f"{kind}s"] if f"{kind}:{id}" not in blocks]
         results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
     blocks["explorer:"] = _explorer(results, predictions, datasets)
     return blocks | {"files:": results.safe("the files", _files, results, records)}
