@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import nbformat
@@ -14,7 +13,7 @@ from conftest import FIXTURES, ROOT, emonb, killed, wait_for
 from emonb import headless
 from emonb.errors import EmonbError
 from emonb.files import locked
-from emonb.headless import Bar, NotebookFailed, run
+from emonb.headless import NotebookFailed, run
 from emonb.progress import progress, read_progress
 
 REPORT = headless.write_report
@@ -277,18 +276,3 @@ def test_inner_progress_reaches_the_bar(tmp_path, monkeypatch, capsys):
     assert [read_progress(note) for _ in progress(range(2), "features")] == ["features 0/2", "features 1/2"]
     assert read_progress(note) == ""
     assert capsys.readouterr().out == ""
-
-
-def test_the_bar_estimates_the_time_left(tmp_path):
-    bar = Bar({"01_a": 100.0, "02_b": 300.0}, tmp_path / "progress")
-    try:
-        assert bar.state()[0] == 0
-        bar.notebook("01_a")
-        bar.cell, bar.since = "cell 2/2", time.monotonic() - 50
-        done, text = bar.state()
-        assert done == pytest.approx(50, abs=1)
-        assert "about 6 min left, 01_a cell 2/2" in text
-        bar.done("01_a")
-        assert bar.state()[0] == 100
-    finally:
-        bar.close()

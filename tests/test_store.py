@@ -6,18 +6,14 @@ import json
 import mmap
 import multiprocessing
 import os
-import platform
-import resource
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, locked, read_json, visible, write_json
-from emonb.machine import keep_freed_memory
-from emonb.store import Artifact, Recipe, Store, folder_digest
+from emonb.files import read_json, write_json
+from emonb.store import Artifact, Recipe, Store
 
 SPAWN = multiprocessing.get_context("spawn")
 NOT_MADE = "result for 'mini-fi'.*; run notebook .* first"
@@ -65,13 +61,6 @@ def test_provenance_says_how_it_was_made(tmp_path):
     assert (made["seed"], made["inputs"][0]["digest"], made["code"]) == (3, samples.digest, {"emonb.x:f": "ab"})
     assert {"torch", "python"} <= set(made["versions"])
     assert (made["seconds"] >= 0, made["peak_memory_mb"] > 1, made["processes"]) == (True, True, 1)
-
-
-def test_a_digest_sees_names_and_contents(tmp_path):
-    for name, content in (("a", "x"), ("b", "x"), ("a", "y")):
-        (tmp_path / f"{name}{content}").mkdir()
-        (tmp_path / f"{name}{content}" / name).write_text(content)
-    assert len({folder_digest(folder) for folder in tmp_path.iterdir()}) == 3
 
 
 def test_a_failed_build_leaves_nothing_but_its_parts(tmp_path):
@@ -195,20 +184,6 @@ def test_two_processes_build_once_also_after_one_was_killed(tmp_path, writer):
     assert not list(tmp_path.glob("artifacts/gate/.*.tmp"))
 
 
-def test_a_lock_that_is_held_is_said(tmp_path):
-    with locked(tmp_path / "lock", "busy"), pytest.raises(EmonbError, match="busy"), locked(tmp_path / "lock", "busy"):
-        pass
-    with locked(tmp_path / "lock", "busy"):
-        pass
-
-
-def test_a_file_is_replaced_whole_and_a_name_cannot_steer_a_terminal(tmp_path):
-    for text in ("one", "two"):
-        atomic_write(tmp_path / "file", text)
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "two")]
-    assert visible("a\x1b[2Jb\u202ec é") == r"a\x1b[2Jb\u202ec é"
-
-
 def test_peak_memory_is_the_stage_s_own(tmp_path):
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system cannot reset the peak of a process")
@@ -220,25 +195,3 @@ def test_peak_memory_is_the_stage_s_own(tmp_path):
     large = Store(tmp_path).get("head", "large", Recipe(build, {}), {})
     small = Store(tmp_path).get("head", "small", Recipe(lambda *folders: None, {}), {})
     assert large.provenance["peak_memory_mb"] - small.provenance["peak_memory_mb"] > 150
-
-
-def faults(keep: bool, told: multiprocessing.SimpleQueue) -> None:
-    """Page faults in ten steps of 190 MB each, in a process of its own."""
-    if keep:
-        keep_freed_memory()
-    for step in range(12):
-        if step == 2:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        sum(block.sum() for block in [np.ones(2_000_000) for _ in range(12)])
-    told.put(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator only")
-def test_memory_of_one_step_is_kept_for_the_next():
-    told, counts = SPAWN.SimpleQueue(), []
-    for keep in (False, True):
-        process = SPAWN.Process(target=faults, args=(keep, told))
-        process.start()
-        process.join(60)
-        counts.append(told.get())
-    assert counts[1] < counts[0] / 20

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from emonb import teacher
 from emonb.errors import EmonbError
-from emonb.settings import load_settings
 from emonb.teacher import Pictures, build_network, colours_of, predict_network, train_network
 
 TINY = {
@@ -67,13 +66,6 @@ def test_what_does_not_fit_into_memory_is_streamed(pictures, monkeypatch):
     assert streamed.workers > 0 == pictures.workers
     mean, deviation = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     assert torch.allclose(kept[0][0] * deviation + mean, pictures[0][0] * 0.5 + 0.5, atol=1e-6)  # ImageNet's colours
-
-
-@pytest.mark.parametrize("name", ["vit", "resnet", "vgg"])
-def test_networks_of_the_laptop_profile(name):
-    config = load_settings("mini").teacher.networks[name]
-    net = build_network(classes=6, **config.building)
-    assert net(torch.zeros(2, 3, config.image_size, config.image_size)).shape == (2, 6)
 
 
 def weights_of(name, file, **changes):

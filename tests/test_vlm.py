@@ -286,9 +286,3 @@ def test_four_bits_ask_for_their_package(monkeypatch):
     monkeypatch.setattr(room, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(EmonbError, match=r"setting vlm.quantize_4bit: .*pip install -e '\.\[gpu\]'"):
         room.load_vlm("stand-in", quantize_4bit=True)
-
-
-def test_large_pictures_are_shrunk_and_the_callers_stays_as_it_is(pictures):
-    picture = room.shown(pictures[1], 10_000)
-    assert room.shown(picture, 48).size == (48, 24)
-    assert picture.size == (192, 96)
