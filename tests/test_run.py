@@ -17,7 +17,7 @@ from emonb.headless import NotebookFailed, run
 from emonb.progress import progress, read_progress
 
 REPORT = headless.write_report
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 
 
 @pytest.fixture(autouse=True)
