@@ -1,6 +1,4 @@
-"""Shared fixtures: the project root, small runner folders, and one smoke run for all that need it."""
-
-from __future__ import annotations
+"""Shared fixtures: the project root, small runner folders, one tiny run and one smoke run for all that need them."""
 
 import os
 import shutil
@@ -8,8 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,80 +48,47 @@ def chromium():
         browser.close()
 
 
-@dataclass(frozen=True)
-class CommandResult:
-    """A finished `python -m emonb ...`."""
-
-    returncode: int
-    output: str
-    seconds: float
+def emonb(*arguments: str, **options) -> subprocess.Popen:
+    """Start the command line as a user does; `communicate()[0]` is all that it says."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT} | options
+    return subprocess.Popen([sys.executable, "-m", "emonb", *arguments], **pipes)
 
 
-def emonb(*arguments: str, cwd: Path = ROOT, timeout: float = 600) -> CommandResult:
-    """Run the command line as a user does."""
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "emonb", *arguments],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "200"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=timeout,
-    )
-    return CommandResult(done.returncode, done.stdout, time.monotonic() - start)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, untrained_base: Path):
-    """The tiny run, every stage of it, made once."""
-    import torch
-    from pipeline import DATASET, Tiny, make_tree, tiny_profile
-
-    from emonb.run import open_run
-    from emonb.store import STAGES
-
-    folder, threads = tmp_path_factory.mktemp("tiny"), torch.get_num_threads()
-    make_tree(folder / "images" / DATASET, {"train": 16, "val": 6, "test": 8})
-    profile = tiny_profile(folder / "tiny.yaml", untrained_base)
-    run = open_run(str(profile), images=str(folder / "images"), out=str(folder / "out"))
-    torch.set_num_threads(1)
-    for stage in STAGES:
-        run.make(stage)
-    torch.set_num_threads(threads)
-    return Tiny(run, profile, folder / "images")
-
-
-@dataclass(frozen=True)
-class SmokeRun:
-    """The one run of the smoke profile that the end-to-end tests share."""
-
-    out: Path
-    result: CommandResult
-    survivors: list  # processes that lived on for 5 s when it was killed
-
-
-@pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
-    """`python -m emonb run --profile smoke`: killed in the middle of a training, then run again to its end."""
-    import psutil
-
-    out = tmp_path_factory.mktemp("smoke") / "out"
-    command = ["run", "--profile", "smoke", "--out", str(out)]
-    with (out.parent / "log.txt").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "emonb", *command], cwd=ROOT, stdout=log, stderr=log)
+def wait_for(found: Callable[[], object], process: subprocess.Popen) -> None:
+    """Until `found()` is true while a process runs."""
     deadline = time.monotonic() + 600
-    while not list(out.glob("artifacts/teacher/.*.tmp")):
-        assert process.poll() is None, (out.parent / "log.txt").read_text()
+    while not found():
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def killed(process: subprocess.Popen, kill: Callable[[], None] | None = None) -> list:
+    """End a process, by default with kill -9; returns what of its family lives 5 s longer."""
+    import psutil
+
     family = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.wait()
-    survivors = psutil.wait_procs(family, timeout=5)[1]
-    result = emonb(*command)
-    assert result.returncode == 0, result.output
-    return SmokeRun(out, result, survivors)
+    assert family
+    (kill or process.kill)()
+    assert process.wait(60) != 0
+    return psutil.wait_procs(family, timeout=5)[1]
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """`python -m emonb run --profile smoke`: killed in the middle of a training, then run again to its end.
+
+    `out`: the results; `said`: by the second run; `survivors`: processes that lived on for 5 s when it was killed.
+    """
+    out = tmp_path_factory.mktemp("smoke") / "out"
+    command = ["run", "--profile", "smoke", "--out", str(out)]
+    process = emonb(*command)
+    wait_for(lambda: list(out.glob("artifacts/teacher/.*.tmp")), process)
+    survivors = killed(process)
+    process = emonb(*command)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    return SimpleNamespace(out=out, said=said, survivors=survivors)
 
 
 @pytest.fixture(scope="session")
@@ -132,14 +97,20 @@ def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from emonb.files import resource_path
-
-    base, folder = resource_path("base"), tmp_path_factory.mktemp("base")
+    base, folder = ROOT / "emonb" / "resources" / "base", tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(base)).save_pretrained(folder)
     for file in (*base.glob("*token*"), *base.glob("*processor*"), *base.glob("*template*")):
         shutil.copy(file, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, untrained_base: Path):
+    """The tiny run, every stage of it, made once (see `pipeline`)."""
+    from pipeline import make_tiny
+
+    return make_tiny(tmp_path_factory.mktemp("tiny"), untrained_base)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Tiny random-weight checkpoints of the Qwen-VL classes, with the real chat templates and a byte-level tokenizer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """What processes side by side do in the tests: a module of its own, so that they begin at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

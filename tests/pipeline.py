@@ -1,7 +1,5 @@
 """The tiny run that all tests share: flat colours with a mood each, an untrained VLM, every stage in seconds."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -21,9 +19,9 @@ from emonb.run import Run, open_run
 from emonb.store import STAGES, Artifact
 
 DATASET = "moods"
+JOB = {"teacher": (DATASET, "vit")}  # what a stage is done for, if not for the dataset
 # The taxonomy's order is positive, negative: that of the folders would exchange the two.
 MOODS = {"negative": (40, 60, 220), "positive": (220, 60, 40)}
-PARAMETERS = 'profile = "mini"\ndatasets = images = out = seeds = force = ""'
 
 
 def paint(path: Path, color: tuple[int, int, int], seed: int, size: tuple[int, int] = (96, 96)) -> Path:
@@ -32,12 +30,6 @@ def paint(path: Path, color: tuple[int, int, int], seed: int, size: tuple[int, i
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((np.array(color) + noise).clip(0, 255).astype("uint8")).save(path)
     return path
-
-
-def three_pictures(folder: Path) -> list[Path]:
-    """A square, a wide and a tall one, with different numbers of visual tokens."""
-    sizes = [(96, 96), (192, 96), (60, 200)]
-    return [paint(folder / f"{i}.png", (200, 90 * i, 40), i, size) for i, size in enumerate(sizes)]
 
 
 def make_tree(root: Path, sizes: dict[str, int]) -> Path:
@@ -62,13 +54,9 @@ def tiny_profile(file: Path, base: Path | str, **vlm: object) -> Path:
             "gradient_accumulation": 2, "gradient_checkpointing": False, "reasons": 2, "max_new_tokens": 4, **vlm,
         },
         "teacher": {"networks": {"vit": {**vit, "batch_size": 8, "optimizer": "adamw"}}},
-        "distill": {
-            "hidden": [32], "depths": [[32]], "alphas": [0.0, 0.5], "standardize": True, "epochs": 30, "lr": 3e-3,
-        },
+        "distill": {"hidden": [32], "depths": [[32]], "alphas": [0.0], "standardize": True, "epochs": 30, "lr": 3e-3},
         "gate": {"epochs": 80, "lr": 3e-2, "kinds": ["concat", "cross"]},
-        "report": {"bootstrap": 200},
     }  # fmt: skip
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(tree))
     return file
 
@@ -83,27 +71,37 @@ class Tiny:
 
     def artifact(self, stage: str, run: Run | None = None) -> Artifact:
         """The result of a stage, of this run or of another one of its settings."""
-        return (run or self.run).find(stage, *job_of(stage))
+        return (run or self.run).find(stage, *JOB.get(stage, (DATASET,)))
 
-    def again(self, out: Path, without: Sequence[str] = tuple(STAGES), **options: str) -> Run:
+    def open(self, out: Path, *, profile: Path | None = None, force: str = "") -> Run:
+        """A run of the same pictures in another folder."""
+        run = open_run(str(profile or self.profile), images=str(self.images), out=str(out), force=force)
+        run.loaded = self.run.loaded  # the base VLM
+        return run
+
+    def again(self, out: Path, without: Sequence[str]) -> Run:
         """The same run in another folder, with a copy of all results but those of some stages."""
         for folder in (self.run.out / "artifacts").iterdir():
             if folder.is_dir() and folder.name not in without:
                 shutil.copytree(folder, out / "artifacts" / folder.name)
-        run = open_run(str(self.profile), images=str(self.images), out=str(out), **options)
-        run.loaded = self.run.loaded
-        return run
+        return self.open(out)
 
 
-def job_of(stage: str) -> tuple[str, ...]:
-    """What a stage of the tiny run is done for."""
-    return (DATASET, "vit") if stage == "teacher" else (DATASET,)
+def make_tiny(folder: Path, base: Path) -> Tiny:
+    """The tiny run, on one thread."""
+    make_tree(folder / "images" / DATASET, {"train": 16, "val": 6, "test": 8})
+    profile, threads = tiny_profile(folder / "tiny.yaml", base), torch.get_num_threads()
+    run = open_run(str(profile), images=str(folder / "images"), out=str(folder / "out"))
+    torch.set_num_threads(1)
+    for stage in STAGES:
+        run.make(stage)
+    torch.set_num_threads(threads)
+    return Tiny(run, profile, folder / "images")
 
 
 def make_and_die(profile: str, images: str, out: str, stage: str, step: int) -> None:
     """In a process of its own: make a stage and end by kill -9 in optimiser step `step`; 0: once a file is there."""
-    recipe, steps, tuning.SAVE_EVERY = STAGES[stage].recipe, [], 2
-    plain = torch.optim.AdamW.step
+    recipe, plain, steps, tuning.SAVE_EVERY = STAGES[stage].recipe, torch.optim.AdamW.step, [], 2
     torch.set_num_threads(1)
 
     def counted(*arguments, **options):
@@ -118,14 +116,13 @@ def make_and_die(profile: str, images: str, out: str, stage: str, step: int) -> 
         os.kill(os.getpid(), signal.SIGKILL)
 
     def mortal(*arguments, **needs):
-        made = recipe(*arguments, **needs)
-
         def build(*folders: Path) -> None:
             if not step:
                 threading.Thread(target=watch, args=folders, daemon=True).start()
             made.build(*folders)
             time.sleep(5)
 
+        made = recipe(*arguments, **needs)
         return replace(made, build=build)
 
     torch.optim.AdamW.step = counted

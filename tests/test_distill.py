@@ -1,7 +1,5 @@
 """Rooms 05 and 06: loss, head and gates against float64 references written from the formulae; their loops."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -15,16 +13,11 @@ from emonb.training import mixed_seed, outputs
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def softmax(x):
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+def softmax(x: np.ndarray) -> np.ndarray:
+    return np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("tau", [1.0, 2.0, 5.0])
 @pytest.mark.parametrize("target", ["label", "teacher"])
 def test_the_loss_equals_the_formula(alpha, tau, target):
@@ -34,33 +27,44 @@ def test_the_loss_equals_the_formula(alpha, tau, target):
     kl = (p * (np.log(p) - np.log(q))).sum(axis=1).mean()
     hard = labels if target == "label" else teacher.argmax(axis=1)
     ce = -np.log(softmax(student))[np.arange(6), hard].mean()
-    expected = alpha * tau**2 * kl + (1 - alpha) * ce
     got = distillation_loss(*map(torch.tensor, (student, teacher, labels)), alpha=alpha, tau=tau, target=target)
-    assert got.item() == pytest.approx(expected, rel=1e-12)
+    assert got.item() == pytest.approx(alpha * tau**2 * kl + (1 - alpha) * ce, rel=1e-12)
 
 
-def reference(kind: str, w: dict[str, np.ndarray], v: np.ndarray, s: np.ndarray) -> np.ndarray:
+def layer(module: torch.nn.Linear, x: np.ndarray) -> np.ndarray:
+    return x @ module.weight.detach().numpy().T + module.bias.detach().numpy()
+
+
+def by_hand(kind: str, gate: torch.nn.Module, v: np.ndarray, s: np.ndarray) -> np.ndarray:
     """A gate's logits by the paper's words: v the VLM's answer, s the head's probabilities."""
-
-    def linear(name, x):
-        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
     both = np.concatenate([v, s], axis=1)
     if kind == "concat":
-        return linear("linear", both)
+        return layer(gate.linear, both)
     if kind == "bilinear":
-        return linear("linear", np.einsum("ni,kij,nj->nk", v, w["bilinear.weight"], s) + w["bilinear.bias"])
+        weight, bias = (t.detach().numpy() for t in (gate.bilinear.weight, gate.bilinear.bias))
+        return layer(gate.linear, np.einsum("ni,kij,nj->nk", v, weight, s) + bias)
     if kind == "moe":
-        share = softmax(linear("router", both))
-        return sum(share[:, [e]] * linear(f"experts.{e}", both) for e in range(3))
+        share = softmax(layer(gate.router, both))
+        return sum(share[:, [e]] * layer(expert, both) for e, expert in enumerate(gate.experts))
     if kind == "dynamic":
-        share = softmax(linear("weigh", both))
-        return linear("linear", share[:, [0]] * v + share[:, [1]] * s)
-    return linear("linear", sigmoid(linear("from_vlm", v)) * s + sigmoid(linear("from_head", s)) * v)
+        share = softmax(layer(gate.weigh, both))
+        return layer(gate.linear, share[:, [0]] * v + share[:, [1]] * s)
+    opens = [1 / (1 + np.exp(-layer(*pair))) for pair in ((gate.from_vlm, v), (gate.from_head, s))]
+    return layer(gate.linear, opens[0] * s + opens[1] * v)
 
 
 @pytest.mark.parametrize("kind", GATES)
-def test_each_gate_equals_its_formula_and_learns_whom_to_trust(kind, tmp_path):
+def test_each_gate_equals_its_formula_and_is_loaded_as_saved(kind, tmp_path):
+    torch.manual_seed(0)
+    gate, v, s = make_gate(kind, 3), torch.rand(7, 3), torch.rand(7, 3)
+    save_module(gate, tmp_path / "gate.safetensors")
+    assert torch.equal(load_gate(tmp_path / "gate.safetensors", kind, 3)(v, s), gate(v, s))
+    expected = by_hand(kind, gate.double(), v.double().numpy(), s.double().numpy())
+    np.testing.assert_allclose(gate(v.double(), s.double()).detach(), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_each_gate_learns_whom_to_trust(kind):
     """The VLM is right on classes 0 and 1, the head on class 2: any of the five gates beats both."""
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (300,))
@@ -68,24 +72,16 @@ def test_each_gate_equals_its_formula_and_learns_whom_to_trust(kind, tmp_path):
     vlm = eye[torch.where(labels < 2, labels, torch.randint(0, 2, (300,)))]
     head = eye[torch.where(labels == 2, labels, torch.where(torch.rand(300) < 0.5, wrong % 2, labels))]
     data = Opinions(vlm, head * 0.8 + 0.1 / 3, labels)
-    gate, curve = train_gate(kind, data, data, epochs=50, lr=0.1, batch_size=50, seed=0)
+    _, curve = train_gate(kind, data, data, epochs=50, lr=0.1, batch_size=50, seed=0)
     assert max(row["value"] for row in curve if row["split"] == "val") > 95
-    weights = {name: value.double().numpy() for name, value in gate.state_dict().items()}
-    expected = reference(kind, weights, vlm.double().numpy(), data.head.double().numpy())
-    np.testing.assert_allclose(outputs(gate, vlm, data.head), expected, atol=1e-4)
-    save_module(gate, tmp_path / "gate.safetensors")
-    assert torch.equal(load_gate(tmp_path / "gate.safetensors", kind, 3)(vlm, data.head), gate(vlm, data.head))
 
 
 def test_an_unparsed_answer_is_zeros_and_the_inputs_are_as_named():
     p, student = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.5, 0.5]]), torch.tensor([[2.0, 0.0]] * 3)
-    parsed = torch.tensor([True, False, True])
-    assert one_hot(p, parsed).tolist() == [[0, 1], [0, 0], [1, 0]]
-    for inputs, wanted in {
-        "probabilities": (one_hot(p, parsed), student.softmax(-1)),
-        "logits": (one_hot(p, parsed), student),
-        "soft": (p, student.softmax(-1)),
-    }.items():
+    parsed, soft = torch.tensor([True, False, True]), student.softmax(-1)
+    hot = one_hot(p, parsed)
+    assert hot.tolist() == [[0, 1], [0, 0], [1, 0]]
+    for inputs, wanted in {"probabilities": (hot, soft), "logits": (hot, student), "soft": (p, soft)}.items():
         assert all(map(torch.equal, gate_inputs(p, parsed, student, inputs), wanted)), inputs
 
 
@@ -93,10 +89,8 @@ def test_heads_and_gates_are_the_papers():
     heads, gates = DistillSettings().heads, GateSettings().gates
     assert heads["head"] == {"hidden": (1024,), "alpha": 0.5}
     assert heads["head_depth5"] == {"hidden": (1024, 512, 256, 128, 64), "alpha": 0.5}
-    assert len(heads) == 9
     assert sum(p.numel() for p in StudentHead(3584, (1024,), 8).parameters()) == 3_679_240  # paper: 3.7 M
     assert gates["emovlmkd"] == ("concat", "probabilities")
-    assert sum(p.numel() for p in make_gate("concat", 8).parameters()) == 2 * 8 * 8 + 8
     assert {"gate_bilinear", "gate_moe", "gate_dynamic", "gate_cross", "gate_concat_logits"} < set(gates)
 
 
@@ -119,14 +113,12 @@ def test_a_head_keeps_its_best_epoch_repeats_with_its_seed_and_is_loaded_as_save
     logits = [outputs(head, data.features) for head, _ in runs]
     assert torch.equal(logits[0], logits[1])
     assert not torch.allclose(logits[0], logits[2])
-    values = [row["value"] for row in runs[0][1] if row["split"] == "val"]
-    accuracy = 100 * (logits[0][:20].argmax(-1) == val.labels).double().mean().item()
-    assert accuracy == pytest.approx(max(values))
+    best = max(row["value"] for row in runs[0][1] if row["split"] == "val")
+    assert 100 * (logits[0][:20].argmax(-1) == val.labels).double().mean().item() == pytest.approx(best)
     save_module(runs[0][0], tmp_path / "head.safetensors")
     assert torch.equal(outputs(load_head(tmp_path / "head.safetensors", (16,), 3), data.features), logits[0])
 
 
 def test_a_mixed_seed_is_one_of_32_bits():
     seeds = {mixed_seed(a, b) for a in range(20) for b in range(20)}
-    assert len(seeds) == 400
-    assert max(seeds) < 2**32
+    assert (len(seeds), max(seeds) < 2**32) == (400, True)

@@ -1,13 +1,11 @@
-"""Kill -9 at the worst moment: no half result, nothing made twice, the same bytes in the end, no process left."""
-
-from __future__ import annotations
+"""Kill -9 in every stage: no half result, nothing made twice, the same bytes in the end."""
 
 import multiprocessing
 import signal
 
 import pytest
 import torch
-from pipeline import job_of, make_and_die
+from pipeline import DATASET, JOB, make_and_die
 
 from emonb.errors import EmonbError
 from emonb.store import STAGES
@@ -26,23 +24,20 @@ def fresh():
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_stage_is_made_again_with_the_same_bytes(tiny, fresh, tmp_path, monkeypatch, one_thread, stage):
     later = [name for name, s in STAGES.items() if stage in s.needs or name == stage]
-    run = tiny.again(tmp_path / "out", without=later)
-    steps, killed, kept = STEPS.get(stage, (0, 0, 0))
-    places = map(str, (tiny.profile, tiny.images, tmp_path / "out"))
-    victim = fresh.Process(target=make_and_die, args=(*places, stage, killed))
+    run, folder = tiny.again(tmp_path, without=later), tmp_path / "artifacts" / stage
+    steps, step, kept = STEPS.get(stage, (0, 0, 0))
+    victim = fresh.Process(target=make_and_die, args=(*map(str, (tiny.profile, tiny.images, tmp_path)), stage, step))
     victim.start()
-    victim.join(60)
+    victim.join(120)
     assert victim.exitcode == -signal.SIGKILL
     with pytest.raises(EmonbError, match=f"run notebook {STAGES[stage].notebook} first"):
         tiny.artifact(stage, run)
-    folder = tmp_path / "out" / "artifacts" / stage
     assert not [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
 
     plain, taken = torch.optim.AdamW.step, []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: (taken.append(1), plain(*a, **k))[1])
-    again = run.make_one(stage, *job_of(stage))
-    assert len(taken) == steps - kept
+    again = run.make_one(stage, *JOB.get(stage, (DATASET,)))
+    assert len(taken) == steps - kept, "it did not go on from its checkpoint"
     assert again.key == tiny.artifact(stage).key
-    if stage != "cost":  # what was measured differs from time to time
-        assert again.digest == tiny.artifact(stage).digest
-    assert not [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] == "."]
+    assert stage == "cost" or again.digest == tiny.artifact(stage).digest  # a cost is measured each time
+    assert not [path for path in folder.iterdir() if path.is_dir() and path.name[0] == "."]

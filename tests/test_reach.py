@@ -1,7 +1,5 @@
 """Keys that find their code: which stages and notebooks an edit makes anew, and which it leaves alone."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
