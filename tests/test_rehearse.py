@@ -56,23 +56,14 @@ def test_report_of_the_stand_in(tmp_path, one_thread):
     assert lora["seconds"] == pytest.approx(lora["TFLOP"] / report["TFLOP/s"])
     assert lora["measured / estimated"] == pytest.approx(lora["measured"] / lora["one layer, estimated"])
     found = report["datasets"]["mini-fi (drawn)"]
-    assert found["images"] == 500
     assert found["features, GB"] == pytest.approx(2e-9 * 128 * 500)
     assert "triplets, worst USD" not in found, "unknown prices are left out"
     assert "| 12,000 |" in page, "two digits"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"model": "13b"}, r"model '13b': no Qwen2-VL architecture \(.*\); use 7b, 2b, stand-in"),
-        ({"model": "bert"}, "no Qwen2-VL architecture"),
-        ({"model": "stand-in", "device": "tpu"}, "no device 'tpu'"),
-    ],
-)
-def test_a_mistake_is_one_clear_message(tmp_path, monkeypatch, options, message):
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(EmonbError, match=message):
-        rehearse("smoke", **{"device": "cpu", **options}, dataset_size=50, image_side=96, out=tmp_path, price=asked)
+def test_a_mistake_is_one_clear_message(tmp_path):
+    options = {"dataset_size": 50, "image_side": 96, "out": tmp_path, "price": asked}
+    with pytest.raises(EmonbError, match=r"model '13b': no Qwen2-VL architecture \(.*\); use 7b, 2b, stand-in"):
+        rehearse("smoke", model="13b", device="cpu", **options)
+    with pytest.raises(EmonbError, match="no device 'tpu'"):
+        rehearse("smoke", model="stand-in", device="tpu", **options)
