@@ -1,4 +1,4 @@
-"""`python -m emonb rehearse`: what a run at the paper's size would cost on this machine, by arithmetic, in a minute.
+"""`python -m emonb rehearse`: what a run at the paper's size would cost on this machine, by arithmetic, in minutes.
 
 The operations of every step are counted on torch's meta device, without weights, and divided by the rate at which
 this machine multiplies matrices of the model's own shape. How far off that is, one real layer of the model shows.
