@@ -117,7 +117,9 @@ def run(
     results = make_folder(settings.out_path)
     busy = f"{results}: another run is writing here; wait for it or choose another OUT"
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a report of what is there remains
+        for end in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(end) is signal.SIG_DFL:  # not under nohup
+                signal.signal(end, signal.default_int_handler)  # as Ctrl-C: a report of what is there remains
     with locked(results / ".lock", busy), chdir(project_root()), patch.dict(os.environ, {"EMONB_KEEP": keep}):
         _Run(settings, parameters, sources).execute(chosen, forced)
     return results
@@ -224,7 +226,7 @@ class _Run:
             stages, files = _noted(events, offset, name)
             record["seconds"], peak, made = round(time.monotonic() - start, 2), bar.done(name), 0.0
             if old and any(s["hit"] for s in stages):  # some results are of an earlier run: its cost counts, too
-                peak, made = max(peak, old["peak_memory_mb"]), old["seconds_made"]
+                peak, made = max(peak, old.get("peak_memory_mb", 0.0)), old.get("seconds_made", 0.0)
             record |= {"peak_memory_mb": peak, "seconds_made": max(record["seconds"], made)}
             self.records[name] = {**record, "stages": stages, "files": files}
             self._write()

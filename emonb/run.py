@@ -91,6 +91,8 @@ class Run:
     def make_one(self, name: str, *job: str) -> Artifact:
         """One result of a stage, e.g. `make_one("teacher", "mini-fi", "vit")`; its files for people are copied."""
         artifact = self.store.get(*self._order(STAGES[name], job))
+        if not is_main():
+            return artifact
         names = _PUBLISHED.get(name, {file.stem: file.stem for file in artifact.path.glob("*.parquet")})
         names = {"predictions": job[1]} if name == "teacher" else {} if name == "samples" else names
         for file, model in names.items():
@@ -339,7 +341,7 @@ def write_triplets(
         patient: with the Batch API: wait until all is there.
     """
     from emonb.annotate.others import import_triplets
-    from emonb.annotate.prices import estimate_text
+    from emonb.annotate.request import estimate_text
 
     run = Run(load_settings(profile, datasets=dataset, images=images, out=out, triplets=dict(changes)))
     samples, terms = run.make("samples")[dataset], run.settings.triplets

@@ -202,7 +202,7 @@ def display(table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
         ends = part[["ci_low", "ci_high"]].map("{:.1f}".format)
         ours = part["ours"].map("{:.1f}".format) + "\u00a0[" + ends["ci_low"] + ",\u00a0" + ends["ci_high"] + "]"
         shown = {f"paper ({part['paper_dataset'].iloc[0]})": part["paper"].map("{:.2f}".format), "ours": ours}
-        shown |= {column: part[column].map("{:.3g}".format) for column in columns}
+        shown |= {column: (part[column].round(9) + 0.0).map("{:.3g}".format) for column in columns}  # -3e-16 is 0
         parts[title] = pd.DataFrame(shown).where(part[["paper", "ours", *columns]].notna().to_numpy(), "")
     wide = pd.concat(parts, axis=1).reindex(dict.fromkeys(table["name"])).fillna("") if parts else pd.DataFrame()
     return wide.loc[:, (wide != "").any()].rename_axis(index="model")

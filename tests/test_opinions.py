@@ -1,21 +1,25 @@
-"""All opinions about a picture against the model's own numbers, as JSON and drawn; which way the gate leaned."""
+"""Opinions about a picture against the model's own numbers; which way the gate leaned; the head's map and its sum."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from assembled import LABELS, assembled, picture, results
-from matplotlib.colors import to_rgb
+from families import FAMILIES, save_family
+from PIL import Image
+from torch import nn
 
+from emonb.errors import EmonbError
 from emonb.files import read_json, write_json
 from emonb.gate import GATES, make_gate
-from emonb.predictions import model_color
-from emonb.show.opinions import MODELS, find_teacher, gate_lean, lean_figure, opinions, opinions_figure
+from emonb.predictions import MODELS as KNOWN
+from emonb.show.opinions import MODELS, explain_head, find_teacher, gate_lean, opinions
+from emonb.vlm import load_vlm, visual_tokens
 
 KEYS = ["image", "emotion", "confidence", "models", "gate", "saliency", "key_elements", "reasons"]
 THREE = ["joy", "anger", "sadness"]
@@ -36,22 +40,22 @@ def test_the_same_as_the_models_own_answers(world):
     assert vit.sum(-1).tolist() == pytest.approx([1, 1, 1])
     rows = model.predict(pictures).to_dict("records")
     for i, (opinion, row) in enumerate(zip(found, rows, strict=True)):
-        p = opinion.distributions
-        assert list(p) == list(MODELS)
-        assert [opinion.emotion, opinion.answers["VLM"], opinion.answers["head"]] == [
-            row[column] for column in ("emotion", "vlm", "head")
-        ]
-        for name, column in (("VLM", "vlm_confidence"), ("head", "head_confidence")):
-            assert opinion.confidence(name) == pytest.approx(row[column], abs=1e-6)
-        np.testing.assert_allclose(list(p["EmoVLM-KD"].values()), [row[f"p_{x}"] for x in LABELS], atol=1e-6)
-        assert list(p["ViT"].values()) == vit[i].tolist()
-        assert opinion.lean.emotion == opinion.emotion
-        assert opinion.saliency.label == row["head"]
+        said = opinion["models"]
+        assert list(said) == list(MODELS)
+        assert opinion["emotion"] == opinion["gate"]["emotion"] == said["EmoVLM-KD"]["answer"] == row["emotion"]
+        for name in ("VLM", "head"):
+            assert said[name]["answer"] == row[name.lower()]
+            assert said[name]["confidence"] == pytest.approx(row[f"{name.lower()}_confidence"], abs=1e-6)
+        ours = list(said["EmoVLM-KD"]["distribution"].values())
+        np.testing.assert_allclose(ours, [row[f"p_{x}"] for x in LABELS], atol=1e-6)
+        assert list(said["ViT"]["distribution"].values()) == vit[i].tolist()
+        assert opinion["saliency"]["label"] == row["head"]
+    assert set(MODELS.values()) <= set(KNOWN)
 
 
 def test_keys_stay_and_texts_are_the_vlms_own(world):
     model, _ = world
-    plain, full = (opinions(model, [picture()], ["mine"], texts=texts)[0].to_dict() for texts in (False, True))
+    plain, full = (opinions(model, [picture()], ["mine"], texts=texts)[0] for texts in (False, True))
     assert list(plain) == list(full) == KEYS
     assert json.loads(json.dumps(full)) == full
     assert list(full["models"]) == ["VLM", "ViT", "head", "EmoVLM-KD"]
@@ -72,20 +76,6 @@ def test_the_teacher_is_found_beside_its_model_and_knows_the_same_emotions(world
     pointer = out / "artifacts" / "teacher" / "mini-fi--vit.json"
     write_json(pointer, {**read_json(pointer), "key": "gone"})
     assert find_teacher(out / "models" / "mini-fi", LABELS) is None
-
-
-def test_figure_has_the_models_colours_and_marks_answers_by_form(world):
-    model, folder = world
-    opinion = opinions(model, [picture()], ["x"], teacher=find_teacher(folder, LABELS))[0]
-    figure = opinions_figure(picture(), opinion, opinion.answers["head"])
-    assert figure.axes[0].get_title() == f"people say: {opinion.answers['head']}"
-    for axes, name in zip(figure.axes[1:], MODELS, strict=True):
-        outlined = [i for i, bar in enumerate(axes.patches) if bar.get_edgecolor() == (0, 0, 0, 1)]
-        assert outlined == [LABELS.index(opinion.answers[name])]
-        assert {bar.get_facecolor()[:3] for bar in axes.patches} == {to_rgb(model_color(MODELS[name]))}
-    assert figure.axes[3].get_title() == f"head\n{opinion.answers['head']} \u2713"
-    assert "\u2717" in opinions_figure(picture(), opinion, "$hope").axes[3].get_title()
-    assert opinions_figure(picture(), opinion).axes[3].get_title() == f"head\n{opinion.answers['head']}"
 
 
 # ---- the gate's lean -----------------------------------------------------------------------------------------------
@@ -112,12 +102,12 @@ def test_concat_is_an_exact_sum_in_double_precision(seed):
     lean = gate_lean(gate, answer, head, THREE)
     weight, bias = (x.detach().double().numpy() for x in (gate.linear.weight, gate.linear.bias))
     parts = weight[:, :3] @ answer.double().numpy(), weight[:, 3:] @ head.double().numpy(), bias
-    first, second = THREE.index(lean.emotion), THREE.index(lean.rival)
+    first, second = THREE.index(lean["emotion"]), THREE.index(lean["rival"])
     expected = [part[first] - part[second] for part in parts]
-    assert [lean.vlm, lean.head, lean.rest] == pytest.approx(expected, abs=1e-6)
-    assert lean.margin == pytest.approx(sum(expected), abs=1e-6)
-    assert lean.margin >= 0
-    assert lean.method == "halves"
+    assert [lean["vlm"], lean["head"], lean["rest"]] == pytest.approx(expected, abs=1e-6)
+    assert lean["margin"] == pytest.approx(sum(expected), abs=1e-6)
+    assert lean["margin"] >= 0
+    assert lean["method"] == "halves"
 
 
 @pytest.mark.parametrize("kind", sorted(GATES.keys() - {"concat"}))
@@ -125,14 +115,14 @@ def test_other_gates_lose_what_a_silent_input_had_added(kind):
     torch.manual_seed(1)
     gate, (answer, head) = make_gate(kind, 3), inputs("anger", 0.7, 0.2, 0.1)
     lean = gate_lean(gate, answer, head, THREE)
-    first, second = THREE.index(lean.emotion), THREE.index(lean.rival)
+    first, second = THREE.index(lean["emotion"]), THREE.index(lean["rival"])
     exact = gate.double()
-    silent = {0: (answer, head), lean.vlm: (answer * 0, head), lean.head: (answer, torch.full((3,), 1 / 3))}
+    silent = {0: (answer, head), lean["vlm"]: (answer * 0, head), lean["head"]: (answer, torch.full((3,), 1 / 3))}
     for part, given in silent.items():
         logits = exact(*(x[None].double() for x in given))[0]
-        assert lean.margin - part == pytest.approx((logits[first] - logits[second]).item(), abs=1e-6)
-    assert lean.vlm + lean.head + lean.rest == pytest.approx(lean.margin, abs=1e-9)
-    assert lean.method == "ablation"
+        assert lean["margin"] - part == pytest.approx((logits[first] - logits[second]).item(), abs=1e-6)
+    assert lean["vlm"] + lean["head"] + lean["rest"] == pytest.approx(lean["margin"], abs=1e-9)
+    assert lean["method"] == "ablation"
 
 
 @pytest.mark.parametrize(
@@ -148,14 +138,74 @@ def test_other_gates_lose_what_a_silent_input_had_added(kind):
 )
 def test_a_quarrel_is_judged_between_the_two(gate, given, expected):
     lean = gate_lean(gate, *given, THREE)
-    assert (lean.emotion, lean.rival, lean.leaned_on) == expected[:3]
-    assert (lean.vlm, lean.head) == pytest.approx(expected[3:], abs=1e-6)
-    assert f"answers {lean.emotion} and leaned on" in lean.sentence
-    assert f"the VLM adds {lean.vlm:+.2f}, the head {lean.head:+.2f} and the bias {lean.rest:+.2f}" in lean.sentence
+    assert (lean["emotion"], lean["rival"], lean["leaned_on"]) == expected[:3]
+    assert (lean["vlm"], lean["head"]) == pytest.approx(expected[3:], abs=1e-6)
+    assert f"answers {lean['emotion']} and leaned on" in lean["sentence"]
+    assert (
+        f"the VLM adds {lean['vlm']:+.2f}, the head {lean['head']:+.2f} and the bias {lean['rest']:+.2f}"
+        in lean["sentence"]
+    )
 
 
-def test_lean_figure_shows_the_three_numbers():
-    lean = replace(gate_lean(gate_of(1, 1), *inputs("joy", 0.8, 0.15, 0.05), THREE), rival="$x", rest=-0.5)
-    axes = lean_figure(lean).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [lean.vlm, lean.head, -0.5]
-    assert [text.get_text() for text in axes.texts] == [f"{x:+.2f}" for x in (lean.vlm, lean.head, -0.5)]
+# ---- the head's map ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def visual(world):
+    return visual_tokens(world[0].seeing(), [picture(), picture((192, 96))])
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+def test_shares_are_gradient_times_input_in_double_precision(world, visual, steps):
+    model, _ = world
+    head = copy.deepcopy(model.head).double()
+    tokens = visual.tokens[1].double()  # [N, D]
+    x, base = visual.pooled()[1].half().double(), head.mean
+    way = [1.0] if steps == 1 else [(i + 0.5) / steps for i in range(steps)]
+    gradients = [torch.autograd.functional.jacobian(lambda z: head(z)[2], base + a * (x - base)) for a in way]
+    expected = (tokens - base) @ torch.stack(gradients).mean(0) / len(tokens)
+    found = explain_head(model, visual, LABELS[2], row=1, steps=steps)
+    rows, columns = (n // model.merge_size for n in visual.grid[1].tolist()[1:])
+    assert (found["rows"], found["columns"], len(found["tokens"])) == (rows, columns, rows)
+    np.testing.assert_allclose(np.ravel(found["tokens"]), expected.detach().numpy(), rtol=1e-4, atol=1e-7)
+    assert found["logit"] == pytest.approx(head(x)[2].item(), abs=1e-5)
+    assert found["start"] == pytest.approx(head(base)[2].item(), abs=1e-5)
+    assert found["missed"] == pytest.approx(found["logit"] - found["start"] - expected.sum().item(), abs=1e-5)
+
+
+def test_default_is_the_heads_answer_and_gradients_may_be_off(world, visual):
+    model, _ = world
+    with torch.inference_mode():
+        parts = model.parts([picture()])
+        found = explain_head(model, parts["visual"])
+    assert found["label"] == LABELS[int(parts["head"].argmax())]
+    np.testing.assert_allclose(found["tokens"], explain_head(model, visual, found["label"])["tokens"], atol=1e-3)
+    with pytest.raises(EmonbError, match="label: 'hope' is none of"):
+        explain_head(model, visual, "hope")
+
+
+class _Passes(nn.Module):
+    def forward(self, hidden_states, *args, **kwargs):
+        return hidden_states
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_lie_where_their_part_of_the_picture_lies(family, tmp_path):
+    """Without attention a token sees its own patches: painting one field changes one token, in the same place."""
+    tuned = load_vlm(str(save_family(tmp_path, family)))
+    for i in range(len(tuned.core.visual.blocks)):
+        tuned.core.visual.blocks[i] = _Passes()
+    side, rows, columns = tuned.core.config.vision_config.patch_size * 2, 2, 4
+    plain = Image.new("RGB", (columns * side, rows * side), "grey")
+
+    def tokens(image):
+        visual = visual_tokens(tuned, [image])
+        assert visual.grid[0].tolist() == [1, rows * 2, columns * 2]
+        return visual.tokens[0][:, : visual.width].float().reshape(rows, columns, -1)
+
+    before = tokens(plain)
+    for row, column in ((0, 0), (0, 3), (1, 0), (1, 2)):
+        painted = plain.copy()
+        painted.paste("orange", (column * side, row * side, (column + 1) * side, (row + 1) * side))
+        changed = (tokens(painted) - before).abs().amax(-1) > 1e-3
+        assert changed.nonzero().tolist() == [[row, column]]

@@ -179,7 +179,8 @@ def test_all_claims_are_judged_with_rule_and_numbers(predictions, settings):
     assert table[["statement", "rule", "decided_by", "value"]].notna().all().all()
     c8 = table.set_index("claim").loc["C8"]
     assert (c8["verdict"], c8["value"]) == ("holds", pytest.approx(0.9))
-    assert (table["rule"][0][-9:], c8["rule"][24:33]) == ("above 5 %", "below 1 %"), "as the code has them"
+    assert "above 5 %" in table["rule"][0], "as the code has it"
+    assert "below 1 %" in c8["rule"], "as the code has it"
     too_many = PARAMETERS.assign(parameters=[1000, 5, 30, 1])
     assert claims.claims(predictions, settings, too_many).set_index("claim").loc["C8", "verdict"] == "does not hold"
     detail = claims.comparisons(predictions, settings).query("claim == 'C2'").set_index("dataset")
