@@ -135,9 +135,9 @@ def rehearse(
         str, typer.Option(help="7b, 2b, stand-in, or a folder with config.json; default: the profile's")
     ] = "",
     dataset_size: Annotated[
-        int | None, typer.Option(help="images of each dataset whose size is not recorded (Flickr, Instagram, yours)")
-    ] = None,
-    image_side: Annotated[int, typer.Option(help="long side of the pictures in pixels")] = 1024,
+        int, typer.Option(min=10, help="images of each dataset whose size is not recorded (Flickr, Instagram, yours)")
+    ] = 10_000,
+    image_side: Annotated[int, typer.Option(min=56, help="long side of the pictures in pixels")] = 1024,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     out: Annotated[Path, typer.Option(help="folder of report.md and report.json")] = Path("build/rehearsal"),
 ) -> None:
@@ -149,8 +149,8 @@ def rehearse(
         total = estimate_table(settings, [picture], images, labels, batch=False).iloc[-1]
         return {case: float(total[f"usd_{case}"]) for case in ("low", "high", "worst")}
 
-    options = {"model": model, "dataset_size": dataset_size, "image_side": image_side, "device": device}
-    project(_profile(profile), **options, out=out, price=price, say=typer.echo)
+    options = {"model": model, "dataset_size": dataset_size, "image_side": image_side, "device": device, "out": out}
+    typer.echo(project(_profile(profile), **options, price=price))
 
 
 @app.command()

@@ -16,6 +16,9 @@ from emonb.files import resource
 from tools.pretrain import lessons, train
 from tools.pretrain.checkpoint import BASE, SPECIAL, build_processor, model_config, vocabulary, words_of_resources
 
+WHO = ("user", "assistant")
+LABELS = {label for taxonomy in TAXONOMIES.values() for label in taxonomy.labels}
+
 
 @pytest.fixture(scope="module")
 def base():
@@ -28,72 +31,42 @@ def drawings():
     return [lessons.random_scene(rng) for _ in range(24)]
 
 
-def prompt(processor, text="Describe what you see in this image."):
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+def asked(processor, pictures, question="Describe what you see in this image."):
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    assert prompt.startswith(f"<|im_start|>system\n{resource('prompts.yaml', 'system')}<|im_end|>\n<|im_start|>user\n")
+    return processor(text=[prompt] * len(pictures), images=pictures, return_tensors="pt")
 
 
-def test_loads_by_the_auto_classes_in_float32_and_is_small(base):
+def test_loads_by_the_auto_classes_is_small_and_gives_about_sixteen_tokens_a_picture(base):
     model, processor = base
-    assert isinstance(model, Qwen2VLForConditionalGeneration)
-    assert type(processor).__name__ == "Qwen2VLProcessor"
-    assert model.dtype == torch.float32
+    assert (type(model), model.dtype) == (Qwen2VLForConditionalGeneration, torch.float32)
     assert sum(p.numel() for p in model.parameters()) == 1_463_104
     assert sum(f.stat().st_size for f in BASE.rglob("*") if f.is_file()) <= 6e6
+    for size, tokens in {(96, 96): 16, (48, 48): 16, (640, 480): 12, (200, 120): 15}.items():
+        ids = asked(processor, [Image.new("RGB", size)])["input_ids"]
+        assert (ids == model.config.image_token_id).sum() == tokens
 
 
-def test_vocabulary_is_frozen_and_covers_prompts_and_labels(base):
+def test_vocabulary_is_frozen_covers_prompts_and_labels_and_decodes_to_readable_text(base):
     tokenizer = base[1].tokenizer
     assert vocabulary() == [*SPECIAL, *words_of_resources()], "a new word needs a new vocabulary.txt and a new base"
     assert tokenizer.get_vocab() == build_processor().tokenizer.get_vocab()
-    for label in {label for taxonomy in TAXONOMIES.values() for label in taxonomy.labels}:
-        assert len(tokenizer(label)["input_ids"]) == 1
-
-
-@pytest.mark.parametrize(
-    "text", ["{'emotion': 'fear'}", "the image shows a skull, an urn and scissors. the background is dark.", "yes!"]
-)
-def test_decoding_gives_readable_text(base, text):
-    tokenizer = base[1].tokenizer
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-@pytest.mark.parametrize(("size", "tokens"), [((96, 96), 16), ((48, 48), 16), ((640, 480), 12), ((200, 120), 15)])
-def test_a_picture_gives_about_sixteen_tokens(base, size, tokens):
-    model, processor = base
-    batch = processor(text=[prompt(processor)], images=[Image.new("RGB", size)], return_tensors="pt")
-    assert (batch["input_ids"] == model.config.image_token_id).sum() == tokens
-
-
-def test_chat_template_has_the_messages_in_order(base):
-    text = base[1].apply_chat_template(
-        [
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "No."}]},
-        ]
-    )
-    assert text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n"
-        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Why?<|im_end|>\n"
-        "<|im_start|>assistant\nNo.<|im_end|>\n"
-    )
-    assert prompt(base[1]).startswith(f"<|im_start|>system\n{resource('prompts.yaml', 'system')}<|im_end|>")
+    assert all(len(tokenizer(label)["input_ids"]) == 1 for label in LABELS)
+    for text in ("{'emotion': 'fear'}", "the image shows a skull, an urn and scissors. it is dark.", "yes!"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 def test_what_is_trained_on_equals_what_the_library_computes(base, drawings):
     """Visual tokens, token ids and positions: the pre-training has faster ways of its own."""
     model, processor = base
-    pictures = [Image.fromarray(picture) for picture, _ in drawings[:4]]
-    rng, turns = np.random.default_rng(0), []
-    for _, scene in drawings[:4]:
-        turns.append(lessons.image_dialogue(rng, lessons.Described(scene, "dark", "vivid")))
-    for picture, dialogue in zip(pictures, turns, strict=True):
-        messages = []
-        for number, (question, answer) in enumerate(dialogue):
-            image = [{"type": "image"}] if number == 0 else []
-            messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    pictures, rng = [Image.fromarray(picture) for picture, _ in drawings[:4]], np.random.default_rng(0)
+    for picture, (_, scene) in zip(pictures, drawings, strict=False):
+        dialogue = lessons.image_dialogue(rng, lessons.Described(scene, "dark", "vivid"))
+        said = [
+            (who, {"type": "text", "text": text}) for turn in dialogue for who, text in zip(WHO, turn, strict=True)
+        ]
+        messages = [{"role": who, "content": [{"type": "image"}] * (i == 0) + [t]} for i, (who, t) in enumerate(said)]
         batch = processor(text=[processor.apply_chat_template(messages)], images=[picture], return_tensors="pt")
         ids, learn = lessons.Encoder().encode(dialogue, True)
         assert batch["input_ids"][0].tolist() == ids
@@ -111,32 +84,23 @@ def test_what_is_trained_on_equals_what_the_library_computes(base, drawings):
 
 
 def test_no_lesson_about_a_picture_names_an_emotion(drawings):
-    labels = {label for t in TAXONOMIES.values() for label in t.labels}
     rng = np.random.default_rng(1)
-
-    def said(dialogue):
-        return set(re.findall(r"\w+", " ".join(f"{question} {answer}" for question, answer in dialogue)))
-
     for _, scene in drawings * 10:
         seen = lessons.Described(scene, "dark", "grey")
-        told = said(lessons.image_dialogue(rng, seen)) | said(lessons.caption_dialogue(rng, seen))
-        assert not told & (labels | {"emotion", "feeling"})
-    assert labels <= set().union(*(said(lessons.text_dialogue(rng)) for _ in range(200)))
+        turns = [*lessons.image_dialogue(rng, seen), *lessons.caption_dialogue(rng, seen)]
+        assert not set(re.findall(r"\w+", str(turns))) & {*LABELS, "emotion", "feeling"}
+    assert set(re.findall(r"\w+", str([lessons.text_dialogue(rng) for _ in range(200)]))) >= LABELS
 
 
 def test_first_steps_of_a_rebuild_follow_from_the_seed(tmp_path, one_thread):
     small = {"steps_a": 2, "steps_b": 2, "pool": 40, "measure": False, "log": lambda _: None}
-    found = []
-    for name in ("first", "again"):
-        folder = train.rebuild(tmp_path / name, seed=0, **small)
-        found.append(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
+    folders = [train.rebuild(tmp_path / name, seed=0, **small) for name in ("first", "again")]
+    found, again = (AutoModelForImageTextToText.from_pretrained(folder).state_dict() for folder in folders)
     torch.manual_seed(0)
-    model = Qwen2VLForConditionalGeneration(model_config(build_processor().tokenizer))
-    moved = [k for k, start in model.half().float().state_dict().items() if not torch.equal(found[0][k], start)]
-    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
-    assert any(".visual." in k for k in moved)
-    assert any(".language_model.layers." in k for k in moved)
-    assert (tmp_path / "first" / "README.md").is_file()
+    start = Qwen2VLForConditionalGeneration(model_config(build_processor().tokenizer)).half().float().state_dict()
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    for part in (".visual.", ".language_model.layers."):
+        assert any(part in name and not torch.equal(found[name], start[name]) for name in start), part
 
 
 def test_card_and_provenance_tell_of_the_base_that_is_here(base, drawings, one_thread):
@@ -147,8 +111,7 @@ def test_card_and_provenance_tell_of_the_base_that_is_here(base, drawings, one_t
     assert not re.search(r"/(home|root|tmp|work)\b", text + card)
     assert provenance["lessons"] == lessons.lessons_digest(), "other lessons need a new base: python -m tools.pretrain"
     model, processor = base
-    pictures = [Image.fromarray(picture) for picture, _ in drawings]
-    batch = processor(text=[prompt(processor)] * len(pictures), images=pictures, return_tensors="pt")
+    batch = asked(processor, [Image.fromarray(picture) for picture, _ in drawings])
     ids = model.generate(**batch, max_new_tokens=40, do_sample=False)
     texts = processor.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     right = [name in text for text, (_, scene) in zip(texts, drawings, strict=True) for name in scene.objects]
