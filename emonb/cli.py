@@ -156,15 +156,14 @@ def rehearse(
 @app.command()
 def report(out: Annotated[str, typer.Option(help="results folder, whole or partial")] = "build/mini") -> None:
     """Write the report of a results folder again: index.html, and the executed notebooks as pages."""
-    from emonb.show.report import read_results, write_report
+    from emonb.show.report import write_report
 
     folder = Path(out)
     if not folder.is_dir():
         raise EmonbError(f"{out}: no such results folder; make one with: python -m emonb run")
-    results = read_results(folder)
-    for line in results.problems:
+    for line in write_report(folder):
         typer.echo(line)
-    typer.echo(str(write_report(folder, results)))
+    typer.echo(str(folder / "index.html"))
 
 
 @app.command()
@@ -221,9 +220,10 @@ def main() -> None:
     except EmonbError as error:
         print(f"emonb: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("emonb: stopped; the next run goes on from the finished results", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C
+            print("emonb: stopped; the next run goes on from the finished results", file=sys.stderr)
+        raise
 
 
 def _from_root(path: str) -> str:

@@ -117,7 +117,9 @@ def run(
     results = make_folder(settings.out_path)
     busy = f"{results}: another run is writing here; wait for it or choose another OUT"
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a report of what is there remains
+        for end in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(end) is signal.SIG_DFL:  # not under nohup
+                signal.signal(end, signal.default_int_handler)  # as Ctrl-C: a report of what is there remains
     with locked(results / ".lock", busy), chdir(project_root()), patch.dict(os.environ, {"EMONB_KEEP": keep}):
         _Run(settings, parameters, sources).execute(chosen, forced)
     return results

@@ -63,6 +63,8 @@ def _group() -> PartialState:
 
     # one process may work for hours on what the others wait for; a dead one ends them all
     options = {"timeout": timedelta(days=7)} if process_count() > 1 else {}
+    if options:
+        end_with_parent()
     return PartialState(cpu=not torch.cuda.is_available(), **options)
 
 
@@ -131,19 +133,26 @@ def side_by_side(function: Callable[..., T], jobs: Sequence[tuple], what: str) -
         ) from error
 
 
-def _begin() -> None:
-    """In a new process: end when the notebook's kernel does, and leave Ctrl-C and the bars to it."""
+def end_with_parent() -> None:
+    """Let this process end within a second or so of its parent, also after kill -9: left alone, joblib's processes
+    live on for half a minute then, and those of accelerate's launcher go on to the end.
+    """
     parent = os.getppid()
-    os.environ |= {"EMONB_HEADLESS": "1", "EMONB_SIDE_BY_SIDE": "1", "EMONB_PROGRESS_FILE": ""}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_freed_memory()
 
-    def watch() -> None:  # after kill -9 of the kernel joblib's processes would live on for half a minute
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _begin() -> None:
+    """In a new process: end when the notebook's kernel does, and leave Ctrl-C and the bars to it."""
+    end_with_parent()
+    os.environ |= {"EMONB_HEADLESS": "1", "EMONB_SIDE_BY_SIDE": "1", "EMONB_PROGRESS_FILE": ""}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------
@@ -272,9 +281,7 @@ def doctor(out: Path) -> list[tuple[str, bool, str]]:
         "libraries": versions,
         "notebook kernel": lambda: f"ipykernel {metadata.version('ipykernel')}",
         "free memory >= 4 GB": lambda: at_least(4, free_memory(), "close other programs"),
-        "free disk >= 2 GB": lambda: at_least(
-            2, shutil.disk_usage(there).free / 2**30, "choose another --out"
-        ),
+        "free disk >= 2 GB": lambda: at_least(2, shutil.disk_usage(there).free / 2**30, "choose another --out"),
         "write permission": lambda: str(make_folder(out)),
         "stand-in checkpoint": lambda: f"{resource_path('base', 'model.safetensors').stat().st_size / 2**20:.1f} MB",
     }

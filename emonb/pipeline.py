@@ -105,11 +105,14 @@ def triplets(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
     path, terms = run.out / "triplets" / f"{dataset}.jsonl", run.settings.triplets
     if terms.annotator in ("openai", "batch"):
         frame, labels = read_samples(samples.path), sample_labels(samples.path)
-        stopped = annotate.write_triplets(frame, labels, path, terms, batch=terms.annotator == "batch")
-        if stopped.startswith("interrupted"):
-            raise EmonbError("interrupted; what was answered is saved: run it again to go on")
+        if is_main():
+            stopped = annotate.write_triplets(frame, labels, path, terms, batch=terms.annotator == "batch")
+            if stopped.startswith("interrupted"):
+                raise EmonbError("interrupted; what was answered is saved: run it again to go on")
+        wait_for_all()
     elif terms.annotator == "offline" or not has_paid_answers(path):
-        annotate.refuse_offline(path)
+        if is_main():
+            annotate.refuse_offline(path)
         return _offline_triplets(dataset, samples)
     return _written_triplets(dataset, samples, path)
 

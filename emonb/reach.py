@@ -109,6 +109,8 @@ class _Bare(ast.NodeTransformer):
                 node.body = node.body[1:]
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             node.exc = node.exc.func
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "EmonbError":  # made here, raised elsewhere
+            node.args = []
         return node
 
 

@@ -91,6 +91,8 @@ class Run:
     def make_one(self, name: str, *job: str) -> Artifact:
         """One result of a stage, e.g. `make_one("teacher", "mini-fi", "vit")`; its files for people are copied."""
         artifact = self.store.get(*self._order(STAGES[name], job))
+        if not is_main():
+            return artifact
         names = _PUBLISHED.get(name, {file.stem: file.stem for file in artifact.path.glob("*.parquet")})
         names = {"predictions": job[1]} if name == "teacher" else {} if name == "samples" else names
         for file, model in names.items():

@@ -71,10 +71,11 @@ def build_network(
     if name in OWN_NETWORKS and not pretrained:
         return OWN_NETWORKS[name](classes, **kwargs)
     try:
-        known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        there = timm.is_model(name)
+        known = timm.get_pretrained_cfg(name) if there else None
     except RuntimeError:  # a tag behind the dot that is not there
-        known = None
-    if known is None and (pretrained or not timm.is_model(name)):
+        there, known = False, None
+    if not there or (pretrained and known is None):
         raise EmonbError(f"setting teacher.networks: timm has no {'weights' if pretrained else 'model'} of {name!r}")
     if name.startswith("vit"):
         kwargs.setdefault("img_size", image_size)
@@ -217,9 +218,7 @@ def train_network(
     device, options = get_device(), DataLoaderConfiguration(split_batches=True)
     accelerator = Accelerator(cpu=device.type == "cpu", dataloader_config=options)
     if batch_size % process_count():
-        raise EmonbError(
-            f"setting batch_size of {what} ({batch_size}): must be a multiple of --num_processes"
-        )
+        raise EmonbError(f"setting batch_size of {what} ({batch_size}): must be a multiple of --num_processes")
     if process_count() > 1 and device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]

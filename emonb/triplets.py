@@ -51,7 +51,9 @@ def make_triplet(
         instruction: what was asked, if not in our words.
     """
     if not instruction:
-        ours = resource("prompts.yaml", kind)["instructions"]
+        conversation = resource("prompts.yaml", "conversation", "instructions")
+        reasoning = resource("prompts.yaml", "reasoning", "instructions")
+        ours = {"conversation": conversation, "reasoning": reasoning}[kind]
         instruction = ours[int(row["sha256"][:8], 16) % len(ours)]
     head = {"image_id": row["image_id"], "kind": kind, "instruction": instruction, "response": response}
     return {**head, "source": "", "model": "", "created": None, "prompt_sha256": None, "usage": None, **origin}

@@ -74,6 +74,26 @@ def emonb(*arguments: str, cwd: Path = ROOT, timeout: float = 600) -> CommandRes
     return CommandResult(done.returncode, done.stdout, time.monotonic() - start)
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, untrained_base: Path):
+    """The tiny run, every stage of it, made once."""
+    import torch
+    from pipeline import DATASET, Tiny, make_tree, tiny_profile
+
+    from emonb.run import open_run
+    from emonb.store import STAGES
+
+    folder, threads = tmp_path_factory.mktemp("tiny"), torch.get_num_threads()
+    make_tree(folder / "images" / DATASET, {"train": 16, "val": 6, "test": 8})
+    profile = tiny_profile(folder / "tiny.yaml", untrained_base)
+    run = open_run(str(profile), images=str(folder / "images"), out=str(folder / "out"))
+    torch.set_num_threads(1)
+    for stage in STAGES:
+        run.make(stage)
+    torch.set_num_threads(threads)
+    return Tiny(run, profile, folder / "images")
+
+
 @dataclass(frozen=True)
 class SmokeRun:
     """The one run of the smoke profile that the end-to-end tests share."""

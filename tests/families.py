@@ -8,19 +8,14 @@ import torch
 import transformers
 from conftest import ROOT
 
-from emonb.emotions import TAXONOMIES
-from emonb.settings import VLMSettings
-from emonb.standin import SPECIAL, resource
+from emonb.data import TAXONOMIES
+from emonb.files import resource
 
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+SPECIAL += ["<|image_pad|>", "<|video_pad|>"]
 FAMILIES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
 TEMPLATES = ROOT / "tests" / "chat_templates"
 WIDTH, SPREAD = 32, 0.3  # weights so wide that pictures and words change the answers by far more than rounding does
-
-
-def settings_of(base, **changes) -> VLMSettings:
-    """Settings for a checkpoint on the CPU, without dropout."""
-    plain = {"dtype": "float32", "quantize_4bit": False, "gradient_checkpointing": False, "lora_dropout": 0}
-    return VLMSettings(base=str(base), **{**plain, **changes})
 
 
 def byte_level_tokenizer(size: int = 700) -> transformers.PreTrainedTokenizerFast:
@@ -30,13 +25,12 @@ def byte_level_tokenizer(size: int = 700) -> transformers.PreTrainedTokenizerFas
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = [t for t in SPECIAL if t != "<unk>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet)
     labels = [label for taxonomy in TAXONOMIES.values() for label in taxonomy.labels]
     core.train_from_iterator([str(resource("prompts.yaml")), *labels], trainer)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>", additional_special_tokens=special[1:]
+        tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>", additional_special_tokens=SPECIAL[1:]
     )
 
 
@@ -87,7 +81,7 @@ def save_family(folder: Path, family: str) -> Path:
     torch.manual_seed(0)
     kind = getattr(transformers, f"{FAMILIES[family]}ForConditionalGeneration")
     model = kind(config_of(family, processor.tokenizer))
-    model.lm_head.weight.data[: len(SPECIAL) - 1] = 0  # a trained model does not answer with placeholders either
+    model.lm_head.weight.data[: len(SPECIAL)] = 0  # a trained model does not answer with placeholders either
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -1,78 +1,133 @@
-"""A tiny world for the rooms' tests: flat colours with an emotion each, an untrained VLM, small settings."""
+"""The tiny run that all tests share: flat colours with a mood each, an untrained VLM, every stage in seconds."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 
-from emonb import answers, data, distill, features, gate, teacher, triplets, tuning, vlm
-from emonb.workspace import Workspace, open_workspace
+from emonb import tuning
+from emonb.run import Run, open_run
+from emonb.store import STAGES, Artifact
 
-COLORS = {"joy": (220, 60, 40), "anger": (40, 190, 60), "sadness": (40, 60, 220)}
+DATASET = "moods"
+# The taxonomy's order is positive, negative: that of the folders would exchange the two.
+MOODS = {"negative": (40, 60, 220), "positive": (220, 60, 40)}
+PARAMETERS = 'profile = "mini"\ndatasets = images = out = seeds = force = ""'
 
 
-def paint(path: Path, color: tuple[int, int, int], seed: int, size: tuple[int, int] = (96, 96)) -> None:
+def paint(path: Path, color: tuple[int, int, int], seed: int, size: tuple[int, int] = (96, 96)) -> Path:
     """A picture of one colour with some noise."""
     noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((np.array(color) + noise).clip(0, 255).astype("uint8")).save(path)
+    return path
 
 
 def three_pictures(folder: Path) -> list[Path]:
     """A square, a wide and a tall one, with different numbers of visual tokens."""
-    for i, size in enumerate([(96, 96), (192, 96), (60, 200)]):
-        paint(folder / f"{i}.png", (200, 90 * i, 40), seed=i, size=size)
-    return sorted(folder.iterdir())
+    sizes = [(96, 96), (192, 96), (60, 200)]
+    return [paint(folder / f"{i}.png", (200, 90 * i, 40), i, size) for i, size in enumerate(sizes)]
 
 
-def make_tree(root: Path, sizes: dict[str, int], colors: dict = COLORS) -> Path:
-    """`root/<split>/<emotion>/*.png`."""
+def make_tree(root: Path, sizes: dict[str, int]) -> Path:
+    """`root/<split>/<mood>/*.png`, so many of each."""
     for s, (split, n) in enumerate(sizes.items()):
-        for e, (emotion, color) in enumerate(colors.items()):
+        for m, (mood, color) in enumerate(MOODS.items()):
             for i in range(n):
-                paint(root / split / emotion / f"{i}.png", color, seed=1000 * s + 100 * e + i)
+                paint(root / split / mood / f"{i}.png", color, seed=1000 * s + 100 * m + i)
     return root
 
 
-def tiny_workspace(folder: Path, base: Path, images: Path, dataset: str, **vlm_settings: object) -> Workspace:
-    """A workspace on a folder of pictures with an untrained VLM."""
-    network = {"image_size": 32, "epochs": 4, "lr": 3e-3, "batch_size": 8, "optimizer": "adamw"}
+def tiny_profile(file: Path, base: Path | str, **vlm: object) -> Path:
+    """A profile under which every stage takes seconds; `vlm` changes settings of that section."""
+    options = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    vit = {"name": "vit_tiny_patch16_224", "image_size": 32, "kwargs": options, "epochs": 4, "lr": 3e-3}
     tree = {
-        "datasets": [dataset],
+        "datasets": [DATASET],
         "seeds": [0, 1],
         "vlm": {
             "base": str(base), "dtype": "float32", "quantize_4bit": False, "cache_visual_tokens": True,
-            "batch_size": 7, "epochs": 1, "lr": 1e-2, "train_batch_size": 8, "gradient_accumulation": 1,
-            "gradient_checkpointing": False, "reasons": 2, "max_new_tokens": 4, **vlm_settings,
+            "batch_size": 7, "lora_dropout": 0, "epochs": 1, "lr": 1e-3, "train_batch_size": 8,
+            "gradient_accumulation": 2, "gradient_checkpointing": False, "reasons": 2, "max_new_tokens": 4, **vlm,
         },
-        "teacher": {"networks": {"vit": {
-            **network, "name": "vit_tiny_patch16_224",
-            "kwargs": {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
-        }}},
+        "teacher": {"networks": {"vit": {**vit, "batch_size": 8, "optimizer": "adamw"}}},
         "distill": {
-            "hidden": [32], "depths": [[32]], "alphas": [0.0, 0.5], "standardize": True, "epochs": 40, "lr": 3e-3,
+            "hidden": [32], "depths": [[32]], "alphas": [0.0, 0.5], "standardize": True, "epochs": 30, "lr": 3e-3,
         },
         "gate": {"epochs": 80, "lr": 3e-2, "kinds": ["concat", "cross"]},
         "report": {"bootstrap": 200},
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
-    return open_workspace(str(folder / "tiny.yaml"), images=str(images), out=str(folder / "out"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(tree))
+    return file
 
 
-def run_stages(ws: Workspace, dataset: str) -> dict:
-    """All stages up to the gates, as the notebooks call them; returns stage -> artefact."""
-    s, store = ws.settings, ws.store
-    made = {"samples": data.samples_stage(s, store, dataset), "triplets": triplets.triplets_stage(s, store, dataset)}
-    base = vlm.load_vlm(s.vlm)
-    made["features"] = features.features_stage(s, store, dataset, base)
-    made["base_predictions"] = answers.predictions_stage(s, store, dataset, base)
-    made["adapter"] = tuning.adapter_stage(s, store, dataset, base)
-    made["vlm_predictions"] = answers.predictions_stage(s, store, dataset, base, made["adapter"])
-    made["teacher"] = teacher.teacher_stage(s, store, dataset, "vit")
-    made["head"] = distill.head_stage(s, store, dataset)
-    made["gate"] = gate.gate_stage(s, store, dataset)
-    return made
+@dataclass(frozen=True)
+class Tiny:
+    """A finished tiny run."""
+
+    run: Run
+    profile: Path
+    images: Path
+
+    def artifact(self, stage: str, run: Run | None = None) -> Artifact:
+        """The result of a stage, of this run or of another one of its settings."""
+        return (run or self.run).find(stage, *job_of(stage))
+
+    def again(self, out: Path, without: Sequence[str] = tuple(STAGES), **options: str) -> Run:
+        """The same run in another folder, with a copy of all results but those of some stages."""
+        for folder in (self.run.out / "artifacts").iterdir():
+            if folder.is_dir() and folder.name not in without:
+                shutil.copytree(folder, out / "artifacts" / folder.name)
+        run = open_run(str(self.profile), images=str(self.images), out=str(out), **options)
+        run.loaded = self.run.loaded
+        return run
+
+
+def job_of(stage: str) -> tuple[str, ...]:
+    """What a stage of the tiny run is done for."""
+    return (DATASET, "vit") if stage == "teacher" else (DATASET,)
+
+
+def make_and_die(profile: str, images: str, out: str, stage: str, step: int) -> None:
+    """In a process of its own: make a stage and end by kill -9 in optimiser step `step`; 0: once a file is there."""
+    recipe, steps, tuning.SAVE_EVERY = STAGES[stage].recipe, [], 2
+    plain = torch.optim.AdamW.step
+    torch.set_num_threads(1)
+
+    def counted(*arguments, **options):
+        steps.append(1)
+        if len(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*arguments, **options)
+
+    def watch(*folders: Path) -> None:
+        while not any(file.is_file() for folder in folders for file in folder.rglob("*")):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def mortal(*arguments, **needs):
+        made = recipe(*arguments, **needs)
+
+        def build(*folders: Path) -> None:
+            if not step:
+                threading.Thread(target=watch, args=folders, daemon=True).start()
+            made.build(*folders)
+            time.sleep(5)
+
+        return replace(made, build=build)
+
+    torch.optim.AdamW.step = counted
+    STAGES[stage] = replace(STAGES[stage], recipe=mortal)
+    open_run(profile, images=images, out=out).make(stage)

@@ -57,7 +57,7 @@ def make_results(out: Path) -> Path:
     run = {
         "written": "2026-01-02T03:04:05+00:00",
         "machine": {"cpu": "some CPU", "cores": 2, "gpu": None},
-        "versions": {"python": "3.11", "torch": "2.15"},
+        "versions": {"python": "3.11", "torch": "2.15", "transformers": "5"},
         "lock": {"locked": True, "differs": {}},
         "git": {"commit": "0123456789abcdef", "dirty": False},
         "profile": "smoke",

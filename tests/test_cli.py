@@ -1,4 +1,4 @@
-"""The command line: exit codes, messages without traceback, paths relative to the user's folder."""
+"""The command line: exit codes, messages without traceback, paths relative to the user's folder, nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,64 +6,73 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, emonb
+from conftest import ROOT
+
+from emonb.cli import main
+
+
+@pytest.fixture
+def emonb(monkeypatch, capsys):
+    """Calls the command line in this process; returns the exit code and what was printed."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["emonb", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, "".join(capsys.readouterr())
+
+    return call
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (["run", "--profile", "huge"], "unknown profile 'huge'"),
-        (["run", "--datasets", "mini-fy"], "unknown dataset 'mini-fy'"),
-        (["run", "--datasets", "a", "--images", "nowhere"], "nowhere is no folder"),
-        (["run", "--force", "cooking"], "unknown stage cooking"),
-        (["run", "--seeds", "one"], "seeds"),
-        (["run", "--out", "pyproject.toml/out"], "cannot write"),
-        (["predict", "missing.png", "--model", "emonb"], "missing.png: no such picture"),
-        (["predict", "pyproject.toml", "--model", "missing"], "missing: no such model folder"),
-        (["notebooks", "--out", "missing"], "run.json"),
+        ("run --profile huge", "unknown profile 'huge'"),
+        ("run --datasets mini-fy", "unknown dataset 'mini-fy'"),
+        ("run --datasets a --images nowhere", "nowhere is no folder"),
+        ("run --force cooking", "force: unknown stage cooking; use one of: samples, triplets, features"),
+        ("run --keep cooking", "keep: unknown stage cooking"),
+        ("run --seeds one", "seeds"),
+        ("run --out pyproject.toml/out", "cannot write"),
+        ("run --notebooks 12", "none of 01, 02"),
+        ("stage cooking --out build/cli", "stage 'cooking': unknown; use one of samples, triplets"),
+        ("predict missing.png --model emonb", "missing.png: no such picture"),
+        ("predict pyproject.toml --model missing", "missing: no such model folder"),
+        ("report --out missing", "missing: no such results folder"),
+        ("notebooks --out missing", "run.json"),
     ],
 )
-def test_users_mistake_is_one_message(arguments, message):
-    result = emonb(*arguments)
-    assert result.returncode == 1
-    assert message in result.output
-    assert result.output.startswith("emonb: ")
-    assert "Traceback" not in result.output
+def test_a_users_mistake_is_one_message(emonb, tmp_path, command, message):
+    code, told = emonb(*command.replace("build/cli", str(tmp_path)).split())
+    assert code == 1
+    assert told.startswith("emonb: ")
+    assert message in told
+    assert "Traceback" not in told
 
 
-def test_unknown_option_is_the_parsers_own_error():
-    result = emonb("run", "--colour", "red")
-    assert result.returncode == 2
-    assert "Traceback" not in result.output
+def test_paths_are_relative_to_the_users_folder(emonb, monkeypatch):
+    monkeypatch.chdir(ROOT / "tests")
+    _, told = emonb("run", "--datasets", "fi", "--images", "notebooks")
+    assert f"no folder {ROOT / 'tests' / 'notebooks' / 'fi'}" in told
 
 
-def test_help_names_the_commands():
-    result = emonb("--help")
-    assert result.returncode == 0
-    for command in ("run", "base", "doctor", "predict", "notebooks"):
-        assert command in result.output
+def test_help_names_the_commands_and_an_unknown_option_is_the_parsers_error(emonb):
+    code, told = emonb("--help")
+    assert code == 0
+    for command in ("run", "report", "stage", "triplets", "data", "predict", "rehearse", "doctor", "notebooks"):
+        assert f"\n  {command} " in told
+    assert emonb("run", "--colour", "red")[0] == 2
+
+
+def test_doctor_reports_line_by_line(emonb, tmp_path):
+    lines = emonb("doctor", "--out", str(tmp_path))[1].strip().splitlines()
+    assert len(lines) == 8
+    failed = [line for line in lines if not line.startswith("[OK] ")]
+    assert not [line for line in failed if not line.startswith("[FAIL] free ")], "only memory and disk may lack here"
 
 
 def test_import_and_help_load_nothing_heavy():
-    code = (
-        "import sys, emonb, emonb.cli, emonb.store, emonb.run, emonb.workspace\n"
-        "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'papermill'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_paths_are_relative_to_the_users_folder(tmp_path):
-    inside = ROOT / "tests"
-    result = emonb("run", "--datasets", "fi", "--images", "notebooks", cwd=inside)
-    assert f"no folder {ROOT / 'tests' / 'notebooks' / 'fi'}" in result.output
-
-
-def test_doctor_reports_line_by_line():
-    result = emonb("doctor", "--out", "build")
-    lines = result.output.strip().splitlines()
-    failed = [line for line in lines if not line.startswith("[OK] ")]
-    assert not [line for line in failed if not line.startswith("[FAIL] free ")], "only memory and disk may lack here"
-    assert result.returncode == bool(failed)
-    assert len(lines) == 8
+    code = "import sys, emonb.cli, emonb.store\nsys.argv[1:] = ['run', '--help']\n"
+    code += "try: emonb.cli.main()\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'papermill'} & set(sys.modules)\nassert not heavy"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)

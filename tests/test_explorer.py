@@ -99,22 +99,13 @@ def test_errors_come_first_and_the_counts_stay_whole(made):
     assert len(less["sets"][0]["id"]) == len(less["sets"][0]["size"]) == 10
 
 
-class Tags(HTMLParser):
-    """Every element that an HTML parser finds."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append(tag)
-
-
 def test_names_and_texts_stay_data(tmp_path):
     predictions, samples = hostile_world(tmp_path)
     html = explorer.explorer_html(predictions, samples=samples)
-    assert Tags(html).found == ["div", "p", "script", "script"]
+    tags, parser = [], HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append(tag)
+    parser.feed(html)
+    assert tags == ["div", "p", "script", "script"]
     block = re.search(r'json">(.*?)</script>', html, re.DOTALL).group(1)
     assert "<" not in block
     assert block.isascii()
@@ -148,11 +139,6 @@ def test_sheets_hold_each_picture_at_its_place_and_stay_small(tmp_path):
         k = i % explorer.TILES
         at = (k % 32 * side + 10, k // 32 * side + 10)
         assert np.abs(np.subtract(opened[i // explorer.TILES].convert("RGB").getpixel(at), colors[i % 3])).max() < 25
-    noise = np.random.default_rng(0).integers(0, 256, (50, 100, 100, 3), dtype=np.uint8)
-    for i, pixels in enumerate(noise):
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    (sheet,), _ = explorer.sprites([str(tmp_path / f"{i}.png") for i in range(50)])
-    assert len(sheet) < 50 * 6_000, "noise compresses worst of all"
 
 
 def test_unparsable_answers_have_a_column_and_no_confidence(made):
@@ -161,10 +147,11 @@ def test_unparsable_answers_have_a_column_and_no_confidence(made):
     parsed = np.arange(len(frame)) % 5 > 0
     free = make_predictions(frame["image_id"], frame["split"], frame["label"], p, labels, parsed=parsed)
     predictions = {("mini-fi", "vgg"): free, ("mini-fi", "vit"): frame}
-    one = data_of(explorer.explorer_html(predictions, samples=made[1], models=("vgg", "vit")))["sets"][0]
+    one = data_of(explorer.explorer_html(predictions, samples=made[1]))["sets"][0]
     assert one["columns"] == [*labels, "(unparsable)"]
-    assert np.array(one["counts"][0][0]).reshape(8, 9)[:, 8].sum() == (~parsed).sum()
-    assert [sure < 0 for sure in one["sure"][0]] == (~parsed).tolist()
+    vgg = one["models"].index("VGG")
+    assert np.array(one["counts"][0][vgg]).reshape(8, 9)[:, 8].sum() == (~parsed).sum()
+    assert [sure < 0 for sure in one["sure"][vgg]] == (~parsed).tolist()
     assert one["filters"] == ["all", "all wrong"], "filters without their models are left out"
 
 
@@ -187,22 +174,12 @@ def test_one_line_finds_the_pictures_of_the_run_and_shows_two_outputs(made, tmp_
     assert sum(size == [0, 0] for size in data_of(page.data)["sets"][0]["size"]) == 1
 
 
-def test_repository_keeps_the_sentence_and_no_data(html):
-    short = explorer.sentence_only(html)
-    assert len(short) < 600
-    assert Tags(short).found == ["div", "p"]
-    assert "run this notebook" in short
-    assert explorer.sentence_only("<table></table><script>1</script>") == "<table></table><script>1</script>"
-
-
 def test_mistakes_are_named(made):
     predictions, samples = made
     for options, message in (
-        ({"dataset": "fi", "samples": samples}, "no predictions of fi; there are mini-fi, mini-flickr"),
+        ({"datasets": "fi", "samples": samples}, "fi: no test image .* there are predictions of mini-fi, mini-flickr"),
         ({"samples": {}}, "where are its pictures"),
-        ({"samples": {"mini-fi": samples["mini-fi"].drop(columns="path")}}, "column 'path' is missing"),
-        ({"samples": samples, "limit": 0}, "limit: 0 pictures"),
-        ({"samples": samples, "models": ["vgg"]}, "all of vgg"),
+        ({"samples": {"mini-fi": samples["mini-fi"].drop(columns="path")}}, "table with image_id and path"),
     ):
         with pytest.raises(EmonbError, match=message):
             explorer.explorer_html(predictions, **options)

@@ -1,21 +1,19 @@
-"""All opinions about a picture against the model's own numbers, as JSON and drawn; which way the gate leaned."""
+"""All opinions about a picture against the model's own numbers, as JSON; which way the gate leaned."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from assembled import LABELS, assembled, picture, results
-from matplotlib.colors import to_rgb
 
 from emonb.files import read_json, write_json
 from emonb.gate import GATES, make_gate
-from emonb.predictions import model_color
-from emonb.show.opinions import MODELS, find_teacher, gate_lean, lean_figure, opinions, opinions_figure
+from emonb.predictions import MODELS as KNOWN
+from emonb.show.opinions import MODELS, find_teacher, gate_lean, opinions
 
 KEYS = ["image", "emotion", "confidence", "models", "gate", "saliency", "key_elements", "reasons"]
 THREE = ["joy", "anger", "sadness"]
@@ -36,22 +34,22 @@ def test_the_same_as_the_models_own_answers(world):
     assert vit.sum(-1).tolist() == pytest.approx([1, 1, 1])
     rows = model.predict(pictures).to_dict("records")
     for i, (opinion, row) in enumerate(zip(found, rows, strict=True)):
-        p = opinion.distributions
-        assert list(p) == list(MODELS)
-        assert [opinion.emotion, opinion.answers["VLM"], opinion.answers["head"]] == [
-            row[column] for column in ("emotion", "vlm", "head")
-        ]
-        for name, column in (("VLM", "vlm_confidence"), ("head", "head_confidence")):
-            assert opinion.confidence(name) == pytest.approx(row[column], abs=1e-6)
-        np.testing.assert_allclose(list(p["EmoVLM-KD"].values()), [row[f"p_{x}"] for x in LABELS], atol=1e-6)
-        assert list(p["ViT"].values()) == vit[i].tolist()
-        assert opinion.lean.emotion == opinion.emotion
-        assert opinion.saliency.label == row["head"]
+        said = opinion["models"]
+        assert list(said) == list(MODELS)
+        assert opinion["emotion"] == opinion["gate"]["emotion"] == said["EmoVLM-KD"]["answer"] == row["emotion"]
+        for name in ("VLM", "head"):
+            assert said[name]["answer"] == row[name.lower()]
+            assert said[name]["confidence"] == pytest.approx(row[f"{name.lower()}_confidence"], abs=1e-6)
+        ours = list(said["EmoVLM-KD"]["distribution"].values())
+        np.testing.assert_allclose(ours, [row[f"p_{x}"] for x in LABELS], atol=1e-6)
+        assert list(said["ViT"]["distribution"].values()) == vit[i].tolist()
+        assert opinion["saliency"]["label"] == row["head"]
+    assert set(MODELS.values()) <= set(KNOWN)
 
 
 def test_keys_stay_and_texts_are_the_vlms_own(world):
     model, _ = world
-    plain, full = (opinions(model, [picture()], ["mine"], texts=texts)[0].to_dict() for texts in (False, True))
+    plain, full = (opinions(model, [picture()], ["mine"], texts=texts)[0] for texts in (False, True))
     assert list(plain) == list(full) == KEYS
     assert json.loads(json.dumps(full)) == full
     assert list(full["models"]) == ["VLM", "ViT", "head", "EmoVLM-KD"]
@@ -72,20 +70,6 @@ def test_the_teacher_is_found_beside_its_model_and_knows_the_same_emotions(world
     pointer = out / "artifacts" / "teacher" / "mini-fi--vit.json"
     write_json(pointer, {**read_json(pointer), "key": "gone"})
     assert find_teacher(out / "models" / "mini-fi", LABELS) is None
-
-
-def test_figure_has_the_models_colours_and_marks_answers_by_form(world):
-    model, folder = world
-    opinion = opinions(model, [picture()], ["x"], teacher=find_teacher(folder, LABELS))[0]
-    figure = opinions_figure(picture(), opinion, opinion.answers["head"])
-    assert figure.axes[0].get_title() == f"people say: {opinion.answers['head']}"
-    for axes, name in zip(figure.axes[1:], MODELS, strict=True):
-        outlined = [i for i, bar in enumerate(axes.patches) if bar.get_edgecolor() == (0, 0, 0, 1)]
-        assert outlined == [LABELS.index(opinion.answers[name])]
-        assert {bar.get_facecolor()[:3] for bar in axes.patches} == {to_rgb(model_color(MODELS[name]))}
-    assert figure.axes[3].get_title() == f"head\n{opinion.answers['head']} \u2713"
-    assert "\u2717" in opinions_figure(picture(), opinion, "$hope").axes[3].get_title()
-    assert opinions_figure(picture(), opinion).axes[3].get_title() == f"head\n{opinion.answers['head']}"
 
 
 # ---- the gate's lean -----------------------------------------------------------------------------------------------
@@ -112,12 +96,12 @@ def test_concat_is_an_exact_sum_in_double_precision(seed):
     lean = gate_lean(gate, answer, head, THREE)
     weight, bias = (x.detach().double().numpy() for x in (gate.linear.weight, gate.linear.bias))
     parts = weight[:, :3] @ answer.double().numpy(), weight[:, 3:] @ head.double().numpy(), bias
-    first, second = THREE.index(lean.emotion), THREE.index(lean.rival)
+    first, second = THREE.index(lean["emotion"]), THREE.index(lean["rival"])
     expected = [part[first] - part[second] for part in parts]
-    assert [lean.vlm, lean.head, lean.rest] == pytest.approx(expected, abs=1e-6)
-    assert lean.margin == pytest.approx(sum(expected), abs=1e-6)
-    assert lean.margin >= 0
-    assert lean.method == "halves"
+    assert [lean["vlm"], lean["head"], lean["rest"]] == pytest.approx(expected, abs=1e-6)
+    assert lean["margin"] == pytest.approx(sum(expected), abs=1e-6)
+    assert lean["margin"] >= 0
+    assert lean["method"] == "halves"
 
 
 @pytest.mark.parametrize("kind", sorted(GATES.keys() - {"concat"}))
@@ -125,14 +109,14 @@ def test_other_gates_lose_what_a_silent_input_had_added(kind):
     torch.manual_seed(1)
     gate, (answer, head) = make_gate(kind, 3), inputs("anger", 0.7, 0.2, 0.1)
     lean = gate_lean(gate, answer, head, THREE)
-    first, second = THREE.index(lean.emotion), THREE.index(lean.rival)
+    first, second = THREE.index(lean["emotion"]), THREE.index(lean["rival"])
     exact = gate.double()
-    silent = {0: (answer, head), lean.vlm: (answer * 0, head), lean.head: (answer, torch.full((3,), 1 / 3))}
+    silent = {0: (answer, head), lean["vlm"]: (answer * 0, head), lean["head"]: (answer, torch.full((3,), 1 / 3))}
     for part, given in silent.items():
         logits = exact(*(x[None].double() for x in given))[0]
-        assert lean.margin - part == pytest.approx((logits[first] - logits[second]).item(), abs=1e-6)
-    assert lean.vlm + lean.head + lean.rest == pytest.approx(lean.margin, abs=1e-9)
-    assert lean.method == "ablation"
+        assert lean["margin"] - part == pytest.approx((logits[first] - logits[second]).item(), abs=1e-6)
+    assert lean["vlm"] + lean["head"] + lean["rest"] == pytest.approx(lean["margin"], abs=1e-9)
+    assert lean["method"] == "ablation"
 
 
 @pytest.mark.parametrize(
@@ -148,14 +132,10 @@ def test_other_gates_lose_what_a_silent_input_had_added(kind):
 )
 def test_a_quarrel_is_judged_between_the_two(gate, given, expected):
     lean = gate_lean(gate, *given, THREE)
-    assert (lean.emotion, lean.rival, lean.leaned_on) == expected[:3]
-    assert (lean.vlm, lean.head) == pytest.approx(expected[3:], abs=1e-6)
-    assert f"answers {lean.emotion} and leaned on" in lean.sentence
-    assert f"the VLM adds {lean.vlm:+.2f}, the head {lean.head:+.2f} and the bias {lean.rest:+.2f}" in lean.sentence
-
-
-def test_lean_figure_shows_the_three_numbers():
-    lean = replace(gate_lean(gate_of(1, 1), *inputs("joy", 0.8, 0.15, 0.05), THREE), rival="$x", rest=-0.5)
-    axes = lean_figure(lean).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [lean.vlm, lean.head, -0.5]
-    assert [text.get_text() for text in axes.texts] == [f"{x:+.2f}" for x in (lean.vlm, lean.head, -0.5)]
+    assert (lean["emotion"], lean["rival"], lean["leaned_on"]) == expected[:3]
+    assert (lean["vlm"], lean["head"]) == pytest.approx(expected[3:], abs=1e-6)
+    assert f"answers {lean['emotion']} and leaned on" in lean["sentence"]
+    assert (
+        f"the VLM adds {lean['vlm']:+.2f}, the head {lean['head']:+.2f} and the bias {lean['rest']:+.2f}"
+        in lean["sentence"]
+    )

@@ -34,15 +34,12 @@ def out(made, tmp_path):
 
 
 def page_of(out):
-    """The page, written again, with the explorer's data taken out."""
-    text = write_report(out).read_text(encoding="utf-8")
-    return re.sub(r'<script type="application/json">.*?</script>', "", text, flags=re.DOTALL)
-
-
-def problems(page):
-    """The sentences at the top of the page."""
-    box = re.search(r"<div class=problems.*?</div>", page, flags=re.DOTALL)
-    return [unescape(line) for line in re.findall(r"<li>(.*?)</li>", box[0])] if box else []
+    """The page, written again, with the explorer's data taken out, and the sentences at its top."""
+    problems = write_report(out)
+    text = (out / "index.html").read_text(encoding="utf-8")
+    box = re.search(r"<div class=problems.*?</div>", text, flags=re.DOTALL)
+    assert [unescape(line) for line in re.findall(r"<li>(.*?)</li>", box[0])] == problems if box else not problems
+    return re.sub(r'<script type="application/json">.*?</script>', "", text, flags=re.DOTALL), problems
 
 
 class _Links(HTMLParser):
@@ -77,17 +74,24 @@ def broken_links(out):
 
 
 def test_whole_run_shows_everything_and_complains_of_nothing(made):
-    page = page_of(made)
-    assert problems(page) == []
-    for words in ("drawn data", "0123456789", "as locked", "1.5 min", 'class="emonb-explorer"'):
+    page, problems = page_of(made)
+    assert problems == []
+    for words in (
+        "drawn data",
+        "0123456789",
+        "as locked",
+        "1.5 min",
+        "2026-01-02 03:04 UTC",
+        'class="emonb-explorer"',
+    ):
         assert words in page
     assert page.count("<img ") == len(list((made / "figures").glob("*.png")))
     assert page.count("class='card claim") == 8
-    assert "<details><summary>Confusion matrices: mini-fi (2)</summary>" in page
+    assert "<details><summary>Confusion matrices: mini-fi (drawn) (2)</summary>" in page
     order = [page.index(f"<section id={i}>") for i in ("result", "claims", "explorer", "departures", "files")]
     assert order == sorted(order)
     links = set(_Links(page).links)
-    assert {"site/04_teacher.html", "tables/main.csv", "tables/main.md", "tables/main.tex", "run.json"} <= links
+    assert {"site/04_teacher.html", "tables/main.csv", "tables/main.md", "tables/main.tex", "./run.json"} <= links
 
 
 def test_every_link_leads_somewhere_and_pages_lead_on(made):
@@ -121,7 +125,7 @@ def test_links_to_files_of_the_project_and_elsewhere_and_in_data(out):
 def test_numbers_of_the_main_table_are_those_of_the_csv(made):
     table = pd.read_csv(made / "tables" / "main.csv")
     row = table[(table["row"] == "emovlmkd") & (table["dataset"] == "mini-fi (drawn)")].iloc[0]
-    cells = re.search(r"<tr class=own><th scope=row>EmoVLM-KD</th>(.*?)</tr>", page_of(made), re.DOTALL)[1]
+    cells = re.search(r"<tr class=own><th scope=row>EmoVLM-KD</th>(.*?)</tr>", page_of(made)[0], re.DOTALL)[1]
     assert f">{row['paper']:.2f}</td>" in cells
     interval = rf"\[{row['ci_low']:.1f}, {row['ci_high']:.1f}\]"
     assert re.search(rf">(<b>)?{row['ours']:.1f}(</b>)? <span class=ci>{interval}", cells)
@@ -129,9 +133,9 @@ def test_numbers_of_the_main_table_are_those_of_the_csv(made):
 
 def test_same_results_same_bytes_and_nothing_beside_the_page_is_needed(made):
     first = (made / "index.html").read_bytes()
-    assert write_report(made).read_bytes() == first
     shutil.rmtree(made / "site")
-    assert write_report(made).read_bytes() == first
+    write_report(made)
+    assert (made / "index.html").read_bytes() == first
     page = first.decode()
     assert "default-src 'none'; img-src data:" in page
     assert not re.search(r"<link|<iframe|@import|<script[^>]+src|url\((?!data:)", page)
@@ -168,37 +172,34 @@ def one_dataset_more(out):
 
 
 DAMAGE = {
-    "dataset missing": (gone("predictions/mini-flickr__*"), r"^mini-flickr: no predictions of any model$"),
-    "models missing": (gone("predictions/mini-flickr__v[ig]*"), r"^mini-flickr: no predictions of vit, vgg$"),
-    "predictions truncated": (cut("predictions/mini-fi__vit.parquet"), r"^mini-fi: predictions of vit are damaged: "),
-    "no predictions": (gone("predictions"), r"^no predictions$"),
-    "dataset not made": (one_dataset_more, r"^mini-emoset: no predictions of any model$"),
-    "no run.json": (gone("run.json"), r"^run\.json is missing: "),
-    "damaged run.json": (cut("run.json"), r"^run\.json is damaged: "),
-    "run.json of another kind": (text("run.json", "[1, 2]"), r"^run\.json is damaged"),
+    "dataset missing": (gone("predictions/mini-flickr__*"), "mini-flickr: no predictions of any model"),
+    "models missing": (gone("predictions/mini-flickr__v[ig]*"), "mini-flickr: no predictions of vit, vgg"),
+    "predictions truncated": (cut("predictions/mini-fi__vit.parquet"), "mini-fi: predictions of vit are damaged: "),
+    "no predictions": (gone("predictions"), "predictions cannot be shown: "),
+    "dataset not made": (one_dataset_more, "mini-emoset: no predictions of any model"),
+    "no run.json": (gone("run.json"), "run.json cannot be shown: "),
+    "damaged run.json": (cut("run.json"), "run.json cannot be shown: "),
+    "run.json of another kind": (text("run.json", "[1, 2]"), "run.json cannot be shown: "),
     "strange run.json": (
         run(totals=[1], machine="x", notebooks=3, settings=None),
-        r"^run\.json: its settings cannot be read",
+        "settings of run.json cannot be shown",
     ),
     "failed notebook": (
         record("04_teacher", status="failed", error="In [3]: ValueError: no <b>"),
-        r"^notebook 04_teacher failed: In \[3\]: ValueError: no <b>$",
+        "notebook 04_teacher failed: In [3]: ValueError: no <b>",
     ),
-    "stopped": (record("04_teacher", status="stopped"), r"^notebook 04_teacher was stopped"),
-    "notebook gone": (gone("notebooks/01_data.ipynb"), r"^notebooks/01_data\.ipynb is missing"),
-    "half a notebook": (
-        cut("notebooks/01_data.ipynb", 40),
-        r"^notebooks/01_data\.ipynb cannot be shown as a page: ",
-    ),
-    "empty table": (text("tables/main.csv", ""), r"^tables/main\.csv is damaged: "),
-    "garbage": (text("tables/claims.csv", "\x00\x1f" * 50), r"^tables/claims\.csv is damaged: "),
-    "other columns": (text("tables/main.csv", "a,b\n1,2\n"), r"^tables/main\.csv is damaged: no column"),
-    "words for numbers": (words_for_numbers, r"^the chart of the main result cannot be shown: "),
-    "half a figure": (cut("figures/agreement.png", 60), r"^figure agreement cannot be shown: "),
-    "no figures": (gone("figures"), r"^Not made in this run: .*figure agreement"),
-    "no samples": (gone("artifacts"), r"^mini-fi: not in the explorer: "),
+    "stopped": (record("04_teacher", status="stopped"), "notebook 04_teacher was stopped"),
+    "notebook gone": (gone("notebooks/01_data.ipynb"), "notebooks/01_data.ipynb is missing"),
+    "half a notebook": (cut("notebooks/01_data.ipynb", 40), "notebooks/01_data.ipynb cannot be shown as a page: "),
+    "empty table": (text("tables/main.csv", ""), "table main cannot be shown: "),
+    "garbage": (text("tables/claims.csv", "\x00\x1f" * 50), "table claims cannot be shown: "),
+    "other columns": (text("tables/main.csv", "row,paper,ours\n1,2,3\n"), "table main cannot be shown: "),
+    "words for numbers": (words_for_numbers, "table main cannot be shown: "),
+    "half a figure": (cut("figures/agreement.png", 60), "figure agreement cannot be shown: "),
+    "no figures": (gone("figures"), "Not made in this run: figures "),
+    "no samples": (gone("artifacts"), "mini-fi in the explorer cannot be shown: "),
     "damaged triplets": (text("triplets/mini-fi.jsonl", "{\n"), ""),
-}  # what is done to the folder, and what the page must say
+}  # what is done to the folder, and how a sentence of the page begins
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -206,33 +207,33 @@ def test_damage_is_told_each_time_and_the_rest_is_shown(out, damage):
     spoil, said = DAMAGE[damage]
     spoil(out)
     for _ in range(2 if "notebook" in damage else 1):  # pages that are there are not made again
-        page = page_of(out)
-        assert not said or [line for line in problems(page) if re.search(said, line)], problems(page)
+        page, problems = page_of(out)
+        assert not said or [line for line in problems if line.startswith(said)], problems
     for section in ("departures", "files"):
         assert f"<section id={section}>" in page
-    assert ("<section id=result>" in page) == (damage not in ("empty table", "other columns"))
+    assert ("<section id=result>" in page) == (damage not in ("empty table", "other columns", "words for numbers"))
     assert ('class="emonb-explorer"' in page) == (damage not in ("no predictions", "no samples"))
     assert broken_links(out) == []
 
 
 def test_an_empty_folder_has_a_page(tmp_path):
-    page = page_of(tmp_path)
-    assert any("run.json is missing" in line for line in problems(page))
+    page, problems = page_of(tmp_path)
+    assert any(line.startswith("run.json cannot be shown") for line in problems)
     assert "No notebook was executed" in page
 
 
 def test_outputs_of_an_earlier_run_are_left_out(out):
     record("07_tables", files=["tables/main.csv", "tables/main.md"])(out)
-    page = page_of(out)
+    page, problems = page_of(out)
     assert "table-main" in page
     assert "table-gates" not in page
-    assert any(line.startswith("Not made in this run: table claims") for line in problems(page))
+    assert any(line.startswith("Not made in this run: tables claims") for line in problems)
 
 
 def test_other_packages_than_the_lock_and_the_notebooks_are_named(out):
     differs = {"locked": False, "differs": {"torch": "2.15.0, 2.14.1"}}
     run(lock=differs, differs_from_notebooks={"numpy": ["2.4", "2.3"]})(out)
-    page = page_of(out)
+    page, _ = page_of(out)
     assert "not as locked (here, locked): torch 2.15.0, 2.14.1" in page
     assert "the committed notebooks had others (here, theirs): numpy 2.4, 2.3" in page
 
@@ -268,7 +269,8 @@ def test_readme_gets_the_runs_numbers_and_picture(made, tmp_path):
     assert text.endswith(TAIL)
     assert "stale" not in text
     main = pd.read_csv(made / "tables" / "main.csv").query("row == 'emovlmkd'").iloc[0]
-    assert f"| EmoVLM-KD | {main['ours']:.1f} [{main['ci_low']:.1f}, {main['ci_high']:.1f}]" in text
+    numbers = rf"\| EmoVLM-KD +\| {main['ours']:.1f} \[{main['ci_low']:.1f}, {main['ci_high']:.1f}\] .*\| +79.51 \|"
+    assert re.search(numbers, text)
     assert "1.5 minutes of computing on 2 cores" in text
     drawn = made / "figures" / "complementarity_venn.png"
     assert (tmp_path / "docs" / "pictures" / "complementarity.png").read_bytes() == drawn.read_bytes()
@@ -290,12 +292,16 @@ def test_notebooks_go_back_clean_after_a_finished_mini_run(out, tmp_path, monkey
     nb = nbformat.read(path, as_version=4)
     html = '<div class="emonb-explorer"><p>How to.</p></div><script type="application/json">{}</script>'
     nb.cells[1].outputs = [nbformat.v4.new_output("display_data", {"text/html": html, "image/png": "AA=="})]
-    nb.cells[1].metadata = {"papermill": {"duration": 1.0}, "tags": ["shown"]}
+    nb.cells[1].metadata = {
+        "papermill": {"duration": 1.0},
+        "tags": ["shown"],
+        "emonb": {"shows": "emonb.gate:one_hot"},
+    }
     nb.metadata |= {"papermill": {"output_path": str(out)}, "emonb": {"versions": {"torch": "2"}, "fingerprint": "x"}}
     nbformat.write(nb, path)
     assert [p.stem for p in notebooks.copy_back(out)] == list(NAMES)
     back = json.loads((tmp_path / "notebooks" / path.name).read_text())
-    assert back["cells"][1]["metadata"] == {"tags": ["shown"]}
+    assert back["cells"][1]["metadata"] == {"tags": ["shown"], "emonb": {"shows": "emonb.gate:one_hot"}}
     data = back["cells"][1]["outputs"][0]["data"]
     assert "".join(data["text/html"]) == '<div class="emonb-explorer"><p>How to.</p></div>'
     assert data["image/png"]

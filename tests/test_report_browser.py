@@ -120,7 +120,8 @@ def test_hostile_names_and_texts_are_text(tmp_path, opened):
     write_notebook(out, EVIL)
 
     def spoil(run):
-        run.update(profile=EVIL, written=EVIL, seeds=[EVIL], versions={"torch": EVIL}, git={"commit": EVIL})
+        run.update(profile=EVIL, written=EVIL, seeds=[EVIL], git={"commit": EVIL})
+        run.update(versions=dict.fromkeys(run["versions"], EVIL))
         run.update(lock={"locked": False, "differs": {EVIL: EVIL}}, differs_from_notebooks={EVIL: [EVIL, EVIL]})
         run["machine"].update(cpu=EVIL, gpu=EVIL)
         run["settings"]["datasets"] = [EVIL, "mini-fi"]

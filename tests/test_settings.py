@@ -3,56 +3,48 @@
 from __future__ import annotations
 
 import pytest
+from conftest import ROOT
 
 from emonb.errors import EmonbError
-from emonb.settings import NetworkSettings, load_settings, profile_names
+from emonb.settings import NetworkSettings, checkpoint_of, load_settings
+
+PROFILES = ("smoke", "mini", "paper", "paper-2b")
 
 
-@pytest.mark.parametrize("profile", profile_names())
+@pytest.mark.parametrize("profile", PROFILES)
 def test_shipped_profiles_are_valid(profile):
+    assert {path.stem for path in (ROOT / "emonb" / "profiles").glob("*.yaml")} == set(PROFILES)
     settings = load_settings(profile)
-    assert settings.profile == profile
-    assert settings.out == f"build/{profile}"
+    assert (settings.profile, settings.out) == (profile, f"build/{profile}")
 
 
 def test_mini_keeps_the_promised_sizes():
-    world = load_settings("mini").world
-    for sizes in (world.mikels8, world.ekman6, world.sentiment2):
-        assert sizes[2] >= 600
-    assert world.mikels8[0] >= 1000
-    assert len(load_settings("mini").datasets) == 5
+    settings = load_settings("mini")
+    sizes = [settings.world.mikels8, settings.world.ekman6, settings.world.sentiment2]
+    assert all(test >= 600 for _, _, test in sizes)
+    assert sizes[0][0] >= 1000
+    assert len(settings.datasets) == 5
 
 
-def test_paper_has_the_papers_values():
-    settings = load_settings("paper")
-    assert settings.vlm.base == "Qwen/Qwen2-VL-7B-Instruct"
-    assert (settings.vlm.lora_r, settings.vlm.lora_alpha) == (8, 8)
-    assert settings.teacher.networks["vit"].name == "vit_base_patch16_384"
-    assert (settings.distill.hidden, settings.distill.alpha, settings.distill.tau) == ((1024,), 0.5, 2.0)
-
-
-def test_the_smaller_sister_differs_in_the_base_only():
-    paper, small = (load_settings(name).model_dump(exclude={"profile", "out"}) for name in ("paper", "paper-2b"))
-    assert small["vlm"].pop("base") == "Qwen/Qwen2-VL-2B-Instruct"
-    paper["vlm"].pop("base")
-    assert small == paper
-
-
-def test_what_the_paper_profile_writes_out_are_the_defaults():
-    """The same value twice must not drift apart; the teachers have no default."""
+def test_paper_has_the_papers_values_and_they_are_the_defaults():
     paper = load_settings("paper")
     for section in ("vlm", "distill", "gate"):
         assert getattr(paper, section) == type(getattr(paper, section))()
-    vit = paper.teacher.networks["vit"]
-    assert vit == NetworkSettings(name="vit_base_patch16_384", pretrained=True)
+    assert paper.teacher.networks["vit"] == NetworkSettings(name="vit_base_patch16_384", pretrained=True)
+    assert paper.vlm.base == "Qwen/Qwen2-VL-7B-Instruct"
+    assert paper.vlm.lora == {
+        "r": 8, "alpha": 8, "dropout": 0.05, "targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    }  # fmt: skip
+    assert (paper.distill.hidden, paper.distill.alpha, paper.distill.tau) == ((1024,), 0.5, 2.0)
+    small = load_settings("paper-2b", vlm={"base": paper.vlm.base})
+    assert small.model_copy(update={"profile": "paper", "out": paper.out}) == paper
 
 
 def test_overrides():
     settings = load_settings("smoke", datasets=" mini-flickr , mini-fi", seeds="4,5", out="", images=None)
     assert settings.datasets == ("mini-flickr", "mini-fi")
-    assert settings.seeds == (4, 5)
-    assert settings.seed == 4
-    assert settings.out == "build/smoke"
+    assert (settings.seeds, settings.seed, settings.out) == ((4, 5), 4, "build/smoke")
+    assert load_settings("smoke", triplets={"max_cost": 3}).triplets.max_cost == 3
 
 
 @pytest.mark.parametrize(
@@ -63,33 +55,43 @@ def test_overrides():
         ("vlm: {dtype: int8}", "vlm.dtype"),
         ("vlm: {attention: quick}", "vlm.attention"),
         ("teacher: {networks: {vit: {name: resnet18, weights: w.pth}}}", "teacher.networks.vit.weights"),
+        ("teacher: {networks: {resnet: {name: resnet18}}}", "teacher.networks"),
         ("distill: {alpha: 1.5}", "distill.alpha"),
         ("distill: {tau: 0}", "distill.tau"),
         ("gate: {kind: magic}", "gate.kind"),
+        ("triplets: {min_words: 9, max_words: 8}", "triplets.max_words"),
         ("seeds: [0, 0]", "seeds"),
         ("datasets: []", "datasets"),
-        ("teacher: {networks: {resnet: {name: resnet18}}}", "teacher.networks"),
         ("colour: red", "colour"),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path, text, key):
-    profile = tmp_path / "mine.yaml"
-    base = "datasets: [mini-fi]\n" if not text.startswith("datasets") else ""
-    teacher = "teacher: {networks: {vit: {name: vit_tiny_patch16_224}}}\n" if "teacher" not in text else ""
-    profile.write_text(f"{base}{teacher}{text}\n")
+    lines = {"datasets": "[mini-fi]", "teacher": "{networks: {vit: {name: vit_tiny_patch16_224}}}"}
+    lines |= dict([text.split(": ", 1)])
+    (tmp_path / "mine.yaml").write_text("\n".join(f"{name}: {value}" for name, value in lines.items()))
     with pytest.raises(EmonbError) as caught:
-        load_settings(str(profile))
-    assert f"  {key}" in str(caught.value)
+        load_settings(str(tmp_path / "mine.yaml"))
+    assert f"  {key}: " in str(caught.value)
 
 
 @pytest.mark.parametrize("profile", ["huge", "missing.yaml"])
-def test_unknown_profile(profile):
+def test_an_unknown_profile_is_named(profile):
     with pytest.raises(EmonbError, match=r"unknown profile .*mini, paper, paper-2b, smoke"):
         load_settings(profile)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b"])
-def test_profile_that_is_no_mapping(tmp_path, text):
+def test_a_profile_that_is_no_mapping_is_named(tmp_path, text):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(EmonbError, match=r"bad\.yaml"):
         load_settings(str(tmp_path / "bad.yaml"))
+
+
+def test_a_relative_folder_is_relative_to_the_project(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text('name = "emonb"')
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert checkpoint_of("models/mine") == str(tmp_path / "models" / "mine")
+    assert checkpoint_of("Qwen/Qwen2-VL-7B-Instruct") == "Qwen/Qwen2-VL-7B-Instruct"
+    assert load_settings("smoke").out_path == tmp_path / "build" / "smoke"

@@ -1,79 +1,54 @@
-"""Room 04: the conventional networks."""
+"""Room 04: the conventional networks, the crops they see, and their pretrained weights."""
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+import time
+
 import pytest
+import timm
 import torch
-from pipeline import COLORS, make_tree
+from pipeline import make_tree
+from safetensors.torch import save_file
 
-from emonb import teacher_training
+from emonb import teacher
 from emonb.errors import EmonbError
-from emonb.fit import set_seed
-from emonb.settings import NetworkSettings, load_settings
-from emonb.teacher import Pictures, build_network, predict_network, train_network
+from emonb.settings import load_settings
+from emonb.teacher import Pictures, build_network, colours_of, predict_network, train_network
 
-SMALL = NetworkSettings(
-    name="vit_tiny_patch16_224",
-    image_size=32,
-    kwargs={"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
-    epochs=3,
-    lr=3e-3,
-    batch_size=8,
-)
+TINY = {
+    "vit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    "resnet10t": {"channels": [8, 8, 8, 8], "stem_width": 8},
+}
+VIT = "vit_tiny_patch16_224"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network(name=VIT, classes=2, **changes):
+    torch.manual_seed(0)
+    return build_network(name, classes, image_size=32, **{**TINY.get(name, {}), **changes})
 
 
 @pytest.fixture(scope="module")
-def frame(tmp_path_factory):
-    root = make_tree(tmp_path_factory.mktemp("tree"), {"train": 8})
-    paths = sorted(root.rglob("*.png"))
-    return pd.DataFrame({"path": [str(p) for p in paths], "label": [p.parent.name for p in paths]})
+def pictures(tmp_path_factory):
+    paths = sorted(make_tree(tmp_path_factory.mktemp("tree"), {"train": 12}).rglob("*.png"))
+    return Pictures([str(p) for p in paths], [p.parent.name == "negative" for p in paths], 32)
 
 
-def test_label_indices_follow_the_given_order(frame):
-    order = ["sadness", "joy", "anger"]
-    pictures = Pictures(frame, order, SMALL)
-    assert [order[t] for t in pictures.targets] == frame["label"].tolist()
-
-
-def test_two_trainings_with_one_seed_are_equal_and_another_seed_differs(frame):
-    labels, logits = list(COLORS), []
+def test_a_training_repeats_with_its_seed_and_keeps_its_best_epoch(pictures):
+    found = []
     for seed in (0, 0, 1):
-        set_seed(seed)
-        net = build_network(SMALL, 3)
-        val = Pictures(frame, labels, SMALL)
-        rows = train_network(net, val.augmented(0), val, SMALL, seed=seed, what="test")
-        logits.append(predict_network(net, val))
-    assert np.array_equal(logits[0], logits[1])
-    assert not np.allclose(logits[0], logits[2])
-    accuracy = 100 * (logits[2].argmax(1) == np.array(val.targets)).mean()
-    assert accuracy == pytest.approx(max(r["value"] for r in rows if r["split"] == "val"))
+        net = network()
+        rows = train_network(net, pictures.augmented(seed), pictures, epochs=3, lr=3e-3, batch_size=8, seed=seed)
+        found.append(predict_network(net, pictures))
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+    accuracy = 100 * (found[2].argmax(1).numpy() == pictures.targets).mean()
+    assert accuracy == pytest.approx(max(row["value"] for row in rows if row["split"] == "val"))
 
 
-def test_streamed_pictures_equal_cached_ones(frame, monkeypatch):
-    cached = Pictures(frame, list(COLORS), SMALL)
-    monkeypatch.setattr("emonb.teacher_training.CACHE_BYTES", 0)
-    streamed = Pictures(frame, list(COLORS), SMALL)
-    assert streamed.cache is None
-    assert torch.equal(cached[5][0], streamed[5][0])
-
-
-@pytest.mark.parametrize("network", ["vit", "resnet", "vgg"])
-def test_networks_of_the_laptop_profile(network):
-    settings = load_settings("mini").teacher.networks[network]
-    net = build_network(settings, 6)
-    assert net(torch.zeros(2, 3, settings.image_size, settings.image_size)).shape == (2, 6)
-
-
-def test_unknown_network_is_named():
-    with pytest.raises(EmonbError, match="no model 'vit_huge_of_mine'"):
-        build_network(SMALL.model_copy(update={"name": "vit_huge_of_mine", "kwargs": {}}), 2)
-
-
-def test_a_crop_belongs_to_seed_epoch_and_picture(frame):
+def test_a_crop_belongs_to_seed_epoch_and_picture(pictures):
     """Not to the order in which pictures are asked for, nor to other random numbers drawn meanwhile."""
-    one, two, other = (Pictures(frame, list(COLORS), SMALL).augmented(s) for s in (5, 5, 6))
+    one, two, other = (pictures.augmented(seed) for seed in (5, 5, 6))
     first = one[3][0]
     torch.rand(7)
     two[0], two[1]
@@ -86,38 +61,90 @@ def test_a_crop_belongs_to_seed_epoch_and_picture(frame):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_killed_training_goes_on_from_its_last_epoch(frame, tmp_path, monkeypatch):
-    def trained(parts, stop_after=None):
-        set_seed(0)
-        net = build_network(SMALL, 3)
-        val = Pictures(frame, list(COLORS), SMALL)
-        started = []
-
-        def batches(*arguments):
-            started.append(arguments[-1])
-            if stop_after is not None and len(started) > stop_after:
-                raise KeyboardInterrupt
-            return plain(*arguments)
-
-        monkeypatch.setattr(teacher_training, "_batches", batches)
-        try:
-            rows = train_network(net, val.augmented(0), val, SMALL, seed=0, what="test", parts=parts)
-        except KeyboardInterrupt:
-            return started
-        return started, rows, net.state_dict()
-
-    plain = teacher_training._batches
-    _, rows, whole = trained(None)
-    assert trained(tmp_path, stop_after=2) == [1, 2, 3]
-    started, again, resumed = trained(tmp_path)
-    assert started == [3]
-    assert again == rows
-    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+def test_what_does_not_fit_into_memory_is_streamed(pictures, monkeypatch):
+    monkeypatch.setattr(teacher, "CACHE_BYTES", 0)
+    streamed = Pictures(pictures.paths, pictures.targets, 32)
+    kept = Pictures(pictures.paths, pictures.targets, 32, colours_of("resnet50", True))
+    assert torch.equal(pictures[5][0], streamed[5][0])
+    assert streamed.workers > 0 == pictures.workers
+    mean, deviation = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    assert torch.allclose(kept[0][0] * deviation + mean, pictures[0][0] * 0.5 + 0.5, atol=1e-6)  # ImageNet's colours
 
 
-def test_pretrained_weights_bring_their_own_colours(frame):
-    plain = Pictures(frame, list(COLORS), SMALL)[0][0]
-    settings = SMALL.model_copy(update={"name": "resnet50", "pretrained": True})
-    theirs = Pictures(frame, list(COLORS), settings)[0][0]
-    mean, std = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    assert torch.allclose(theirs * std + mean, plain * 0.5 + 0.5, atol=1e-6)
+@pytest.mark.parametrize("name", ["vit", "resnet", "vgg"])
+def test_networks_of_the_laptop_profile(name):
+    config = load_settings("mini").teacher.networks[name]
+    net = build_network(classes=6, **config.building)
+    assert net(torch.zeros(2, 3, config.image_size, config.image_size)).shape == (2, 6)
+
+
+def weights_of(name, file, **changes):
+    """Weights of a network for 10 classes in a file like those of the hub or of torch."""
+    state = network(name, 10, **changes).state_dict()
+    save_file(state, file) if file.suffix == ".safetensors" else torch.save(state, file)
+    return state
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("name", TINY)
+def test_all_but_the_classifier_comes_from_the_file(tmp_path, name, suffix):
+    file = tmp_path / f"w{suffix}"
+    state = weights_of(name, file)
+    net = network(name, 3, pretrained=True, weights=str(file))
+    for key, value in net.state_dict().items():
+        if key.startswith(("head.", "fc.")):
+            assert len(value) == 3
+        else:
+            assert torch.equal(value, state[key]), key
+
+
+def test_another_image_size_keeps_the_pretrained_weights(tmp_path):
+    state = weights_of(VIT, tmp_path / "w.pth")
+    options = {"pretrained": True, "weights": str(tmp_path / "w.pth"), **TINY[VIT]}
+    net = build_network(VIT, 3, image_size=48, **options).state_dict()
+    assert net["pos_embed"].shape[1] > state["pos_embed"].shape[1]
+    assert torch.equal(net["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_384", "resnet50", "vgg16"])
+def test_the_papers_networks_say_how_to_get_their_weights(name):
+    start = time.monotonic()
+    with pytest.raises(EmonbError) as caught:
+        build_network(name, 8, pretrained=True)
+    assert time.monotonic() - start < 5, "it waits for a network, or builds one first"
+    text, hub_name = str(caught.value), timm.get_pretrained_cfg(name).hf_hub_id
+    assert hub_name.startswith(f"timm/{name}.")
+    assert f"`hf download {hub_name} model.safetensors --local-dir models/{name}`" in text
+    assert f"`weights: models/{name}/model.safetensors`" in text
+
+
+WRONG = {
+    "another architecture": lambda file: weights_of(VIT, file),
+    "other layers": lambda file: weights_of("resnet10t", file, channels=[8, 8, 8, 16]),
+    "a layer less": lambda file: save_file(dict(list(weights_of("resnet10t", file).items())[5:]), file),
+    "cut short": lambda file: (weights_of("resnet10t", file), file.write_bytes(file.read_bytes()[:-100])),
+    "not there": lambda file: None,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_file_that_does_not_fit_is_refused_with_the_command_that_fetches_it(tmp_path, wrong):
+    file = tmp_path / "w.safetensors"
+    WRONG[wrong](file)
+    with pytest.raises(EmonbError, match=r"resnet10t.*w\.safetensors.*hf download timm/resnet10t\.") as caught:
+        network("resnet10t", 3, pretrained=True, weights=str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("vgg_small", True, "timm has no weights of 'vgg_small'"),
+        ("resnet50.of_mine", True, r"timm has no weights of 'resnet50\.of_mine'"),
+        ("resnet50.of_mine", False, r"timm has no model of 'resnet50\.of_mine'"),
+        ("vit_huge_of_mine", False, "timm has no model of 'vit_huge_of_mine'"),
+    ],
+)
+def test_an_unknown_network_is_named(name, pretrained, message):
+    with pytest.raises(EmonbError, match=message):
+        build_network(name, 3, pretrained=pretrained)

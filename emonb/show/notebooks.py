@@ -17,11 +17,12 @@ import pandas as pd
 from emonb.errors import EmonbError
 from emonb.files import atomic_write, make_folder, read_json
 from emonb.settings import project_root
-from emonb.show.explorer import sentence_only
+from emonb.tables import markdown_text
 
 _BAR = "margin:0;padding:.6rem 1rem;font:14px Arial;color:#222;border-bottom:1px solid "
 _BLUE = 'style="color:#005f96;text-decoration:underline"'
 _LINK = re.compile(r'<script.*?</script>|(<a\b[^>]*?) href="([^"]*)"', re.DOTALL)  # texts in scripts are no links
+_START, _END = "<!-- results: make notebooks writes them -->", "<!-- end of results -->"  # in the README
 
 
 # ---- pages ---------------------------------------------------------------------------------------------------------
@@ -33,6 +34,9 @@ def write_site(out: Path, notes: str) -> list[str]:
     Each page begins with links to the report and to the pages before and after it, then the notes. Links between
     notebooks lead to pages, links to results and files of the project to them; what is not there is no link.
     """
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(require_js_url="", mathjax_url="", mermaid_js_url="", jquery_url="")
     sources = sorted((out / "notebooks").glob("*.ipynb"))
     site, names, failed = make_folder(out / "site"), [source.stem for source in sources], []
     for page in site.glob("*.html"):
@@ -44,20 +48,14 @@ def write_site(out: Path, notes: str) -> list[str]:
         if page.is_file() and mark + head in page.read_text(encoding="utf-8"):
             continue
         try:
-            html = _LINK.sub(lambda found: _link(found, out, names), _converted(source))
+            html = exporter.from_filename(str(source))[0]
         except Exception as error:  # whatever a damaged notebook makes nbconvert raise: the report goes on
             failed.append(f"notebooks/{source.name} cannot be shown as a page: {type(error).__name__}")
             html, mark = f"<!doctype html><meta charset=utf-8><body><p>{escape(failed[-1])}</p></body>", ""
+        html = _LINK.sub(lambda found: _link(found, out, names), html)
         start = html.index(">", html.index("<body")) + 1
         atomic_write(page, html[:start] + mark + head + html[start:])
     return failed
-
-
-def _converted(source: Path) -> str:
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(require_js_url="", mathjax_url="", mermaid_js_url="", jquery_url="")
-    return exporter.from_filename(str(source))[0]
 
 
 def _head(names: Sequence[str], name: str, notes: str) -> str:
@@ -72,10 +70,8 @@ def _head(names: Sequence[str], name: str, notes: str) -> str:
 
 def _link(found: re.Match[str], out: Path, names: Sequence[str]) -> str:
     """A link of a notebook as its page has it."""
-    if found[1] is None:
-        return found[0]
-    address, _, fragment = unescape(found[2]).partition("#")
-    if not address or re.match(r"[\w+.-]+:|//", address):  # inside the page, or elsewhere
+    address, mark, fragment = unescape(found[2] or "").partition("#")
+    if not address or re.match(r"[\w+.-]+:|//", address):  # in a script, inside the page, or elsewhere
         return found[0]
     target = Path(unquote(address))
     if target.suffix == ".ipynb":
@@ -83,9 +79,8 @@ def _link(found: re.Match[str], out: Path, names: Sequence[str]) -> str:
     elif not (out / "site" / target).exists():
         beside = project_root() / "notebooks" / target
         address = quote(os.path.relpath(beside, (out / "site").resolve())) if beside.exists() else ""
-    if not address:
-        return f'{found[1]} title="not in this run"'
-    return f'{found[1]} href="{escape(address)}{escape("#" + fragment) if fragment else ""}"'
+    where = f' href="{escape(address + mark + fragment)}"' if address else ' title="not in this run"'
+    return found[1] + where
 
 
 def sign(folder: Path) -> None:
@@ -110,65 +105,51 @@ def copy_back(out: Path) -> list[Path]:
     Raises:
         EmonbError: the run is of another profile, or not every notebook is executed.
     """
-    run = read_json(out / "run.json")
-    done = ("executed", "up to date")
-    unfinished = [name for name, record in run["notebooks"].items() if record.get("status") not in done]
-    if run["profile"] != "mini" or unfinished:
-        raise EmonbError(f"{out}: needs a finished run of the profile mini (unfinished: {unfinished or 'none'})")
-    written = []
+    from nbconvert.preprocessors import ClearMetadataPreprocessor
+
+    run, written = read_json(out / "run.json"), []
+    left = [n for n, record in run["notebooks"].items() if record.get("status") not in ("executed", "up to date")]
+    if run["profile"] != "mini" or left:
+        raise EmonbError(f"{out}: needs a finished run of the profile mini (unfinished: {left or 'none'})")
+    marks = {("language_info", "name"), "kernelspec", ("emonb", "versions")}  # a run says if it has other versions
+    clean = ClearMetadataPreprocessor(
+        preserve_nb_metadata_mask=marks, preserve_cell_metadata_mask={"tags", "jupyter", "emonb"}
+    )
     for source in sorted((out / "notebooks").glob("*.ipynb")):
-        nb = nbformat.read(source, as_version=4)
-        tags = [cell.metadata.get("tags", []) for cell in nb.cells]
-        if any("injected-parameters" in t for t in tags):
+        nb, _ = clean.preprocess(nbformat.read(source, as_version=4), {})
+        if any("injected-parameters" in cell.metadata.get("tags", []) for cell in nb.cells):
             raise EmonbError(f"{source}: was run with options; make it again with: make notebooks")
-        for cell, own in zip(nb.cells, tags, strict=True):
-            cell.metadata = nbformat.from_dict({"tags": own} if own else {})
-            for output in cell.get("outputs", []):
-                if "text/html" in output.get("data", {}):
-                    output.data["text/html"] = sentence_only(output.data["text/html"])
-        kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-        versions = {"versions": nb.metadata.get("emonb", {}).get("versions", {})}  # a run says if it has others
-        notes = {"kernelspec": kernel, "language_info": {"name": "python"}, "emonb": versions}
-        nb.metadata = nbformat.from_dict(notes)
-        nbformat.validate(nb)
-        target = project_root() / "notebooks" / source.name
-        atomic_write(target, nbformat.writes(nb))
-        written.append(target)
+        for data in (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])):
+            if data.get("text/html", "").startswith('<div class="emonb-explorer"'):
+                data["text/html"] = data["text/html"].split("<script", 1)[0]  # the sentence how to switch it on
+        written.append(project_root() / "notebooks" / source.name)
+        atomic_write(written[-1], nbformat.writes(nb))
     return written
 
 
 def refresh_readme(out: Path, readme: Path) -> None:
     """Write a run's headline figures between the README's markers, and its picture into `docs/pictures/`."""
-    main, modules = (pd.read_csv(out / "tables" / f"{table}.csv") for table in ("main", "modules"))
-    rivals = modules[modules["row"].isin(["head", "average_vlm_head"])]  # the honest ones belong in the headline
-    main = pd.concat([main[main["ours"].notna()], rivals])
-    datasets = list(dict.fromkeys(main["dataset"]))
-    lines = ["| accuracy on test, % | " + " | ".join(datasets) + " | paper, FI |", "|---" * (len(datasets) + 2) + "|"]
-    for name, rows in main.groupby("name", sort=False):
-        cells = rows.set_index("dataset")
-        ours = [
-            f"{cells.at[d, 'ours']:.1f} [{cells.at[d, 'ci_low']:.1f}, {cells.at[d, 'ci_high']:.1f}]" for d in datasets
-        ]
-        printed = rows.loc[rows["paper_dataset"] == "FI", "paper"].dropna()
-        lines.append(f"| {name} | {' | '.join(ours)} | {f'{printed.iloc[0]:.2f}' if len(printed) else ''} |")
-    claims = pd.read_csv(out / "tables" / "claims.csv").query("dataset == 'all'")
-    verdicts = [f"{row.claim} {row.verdict}" for row in claims.itertuples()]
-    run = read_json(out / "run.json")
+    main, modules, claims = (pd.read_csv(out / "tables" / f"{name}.csv") for name in ("main", "modules", "claims"))
+    rivals = modules["row"].isin(["head", "average_vlm_head"])  # the honest ones belong in the headline
+    rows = pd.concat([main.dropna(subset="ours"), modules[rivals]])
+    ours = [f"{row.ours:.1f} [{row.ci_low:.1f}, {row.ci_high:.1f}]" for row in rows.itertuples()]
+    wide = rows.assign(ours=ours).pivot(index="name", columns="dataset", values="ours")
+    wide = wide.loc[rows["name"].unique(), rows["dataset"].unique()]
+    wide["paper, FI"] = rows[rows["paper_dataset"] == "FI"].set_index("name")["paper"].map("{:.2f}".format, "ignore")
+    run, judged = read_json(out / "run.json"), claims[claims["dataset"] == "all"]
     totals, seeds = run["totals"], ", ".join(map(str, run["seeds"]))
-    n = " to ".join(dict.fromkeys(f"{x:.0f}" for x in (main["n"].min(), main["n"].max())))
-    lines += [
-        "",
-        f"95 % bootstrap intervals over {n} test images in each; head and gate: "
-        f"mean of seeds {seeds}. Claims over all datasets: {'; '.join(verdicts)}.",
+    text = (
+        f"{_START}\n{markdown_text(wide.rename_axis('accuracy on test, %').reset_index())}\n"
+        f"95 % bootstrap intervals over {rows['n'].max():.0f} test images in each; head and gate: mean of seeds "
+        f"{seeds}. Claims over all datasets: {'; '.join(judged['claim'] + ' ' + judged['verdict'])}.\n"
         f"This run: {totals['seconds_compute'] / 60:.1f} minutes of computing on {run['machine']['cores']} cores, "
-        f"peak memory {totals['peak_memory_mb'] / 1024:.1f} GB.",
-    ]
-    start, end = "<!-- results: make notebooks writes them -->", "<!-- end of results -->"
-    text = readme.read_text(encoding="utf-8")
-    if start not in text or end not in text:
-        raise EmonbError(f"{readme}: the markers {start!r} and {end!r} are missing; put them back")
+        f"peak memory {totals['peak_memory_mb'] / 1024:.1f} GB.\n{_END}"
+    )
+    old = readme.read_text(encoding="utf-8")
+    new = re.sub(f"{_START}.*{_END}", lambda _: text, old, flags=re.DOTALL)
+    if _START not in old or _END not in old:
+        raise EmonbError(f"{readme}: the markers {_START!r} and {_END!r} are missing; put them back")
     picture = readme.parent / "docs" / "pictures" / "complementarity.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(picture, (out / "figures" / "complementarity_venn.png").read_bytes())
-    head, tail = text.split(start)[0], text.split(end)[1]
-    atomic_write(readme, head + start + "\n" + "\n".join(lines) + "\n" + end + tail)
+    atomic_write(readme, new)
