@@ -142,7 +142,7 @@ def rehearse(
     out: Annotated[Path, typer.Option(help="folder of report.md and report.json")] = Path("build/rehearsal"),
 ) -> None:
     """What a run of this size would take on this machine: operations counted, speed measured; hours, memory, cost."""
-    from emonb.annotate.prices import estimate_table
+    from emonb.annotate.request import estimate_table
     from emonb.rehearse import rehearse as project
 
     def price(settings, picture, images, labels):

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator
 
 from emonb.files import resource_path
-from emonb.metrics import calibration_error, kappa, reliability
+from emonb.metrics import calibration_error, reliability
 from emonb.predictions import (
     CASES,
     GROUPS,
@@ -156,16 +156,21 @@ def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Seque
     return fig, panels
 
 
-def _accuracy_against(table: pd.DataFrame, column: str, xlabel: str) -> Panels:
-    """Accuracy of heads with its interval against a column, one panel for each dataset."""
-    fig, panels = _panels(_parts(table), 1.9)
+def _accuracy_against(table: pd.DataFrame, column: str, xlabel: str, title: str, notes: str = "") -> Figure:
+    """Accuracy of heads with its interval against a column, the paper's head in red-orange; a panel per dataset."""
+    fig, panels = _panels(_parts(table.dropna(subset=["ours", column])), 1.9)
+    look = {"color": model_color("head"), "marker": "o", "markersize": 4, "capsize": 2}
     for ax, part in panels:
         part = part.sort_values(column)
         errors = (part[["ci_low", "ci_high"]].T - part["ours"]).abs()
-        look = {"color": model_color("head"), "marker": "o", "markersize": 4, "capsize": 2}
         ax.errorbar(part[column], part["ours"], yerr=errors, **look)
+        ax.plot(*part.loc[part["row"] == "head", [column, "ours"]].to_numpy().T, "o", color="#D55E00", zorder=3)
+        for row in part.to_dict("records") if notes else ():
+            where = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": NOTE}
+            ax.annotate(f"{row[notes]:g}", (row[column], row["ours"]), **where)
         ax.set(xlabel=xlabel, ylabel="accuracy, %")
-    return fig, panels
+    fig.suptitle(f"{title}; the paper's in red-orange")
+    return fig
 
 
 # ---- confusion -----------------------------------------------------------------------------------------------------
@@ -216,7 +221,7 @@ def confusion_difference(a: pd.DataFrame, b: pd.DataFrame, title: str) -> Figure
 def confusion_overview(rows: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """Many matrices at a glance, counts in the cells, of {dataset's title: {model: frame of one seed}}."""
     every = {(title, model): frame for title, frames in rows.items() for model, frame in frames.items()}
-    parts = {f"{title}, {_rests_on(len(f), 1)}\n{model_name(m)}": _confusion(f) for (title, m), f in every.items()}
+    parts = {f"{title}\n{model_name(m)}\nn = {len(f)}, 1 seed": _confusion(f) for (title, m), f in every.items()}
     columns = max(map(len, rows.values()))
     fig, panels = _panels(parts, 2.4, columns, 2.4 * columns)
     for ax, (counts, percent) in panels:
@@ -283,15 +288,13 @@ def complementarity_upset(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
 
 
 @styled
-def agreement(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
-    """Cohen's kappa between the answers of all models; `tables`: {dataset's title: output of `predictions.joint`}."""
-    parts = {f"{title}\n{_rests_on(len(t), 1)}": t.drop(columns="label") for title, t in tables.items()}
-    parts = {title: t for title, t in parts.items() if t.shape[1] > 1}  # a single model agrees with nobody
-    if not parts:
+def agreement(matrices: Mapping[str, pd.DataFrame], n: Mapping[str, int]) -> Figure | None:
+    """Cohen's kappa between the answers of all models: {dataset's title: matrix} and {title: images}."""
+    parts = {f"{title}\n{_rests_on(n[title], 1)}": matrix for title, matrix in matrices.items() if len(matrix) > 1}
+    if not parts:  # a single model agrees with nobody
         return None
     fig, panels = _panels(parts, 2.25)
-    for ax, said in panels:
-        matrix = pd.DataFrame({b: {a: kappa(said[a], said[b]) for a in said} for b in said})
+    for ax, matrix in panels:
         lower = matrix.rename(index=model_name, columns=model_name).where(np.tri(len(matrix), k=-1, dtype=bool))
         notes = lower.map(lambda x: f"{x:.2f}".replace("-0.00", "0.00").replace("0.", "."))
         _heatmap(ax, lower.iloc[1:, :-1], notes.iloc[1:, :-1], "cividis", 0, 1)
@@ -331,6 +334,7 @@ def gate_weights(weights: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Fig
         _heatmap(field, matrix, None, "BrBG", -limit, limit, "logits")
         field.set(aspect="auto", ylabel="speaks for")
         lifts.plot.barh(ax=bars, color=colors, width=0.64, legend=False).invert_yaxis()
+        bars.axvline(0, color="black", linewidth=0.6)
     _legend(fig)
     return fig
 
@@ -376,9 +380,7 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
         look = {"edgecolor": "black", "linewidth": 0.4, "zorder": 3, "clip_on": False}
         ax.scatter(x, y, s=6 + 140 * n / n.sum(), color=model_color(model), **look)
         ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    fig.supxlabel("confidence", fontsize=7)
-    fig.supylabel("accuracy", fontsize=7)
-    fig.suptitle("calibration: confidence against accuracy, 15 bins, 1 seed")
+    fig.suptitle("calibration: accuracy (upwards) against confidence (to the right), 15 bins, 1 seed")
     return fig
 
 
@@ -413,22 +415,15 @@ def accuracy_cost(table: pd.DataFrame) -> Figure:
 @styled
 def alpha_tradeoff(table: pd.DataFrame) -> Figure:
     """Accuracy against KL(teacher || head), one point per alpha with its interval; one panel per dataset."""
-    fig, panels = _accuracy_against(table.dropna(subset=["ours", "kl"]), "kl", "KL from the teacher (nats)")
-    for ax, part in panels:
-        ax.plot(*part.loc[part["row"] == "head", ["kl", "ours"]].to_numpy().T, "o", color="#D55E00", zorder=3)
-        for alpha, *where in part[["alpha", "kl", "ours"]].itertuples(index=False):
-            ax.annotate(f"{alpha:g}", where, xytext=(5, 4), textcoords="offset points", fontsize=NOTE)
-    fig.suptitle("weight of distillation: alpha beside each point, the paper's in red-orange")
-    return fig
+    title = "weight of distillation: alpha beside each point"
+    return _accuracy_against(table, "kl", "KL from the teacher (nats)", title, "alpha")
 
 
 @styled
 def depth(table: pd.DataFrame) -> Figure:
     """Accuracy of heads by number of hidden layers, with intervals; one panel per dataset."""
-    known = table[table["ours"].notna()].assign(layers=lambda rows: rows["name"].str.count(",") + 1)
-    fig, _ = _accuracy_against(known, "layers", "hidden layers of the head")
-    fig.suptitle("depth of the distilled head (head alone)")
-    return fig
+    layers = table["name"].str.count(",") + 1
+    return _accuracy_against(table.assign(layers=layers), "layers", "hidden layers", "depth of the distilled head")
 
 
 @styled
@@ -437,9 +432,8 @@ def training_curves(histories: Mapping[tuple[str, str], Sequence[Mapping[str, An
     frames = [pd.DataFrame(rows).assign(what=what, dataset=title) for (what, title), rows in histories.items()]
     history = pd.concat([pd.DataFrame({"seed": []}), *frames]).fillna({"seed": 0})
     groups = history.groupby(["what", "metric"], sort=False)
-    fig, panels = _panels(
-        {f"{what}, {metric}: {part['seed'].nunique()} seeds": part for (what, metric), part in groups}, 1.8
-    )
+    parts = {f"{what}, {metric}; seeds: {part['seed'].nunique()}": part for (what, metric), part in groups}
+    fig, panels = _panels(parts, 1.8)
     order = {"hue_order": history["dataset"].unique(), "style_order": ["train", "val"]}
     for ax, part in panels:
         sns.lineplot(part, x="epoch", y="value", hue="dataset", style="split", errorbar=None, ax=ax, **order)
@@ -487,17 +481,19 @@ def answer_bars(
         answers: model (of `predictions.MODELS`, or any name) -> emotion -> probability.
         truth: what the label says; a tick where the model says the same, else a cross; "" where there is none.
     """
-    said = {model: max(p, key=p.get) for model, p in answers.items()}
-    marks = {model: "" if not truth else " ✓" if said[model] == truth else " ✗" for model in said}
-    parts = {f"{model_name(m)}\n{said[m]}{marks[m]}": (m, pd.Series(p)) for m, p in answers.items()}
-    about, classes = f"the label says: {truth}" if truth else "", len(next(iter(answers.values())))
-    fig, [(first, _), *panels] = _panels({about: (), **parts}, 0.8 + 0.16 * classes, 1 + len(parts))
+    labels, parts = list(next(iter(answers.values()))), {}
+    for model, p in answers.items():
+        best = max(p, key=p.get)
+        mark = "" if not truth else " ✓" if best == truth else " ✗"
+        parts[f"{model_name(model)}\n{best}{mark}"] = model, pd.Series(p, labels)
+    about, height = {f"the label says: {truth}" if truth else "": None}, 0.8 + 0.16 * len(labels)
+    fig, [(first, _), *panels] = _panels({**about, **parts}, height, 1 + len(parts))
     first.imshow(picture)
     first.set_axis_off()
     for ax, (model, p) in panels:
         bars = ax.barh(p.index, p, color=model_color(model) or GREY, alpha=0.5)
         bars[p.argmax()].set(alpha=1, edgecolor="black", linewidth=0.8)
-        ax.set(xlim=(0, 1), ylim=(classes - 0.5, -0.5))
+        ax.set(xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5))
         ax.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
         ax.tick_params(axis="y", length=0, labelleft=ax is panels[0][0])
     fig.suptitle(title)

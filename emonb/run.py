@@ -341,7 +341,7 @@ def write_triplets(
         patient: with the Batch API: wait until all is there.
     """
     from emonb.annotate.others import import_triplets
-    from emonb.annotate.prices import estimate_text
+    from emonb.annotate.request import estimate_text
 
     run = Run(load_settings(profile, datasets=dataset, images=images, out=out, triplets=dict(changes)))
     samples, terms = run.make("samples")[dataset], run.settings.triplets

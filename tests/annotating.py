@@ -75,8 +75,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def asked_of(monkeypatch: pytest.MonkeyPatch, **config: Any) -> Iterator[Server]:
     """A running server that the environment points at; retries come soon."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
-        monkeypatch.setattr(f"openai._base_client.{name}", 0.05, raising=False)
+    monkeypatch.setattr("emonb.annotate.ask._BACKOFF", 0.05)
     with serve(**config) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         yield server

@@ -100,15 +100,30 @@ class SmokeRun:
 
     out: Path
     result: CommandResult
+    survivors: list  # processes that lived on for 5 s when it was killed
 
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
-    """`python -m emonb run --profile smoke`, once per test session."""
+    """`python -m emonb run --profile smoke`: killed in the middle of a training, then run again to its end."""
+    import psutil
+
     out = tmp_path_factory.mktemp("smoke") / "out"
-    result = emonb("run", "--profile", "smoke", "--out", str(out))
+    command = ["run", "--profile", "smoke", "--out", str(out)]
+    with (out.parent / "log.txt").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-m", "emonb", *command], cwd=ROOT, stdout=log, stderr=log)
+    deadline = time.monotonic() + 600
+    while not list(out.glob("artifacts/teacher/.*.tmp")):
+        assert process.poll() is None, (out.parent / "log.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    survivors = psutil.wait_procs(family, timeout=5)[1]
+    result = emonb(*command)
     assert result.returncode == 0, result.output
-    return SmokeRun(out, result)
+    return SmokeRun(out, result, survivors)
 
 
 @pytest.fixture(scope="session")

@@ -56,9 +56,8 @@ def browser_page():
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+        page, outside = chromium.new_page(viewport={"width": 1400, "height": 1000}), []
         page.set_default_timeout(15_000)
-        outside = []
         inside = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:|about:")
         page.on("request", lambda request: None if inside.match(request.url) else outside.append(request.url))
         yield page, outside
@@ -71,11 +70,9 @@ def pages_from_disk(chromium):
     contexts, bad = [], []
 
     def open_file(path, **options):
-        context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
-        contexts.append(context)
-        context.set_default_timeout(5000)
-        page = context.new_page()
-        inside = ("file:", "data:", "blob:")
+        contexts.append(chromium.new_context(**{"viewport": {"width": 1200, "height": 900}} | options))
+        contexts[-1].set_default_timeout(5000)
+        page, inside = contexts[-1].new_page(), ("file:", "data:", "blob:")
         page.on("request", lambda request: None if request.url.startswith(inside) else bad.append(request.url))
         page.on("console", lambda message: bad.append(message.text))
         page.on("pageerror", lambda error: bad.append(str(error)))

@@ -13,7 +13,6 @@ import random
 import re
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,8 +40,8 @@ class Server:
     schemas: bool = True
     ignore_schemas: bool = False
     limit_name: str = ""  # the only name of the token limit that it knows
-    quota_after: int | None = None  # paid answers
-    down_after: int | None = None  # answers
+    quota_after: float = float("inf")  # paid answers
+    down_after: float = float("inf")  # answers
     stall_s: float = 5.0
     usage: bool = True
     answer: Callable[[int, Json], Any] | None = None  # body of the n-th completion instead of ours, or (status, body)
@@ -65,18 +64,17 @@ class Server:
     def chat(self, request: Json, shares: dict[str, float], row: Json) -> tuple[int, Any]:
         """Status and body of a completion; called under the lock."""
         image, question = request["messages"][1]["content"]
-        url, text = image["image_url"]["url"], question["text"]
-        declared, _, encoded = url.partition(";base64,")
+        declared, _, encoded = image["image_url"]["url"].partition(";base64,")
         data = base64.b64decode(encoded, validate=True)
         true = next((name for magic, name in MAGIC.items() if data.startswith(magic)), None)
-        row |= {"image": hashlib.sha256(data).hexdigest(), "media_ok": declared == f"data:image/{true}", "text": text}
-        form = request.get("response_format")
+        row |= {"image": hashlib.sha256(data).hexdigest(), "media_ok": declared == f"data:image/{true}"}
+        row["text"], form = question["text"], request.get("response_format")
         limits = {"max_tokens", "max_completion_tokens"} & request.keys()
         if form and not self.schemas:
             return error(400, "response_format json_schema is not supported", "unsupported_parameter")
         if self.limit_name and limits != {self.limit_name}:
             return error(400, f"Unsupported: {min(limits)!r}. Use {self.limit_name!r}", "unsupported_parameter")
-        if self.quota_after is not None and self.paid >= self.quota_after:
+        if self.paid >= self.quota_after:
             row["outcome"] = "quota"
             return error(429, "You exceeded your current quota.", "insufficient_quota")
         self.asked[row["image"]] += 1
@@ -104,20 +102,20 @@ class Server:
         return None
 
     def add_file(self, filename: str, data: bytes) -> Json:
-        """Keep a file."""
-        about = {"id": f"file-{uuid.uuid4().hex[:20]}", "object": "file", "filename": filename, "purpose": "batch"}
-        self.files[about["id"]] = {**about, "bytes": len(data), "created_at": 0, "status": "processed", "data": data}
-        return self.files[about["id"]]
+        """Keep a file; returns what is told about it."""
+        about = {"id": f"file-{len(self.files)}", "object": "file", "filename": filename, "purpose": "batch"}
+        about |= {"bytes": len(data), "created_at": 0, "status": "processed"}
+        self.files[about["id"]] = {**about, "data": data}
+        return about
 
     def add_batch(self, asked: Json) -> Json:
         """Begin a batch, or let it fail."""
-        batch = {"id": f"batch_{uuid.uuid4().hex[:20]}", "object": "batch", "created_at": time.time(), **asked}
-        batch |= dict.fromkeys(("output_file_id", "error_file_id", "errors"))
+        batch = {"id": f"batch_{len(self.batches)}", "object": "batch", "created_at": time.time(), **asked}
         code = self.batch_fails(len(self.batches))
         errors = {"object": "list", "data": [{"code": code, "message": "no", "line": None, "param": None}]}
-        batch |= {"status": "failed", "errors": errors} if code else {"status": "in_progress"}
-        self.batches[batch["id"]] = batch
-        return batch
+        batch |= {"output_file_id": None, "error_file_id": None, "errors": errors if code else None}
+        self.batches[batch["id"]] = {**batch, "status": "failed" if code else "in_progress"}
+        return self.batches[batch["id"]]
 
     def look(self, batch: Json) -> Json:
         """A batch as it is now: it is worked through when its time is over."""
@@ -127,17 +125,16 @@ class Server:
             for item in map(json.loads, self.files[batch["input_file_id"]]["data"].splitlines()):
                 row = {"path": "item", "outcome": "", "paid": False, "tokens": 0, "t": 0.0}
                 status, body = self.chat(item["body"], shares, row)
-                self.log.append(row)
-                expired = row["outcome"] == "batch_expired"
-                status, body = error(500, "no", "no")[:2] if row["outcome"] == "batch_error" else (status, body)
+                status, body = error(500, "no", "no") if row["outcome"] == "batch_error" else (status, body)
                 said = {"response": {"status_code": status, "body": body}, "error": None}
-                said = {"response": None, "error": {"code": "batch_expired", "message": "late"}} if expired else said
+                if row["outcome"] == "batch_expired":
+                    said = {"response": None, "error": {"code": "batch_expired", "message": "late"}}
                 lines[row["paid"]].append(json.dumps({"custom_id": item["custom_id"], **said}))
+                self.log.append(row)
             counts = {"completed": len(lines[True]), "failed": len(lines[False])}
-            batch["request_counts"] = {**counts, "total": sum(counts.values())}
+            batch |= {"status": "completed", "request_counts": {**counts, "total": sum(counts.values())}}
             for name, kind in (("output_file_id", True), ("error_file_id", False)):
                 batch[name] = self.add_file(name, "\n".join(lines[kind]).encode())["id"] if lines[kind] else None
-            batch["status"] = "completed"
         return batch
 
 
@@ -163,9 +160,8 @@ def completion(request: Json, row: Json, form: Json | None, fault: str, usage: b
     message["refusal"] = sorry if fault == "refusal" else None
     counts = {"prompt_tokens": 85 + len(row["text"]) // 4, "completion_tokens": 90}
     row["tokens"] = sum(counts.values()) * row["paid"]
-    body = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1_800_000_000, "model": request["model"]}
-    choices = [{"index": 0, "message": message, "finish_reason": finish}]
-    return 200, {**body, "choices": choices, **({"usage": {**counts, "total_tokens": 0}} if usage else {})}
+    body = {"object": "chat.completion", "model": request["model"], "usage": counts if usage else None}
+    return 200, {**body, "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -182,37 +178,32 @@ class _Handler(BaseHTTPRequestHandler):
         self.exchange(self.rfile.read(int(self.headers["content-length"])))
 
     def exchange(self, data: bytes) -> None:
-        """Answer; it is in the log before the client sees it."""
+        """Answer, or half of it; it is in the log before the client sees it."""
         state: Server = self.server.state
         path = self.path.partition("?")[0]
         row = {"path": path, "outcome": "", "paid": False, "tokens": 0, "t": time.monotonic()}
         key = self.headers.get("authorization", "").removeprefix("Bearer ")
         with state.lock:
-            self.close_connection = state.down_after is not None and state.paid >= state.down_after
-            if self.close_connection:
-                row["outcome"] = "down"
-            elif state.api_key not in (None, key):  # the key is told to its sender, as some servers do
+            self.close_connection = down = state.paid >= state.down_after
+            if state.api_key not in (None, key):  # the key is told to its sender, as some servers do
                 status, body = error(401, f"Incorrect API key provided: {key}.", "invalid_api_key")
-            else:
+            elif not down:
                 status, body = self.route(state, path.split("/")[2:], data, row)
             state.log.append(row)
         time.sleep(state.stall_s if row["outcome"] == "stall" else state.latency_s)
-        with suppress(ConnectionError):
-            if not self.close_connection:
-                self.answer(status, body, cut=row["outcome"] == "cut")
-
-    def answer(self, status: int, body: Any, *, cut: bool) -> None:
-        """Send it, or half of it."""
-        self.send_response(status)
+        if down:
+            return
         wait = body.pop("wait", None) if isinstance(body, dict) else None
-        if wait is not None:
-            self.send_header("retry-after", f"{wait:.3f}")
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data[: len(data) // 2] if cut else data)
-        self.close_connection |= cut
+        self.close_connection = cut = row["outcome"] == "cut"
+        with suppress(ConnectionError):
+            self.send_response(status)
+            if wait is not None:
+                self.send_header("retry-after", f"{wait:.3f}")
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2] if cut else data)
 
     def route(self, state: Server, parts: list[str], data: bytes, row: Json) -> tuple[int, Any]:
         """Status and body of a request."""
@@ -221,9 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return state.chat(json.loads(data), state.faults, row)
             case "POST", "files":
                 name, content = re.search(rb'filename="([^"]+)".*?\r\n\r\n(.*?)\r\n--', data, re.DOTALL).groups()
-                return 200, shown(state.add_file(name.decode(), content))
-            case "GET", "files":
-                return 200, {"object": "list", "data": [*map(shown, state.files.values())], "has_more": False}
+                return 200, state.add_file(name.decode(), content)
             case "GET", "files", file_id, "content" if file_id in state.files:
                 return 200, state.files[file_id]["data"]
             case "POST", "batches":
@@ -233,11 +222,6 @@ class _Handler(BaseHTTPRequestHandler):
             case "GET", "batches", batch_id if batch_id in state.batches:
                 return 200, state.look(state.batches[batch_id])
         return error(404, f"no such object: {self.path}", "not_found")
-
-
-def shown(file: Json) -> Json:
-    """A file without its content."""
-    return {key: value for key, value in file.items() if key != "data"}
 
 
 class _Listener(ThreadingHTTPServer):

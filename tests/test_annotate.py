@@ -17,15 +17,15 @@ import pytest
 from annotating import KEY, Asking, asked_of, make_samples, read_lines
 from openai_server import CONTENT, error
 
-from emonb.annotate.log import Answers
-from emonb.annotate.online import connect
+from emonb.annotate.ask import connect
+from emonb.annotate.log import open_answers
 from emonb.errors import EmonbError
 from emonb.settings import TripletSettings
 
 FAULTS = {"rate_limit": 0.05, "server_error": 0.03, "unavailable": 0.02, "stall": 0.01, "cut": 0.03, "bad_body": 0.02,
           "malformed": 0.02, "refusal": 0.02, "refusal_text": 0.02, "wrong_schema": 0.02, "length": 0.01,
           "empty": 0.01, "names_emotion": 0.02, "duplicate": 0.01, "filter": 0.01}  # fmt: skip
-assert round(sum(FAULTS.values()), 2) == 0.30
+USD = (245 * 2 + 90 * 8) / 1e6  # of an answer of the loopback server
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,22 @@ def _no_key(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+def completion(content, **more):
+    message = {"role": "assistant", "content": content}
+    usage = {"prompt_tokens": 100, "completion_tokens": 50}
+    return {"model": "m", "choices": [{"finish_reason": "stop", "message": message}], "usage": usage, **more}
+
+
+def text(number, words="stone door lamp field"):
+    """An answer that fits the schema, another one for each number."""
+    said = " ".join(random.Random(number).choices(("amber", "brass", "cedar", "delta", "ember", "flint"), k=30))
+    return json.dumps({"conversation": f"{said} {words}", "reasoning": f"{said[::-1]} {words}", "key_elements": []})
+
+
+def question(request):
+    return request["messages"][1]["content"][1]["text"]
+
+
 def test_every_image_gets_its_triplets(small, monkeypatch):
     with asked_of(monkeypatch) as server:
         assert small.ask() == ""
@@ -60,8 +76,8 @@ def test_every_image_gets_its_triplets(small, monkeypatch):
 
 def test_500_images_with_30_percent_faults(tmp_path, monkeypatch):
     many = Asking(tmp_path, make_samples(tmp_path, 500))
-    with asked_of(monkeypatch, faults=FAULTS, stall_s=1) as server:
-        assert many.ask(concurrency=16, timeout_s=0.5) == ""
+    with asked_of(monkeypatch, faults=FAULTS, stall_s=3) as server:
+        assert many.ask(concurrency=16, timeout_s=2) == ""
     outcomes = {}
     for row in server.log:
         outcomes.setdefault(row["image"], []).append(row["outcome"])
@@ -81,11 +97,11 @@ def test_500_images_with_30_percent_faults(tmp_path, monkeypatch):
     assert reasons["near-duplicate"] >= counted["duplicate"] - 1  # the first of them is like no other
 
 
-def test_20_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
-    asking = Asking(tmp_path, make_samples(tmp_path, 400))
+def test_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
+    asking = Asking(tmp_path, make_samples(tmp_path, 250))
     rng, before = random.Random(0), set()
     with asked_of(monkeypatch, latency_s=0.1) as server:
-        for _ in range(20):
+        for _ in range(10):
             size = asking.path.stat().st_size if asking.path.is_file() else 0
             process = os.fork()
             if not process:
@@ -103,9 +119,21 @@ def test_20_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
         asked = len(server.log)
         server.latency_s = 0.0
         assert asking.ask() == ""
-        asking.assert_complete(400)
-        assert len(server.log) - asked == 400 - len(before)  # the last run asked for exactly what was missing
-        assert server.paid - 400 <= 20 * 8
+        asking.assert_complete(250)
+        assert len(server.log) - asked == 250 - len(before)  # the last run asked for exactly what was missing
+        assert server.paid - 250 <= 10 * 8
+
+
+def test_an_interrupt_waits_for_what_is_paid(small, monkeypatch):
+    with asked_of(monkeypatch, latency_s=0.3) as server:
+        threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,)).start()
+        with pytest.raises(KeyboardInterrupt):
+            small.ask(concurrency=4)
+        assert any("images that are paid for" in line for line in small.said)
+        assert 0 < len(small.accepted) == server.paid < 24
+        server.latency_s = 0.0
+        assert small.ask() == ""
+    small.assert_complete()
 
 
 def test_a_limit_on_the_cost_is_kept(small, monkeypatch):
@@ -113,13 +141,14 @@ def test_a_limit_on_the_cost_is_kept(small, monkeypatch):
         assert "raise --max-cost" in small.ask(max_cost=0.02, concurrency=4)
         first = len(small.accepted)
         assert 8 <= first < 24
-        spent = sum(r["tokens"] for r in server.log)
-        assert server.paid * (245 * 2 + 90 * 8) / 1e6 < 0.02 < (server.paid + 8) * (245 * 2 + 90 * 8) / 1e6, spent
+        assert server.paid * USD < 0.02 < (server.paid + 8) * USD
         assert small.ask(max_cost=0.02)  # the limit counts what was spent before
         assert len(server.log) == first
         assert small.ask(max_cost=5.0) == ""
         assert len(server.log) == 24
-    with pytest.raises(EmonbError, match=r"price of 'nobody-knows' is unknown; add it to emonb/resources/prices.yaml"):
+    with pytest.raises(
+        EmonbError, match=r"price of nobody-knows, .* is unknown; add it to emonb/resources/prices.yaml"
+    ):
         small.ask(max_cost=1.0, model="nobody-knows", mix=True)
 
 
@@ -128,8 +157,8 @@ def test_attempts_without_an_answer_count_as_spent(small, monkeypatch):
     with asked_of(monkeypatch, faults={"stall": 1.0}, max_faults_per_image=1, stall_s=0.4) as server:
         terms = {"max_cost": 0.03, "concurrency": 3, "timeout_s": 0.15}
         assert "raise --max-cost" in small.ask(**terms)
-    with Answers(small.samples, ["fear"], small.path, TripletSettings(**terms)) as answers:
-        most, spent = answers.most["schema"][1], answers.usd
+    with open_answers(small.samples, ["fear"], small.path, TripletSettings(**terms)) as answers:
+        most, spent = answers.most_usd, answers.spent["usd"]
     stalled = sum(row["outcome"] == "stall" for row in server.log)
     assert 2 <= stalled < 6
     assert spent + stalled * most <= 0.03
@@ -141,13 +170,13 @@ def test_no_credit_left_ends_the_run_and_the_next_goes_on(small, monkeypatch):
             small.ask(concurrency=3)
         assert len(small.accepted) == 7
         assert sum(row["outcome"] == "quota" for row in server.log) <= 3  # not retried
-        server.quota_after = None
+        server.quota_after = float("inf")
         assert small.ask() == ""
         small.assert_complete()
 
 
 def test_limits_per_minute_are_kept(small, monkeypatch):
-    monkeypatch.setattr("emonb.annotate.online._MINUTE", 1.0)
+    monkeypatch.setattr("emonb.annotate.ask._MINUTE", 1.0)
     with asked_of(monkeypatch) as server:
         for terms in ({"requests_per_minute": 20}, {"tokens_per_minute": 30_000}):
             server.log.clear()
@@ -164,7 +193,7 @@ def test_retry_after_holds_for_all(small, monkeypatch):
         busy = error(429, "slow down", "rate_limit_exceeded", wait=0.4 if number > 12 else 600)
         return busy if number <= 4 or number == 13 else completion(text(number))
 
-    monkeypatch.setattr("emonb.annotate.online._LONGEST", 0.5)  # the SDK alone gives up above two minutes
+    monkeypatch.setattr("emonb.annotate.ask._LONGEST", 0.5)
     with asked_of(monkeypatch, answer=answer) as server:
         small.ask(concurrency=4, near_duplicate=1.0)
         small.assert_complete()
@@ -176,11 +205,11 @@ def test_retry_after_holds_for_all(small, monkeypatch):
 
 def test_a_server_that_goes_away_is_said_once(small, monkeypatch):
     with asked_of(monkeypatch, down_after=2) as server:
-        with pytest.raises(EmonbError, match=r"20 images in a row got no answer.*start again"):
+        with pytest.raises(EmonbError, match=r"127.0.0.1: Connection error.*; start again to go on"):
             small.ask(concurrency=4, transport_retries=1)
         assert len(small.accepted) == 2
         assert {r["reason"] for r in small.rejected} == {"no answer"}
-        server.down_after = None
+        server.down_after = float("inf")
         assert small.ask() == ""
     small.assert_complete()
 
@@ -196,25 +225,13 @@ def test_what_the_server_can_do_is_found(small, monkeypatch, config, form):
         small.assert_complete()
         assert {t["answer_format"] for t in small.accepted} == {form}
         assert len(server.log) - 24 <= 2
-        if config == {"usage": False}:
-            assert all(t["usage"]["estimated"] and t["usage"]["prompt_tokens"] > 500 for t in small.accepted)
-
-
-def completion(content, **more):
-    message = {"role": "assistant", "content": content}
-    usage = {"prompt_tokens": 100, "completion_tokens": 50}
-    return {"model": "m", "choices": [{"finish_reason": "stop", "message": message}], "usage": usage, **more}
-
-
-def text(number, words="stone door lamp field"):
-    """An answer that fits the schema, another one for each number."""
-    said = " ".join(random.Random(number).choices(("amber", "brass", "cedar", "delta", "ember", "flint"), k=30))
-    return json.dumps({"conversation": f"{said} {words}", "reasoning": f"{said[::-1]} {words}", "key_elements": []})
+        if config == {"usage": False}:  # the most that it can be
+            assert all(t["usage"]["prompt_tokens"] > 500 for t in small.accepted)
 
 
 def test_a_model_that_keeps_to_no_form_is_asked_one_question_a_request(small, monkeypatch):
     def answer(number, request):
-        asked = request["messages"][1]["content"][1]["text"]
+        asked = question(request)
         return completion("nonsense" if "Write three things" in asked else f"{asked} {text(number)}")
 
     with asked_of(monkeypatch, answer=answer) as server:
@@ -227,8 +244,8 @@ def test_a_model_that_keeps_to_no_form_is_asked_one_question_a_request(small, mo
 
 def test_half_an_image_that_is_paid_for_is_recorded(small, monkeypatch):
     def answer(number, request):
-        first = "visual elements" in str(request) or "Describe" in str(request) or "look at first" in str(request)
-        return completion("a stone and a lamp on a wide field of grass") if first else error(400, "not this", "no")[:2]
+        first = any(words in question(request) for words in ("visual elements", "Describe", "look at first"))
+        return completion("a stone and a lamp on a wide field of grass") if first else error(400, "not this", "no")
 
     with asked_of(monkeypatch, answer=answer):
         small.ask(answer_format="questions")
@@ -240,10 +257,9 @@ def test_rejected_answers_are_asked_again_with_the_reason_told(small, monkeypatc
     told = Counter()
 
     def answer(number, request):
-        asked = request["messages"][1]["content"][1]["text"]
-        told.update(["again" if "too short (reasoning" in asked else "first"])
+        told.update(["again" if "too short (reasoning" in question(request) else "first"])
         short = {"conversation": "a stone door and a lamp in the field", "reasoning": "Dark.", "key_elements": []}
-        return completion(text(number) if "could not be used" in asked else json.dumps(short))
+        return completion(text(number) if "could not be used" in question(request) else json.dumps(short))
 
     with asked_of(monkeypatch, answer=answer):
         small.ask(near_duplicate=1.0)
@@ -252,26 +268,25 @@ def test_rejected_answers_are_asked_again_with_the_reason_told(small, monkeypatc
     small.assert_complete()
 
 
-ODD = {
-    "a lone surrogate": lambda n: completion(text(n).replace("stone", "\ud83d")),
-    "no choice": lambda n: completion("", choices=[]),
-    "a list of parts": lambda n: completion([{"type": "text", "text": text(n)}]),
-    "odd counts": lambda n: completion(text(n), usage={"prompt_tokens": "many"}),
-    "negative counts": lambda n: completion(text(n), usage={"prompt_tokens": -5, "completion_tokens": 1}),
-    "deep": lambda n: completion('{"conversation": ' + "[" * 50_000),
-    "html": lambda n: completion(text(n, "<script>alert(1)</script> $x$ \x1b[2J")),
+ODD = {  # whether it is accepted, answer
+    "a lone surrogate": (True, lambda n: completion(text(n).replace("stone", "\ud83d"))),
+    "no choice": (False, lambda n: completion("", choices=[])),
+    "a list of parts": (False, lambda n: completion([{"type": "text", "text": text(n)}])),
+    "odd counts": (True, lambda n: completion(text(n), usage={"prompt_tokens": "many"})),
+    "negative counts": (True, lambda n: completion(text(n), usage={"prompt_tokens": -5, "completion_tokens": 1})),
+    "deep": (False, lambda n: completion('{"conversation": ' + "[" * 50_000)),
+    "html": (True, lambda n: completion(text(n, "<script>alert(1)</script> $x$ \x1b[2J"))),
 }
 
 
-@pytest.mark.parametrize("odd", ODD)
-def test_an_odd_answer_is_written_down_and_nothing_breaks(small, monkeypatch, odd):
-    with asked_of(monkeypatch, answer=lambda number, _: ODD[odd](number)) as server:
+@pytest.mark.parametrize(("good", "answer"), ODD.values(), ids=ODD)
+def test_an_odd_answer_is_written_down_and_nothing_breaks(small, monkeypatch, good, answer):
+    with asked_of(monkeypatch, answer=lambda number, _: answer(number)) as server:
         small.ask(near_duplicate=1.0, retries=0, answer_format="schema")
         assert len(small.accepted) + len(small.rejected) == server.paid == 24
         assert all(r["usage"]["prompt_tokens"] > 0 for r in [*small.accepted, *small.rejected])
     for path in small.path.parent.glob("*.jsonl"):
         path.read_text(encoding="utf-8")
-    good = odd in ("odd counts", "negative counts", "html", "a lone surrogate")
     assert len(small.accepted) == 24 * good
 
 
@@ -280,9 +295,9 @@ def test_images_that_a_server_refuses_do_not_block_the_others(small, monkeypatch
 
     def answer(number, request):
         picture = str(request["messages"][1]["content"][0])
-        if "anger" in request["messages"][1]["content"][1]["text"] or len(refused) < 12:
+        if "anger" in question(request) or len(refused) < 12:
             refused[picture] += 1
-            return error(400, "content policy", "policy")[:2]
+            return error(400, "content policy", "policy")
         return completion(text(number))
 
     with asked_of(monkeypatch, answer=answer):
@@ -291,14 +306,14 @@ def test_images_that_a_server_refuses_do_not_block_the_others(small, monkeypatch
     assert set(refused.values()) == {1}
 
 
-def test_answers_of_another_model_or_other_pictures_are_not_mixed_in(small, monkeypatch):
+def test_answers_of_another_model_are_not_mixed_in(small, monkeypatch):
     with asked_of(monkeypatch, answer=lambda number, _: completion("nonsense")):
         small.ask(model="tiny-local", retries=0, answer_format="schema")
-    with asked_of(monkeypatch) as server:  # what another model failed at does not count
+    with asked_of(monkeypatch):  # what another model failed at does not count
         small.ask(retries=0)
         small.assert_complete()
         assert {t["answer_format"] for t in small.accepted} == {"schema"}
-        with pytest.raises(EmonbError, match=r"max_cost: the price of 'tiny-local' is unknown"):
+        with pytest.raises(EmonbError, match=r"max_cost: the price of gpt-4.1, or of a model .* is unknown"):
             small.ask(max_cost=5.0)
         with pytest.raises(EmonbError, match=r"holds answers of gpt-4.1 .*now asked is gpt-4o.*triplets.mix"):
             small.ask(model="gpt-4o")
@@ -306,11 +321,6 @@ def test_answers_of_another_model_or_other_pictures_are_not_mixed_in(small, monk
         small.path.write_text("".join(lines[:30]))
         small.ask(model="gpt-4o", mix=True)
         assert {t["asked_of"] for t in small.accepted} == {"gpt-4.1", "gpt-4o"}
-        asked = len(server.log)
-        small.path.write_text("".join(lines).replace("train/", "other/"))
-        with pytest.raises(EmonbError, match="it belongs to other pictures"):
-            small.ask()
-        assert len(server.log) == asked
 
 
 def test_an_unreadable_picture_is_left_out_with_its_reason(tmp_path, monkeypatch):
@@ -320,7 +330,7 @@ def test_an_unreadable_picture_is_left_out_with_its_reason(tmp_path, monkeypatch
     with asked_of(monkeypatch):
         assert asking.ask() == ""
     assert len(asking.accepted) == 11
-    assert asking.rejected[0]["detail"] == "not a readable picture"
+    assert asking.rejected[0]["detail"].startswith("[path]: not a readable picture")
 
 
 MODEL = "/home/somebody/models/qwen"
@@ -344,7 +354,7 @@ def test_neither_key_nor_path_gets_out(small, samples, monkeypatch):
         shown = "".join(traceback.format_exception(caught.value))
         server.api_key = None
         said = "temperature must be 1; key {} in /srv/private/models, {}".format(KEY, Path.home() / "x")
-        server.answer = lambda *_: error(400, said, "no")[:2]
+        server.answer = lambda *_: error(400, said, "no")
         with pytest.raises(EmonbError, match=r"temperature must be 1; key .key. in .path.") as caught:
             small.ask(model=MODEL)
         shown += "".join(traceback.format_exception(caught.value))
@@ -355,17 +365,6 @@ def test_neither_key_nor_path_gets_out(small, samples, monkeypatch):
     folder = str(Path(samples["path"][0]).parent)
     for secret in (KEY, "pass-word", "bWU6cGFzcy13b3Jk", "/srv/private", "somebody", folder):
         assert secret not in "\n".join([shown, written, *small.said]), secret
-
-
-def test_an_interrupt_waits_for_what_is_paid(small, monkeypatch):
-    with asked_of(monkeypatch, latency_s=0.3) as server:
-        threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,)).start()
-        assert small.ask(concurrency=4) == "interrupted"
-        assert any("images that are paid for" in line for line in small.said)
-        assert 0 < len(small.accepted) == server.paid < 24
-        server.latency_s = 0.0
-        assert small.ask() == ""
-    small.assert_complete()
 
 
 def test_a_full_disk_is_said_and_leaves_whole_lines(small, monkeypatch):
@@ -379,7 +378,7 @@ def test_a_full_disk_is_said_and_leaves_whole_lines(small, monkeypatch):
     with asked_of(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr("emonb.annotate.log.os.fsync", fsync)
-            with pytest.raises(EmonbError, match=r"cannot write \(No space left on device\); make room"):
+            with pytest.raises(EmonbError, match=r"cannot write; make room"):
                 small.ask()
         assert small.path.read_bytes().endswith(b"\n")
         assert synced["times"] >= 7  # each answer is put on disk by itself
@@ -397,22 +396,22 @@ def written(tmp_path, monkeypatch):
 
 
 def reopened(asking):
-    with Answers(asking.samples, ["fear"], asking.path, TripletSettings()) as answers:
+    with open_answers(asking.samples, ["fear"], asking.path, TripletSettings()) as answers:
         return answers
 
 
 def test_every_cut_of_the_file_costs_its_last_answer_alone(written):
     whole = written.path.read_bytes()
     ends = [whole.index(b"\n", whole.index(b'"reasoning"', i)) for i in (0, len(whole) // 3, 2 * len(whole) // 3)]
-    for cut in (*range(0, len(whole), 311), len(whole) - 1, len(whole)):
+    for cut in (*range(0, len(whole), 311), len(whole)):
         written.path.write_bytes(whole[:cut])
-        assert len(reopened(written).done) == sum(cut >= end for end in ends), cut
+        assert len(reopened(written).done) == sum(cut > end for end in ends), cut
     written.path.write_bytes(whole + b"\0" * 4096)  # after a power cut
     assert len(reopened(written).done) == 3
     assert written.path.read_bytes() == whole
     rejected = written.path.with_name("small.rejected.jsonl")
     rejected.write_bytes(b'{"image_id": "a", "reason": "empty"}\n{"image_')
-    assert reopened(written).reasons == {"empty": 1}
+    assert "rejected: empty 1" in str(reopened(written))
 
 
 def test_damage_in_the_middle_is_named_not_guessed(written):
@@ -429,9 +428,9 @@ def test_damage_in_the_middle_is_named_not_guessed(written):
 
 
 def test_two_writers_would_pay_twice_and_offline_triplets_give_way(written):
-    held = Answers(written.samples, ["fear"], written.path, TripletSettings())
+    held = open_answers(written.samples, ["fear"], written.path, TripletSettings())
     with held, pytest.raises(EmonbError, match="another process is asking"):
         reopened(written)
     written.path.write_text(written.path.read_text().replace('"openai"', '"offline"'))
     assert not reopened(written).done
-    assert os.path.getsize(written.path) == 0
+    assert not written.path.exists()

@@ -24,9 +24,9 @@ IMAGES = {  # image -> label, split
     "train/awe/7.jpg": ("awe", "train"),
     "train/fear/7.jpg": ("fear", "train"),
     "val/fear/fear_00013.jpg": ("fear", "val"),
-    "test/anger/anger_00500.jpg": ("anger", "test"),
 }
 FEAR, AWE = "train/fear/fear_00012.jpg", "train/awe/awe_00001.jpg"
+UNKNOWN = "image not in the dataset, or its name is ambiguous"
 SEEN = "The dark sky serves as a dramatic background. A crowd holds tools."
 WHY = "The silhouettes against the dark sky suggest a threat that comes closer."
 GPT = f"1. key elements \n{SEEN}\n\n2. reasoning\n{WHY}"
@@ -59,9 +59,9 @@ def paper(name=FEAR, response=GPT, label="fear", **more):
     return {"gpt_response": response, "img": path.split("/")[-1], "img_path": path, "label": label, **more}
 
 
-def emovit(*turns, image="fear_00012.jpg", **more):
+def emovit(*turns, image="fear_00012.jpg"):
     said = [{"from": who, "value": text} for q, a in turns for who, text in (("human", q), ("gpt", a))]
-    return {"id": "00012", "image": image, "conversations": said, **more}
+    return {"id": "00012", "image": image, "conversations": said}
 
 
 def texts(frame, image=FEAR):
@@ -71,7 +71,7 @@ def texts(frame, image=FEAR):
 
 def test_the_authors_annotations(load, tmp_path):
     rows = [paper(AWE, label="awe"), paper(model="gpt-4")]
-    frame, report = load(rows)
+    frame, report = load("\ufeff".encode() + json.dumps(rows).encode())
     assert list(frame["image_id"]) == [FEAR] * 3 + [AWE] * 3  # in the samples' order
     assert texts(frame) == BOTH
     assert list(frame["kind"]) == [*KINDS] * 2
@@ -80,31 +80,17 @@ def test_the_authors_annotations(load, tmp_path):
     assert frame[["created", "prompt_sha256", "usage"]].isna().all(axis=None)
     line = json.loads((tmp_path / "triplets" / "small.jsonl").read_text().splitlines()[0])
     assert set(line) == {*FIELDS, "imported_from", "import_sha256"}
-    assert line["import_sha256"] == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert line["import_sha256"] == hashlib.sha256((tmp_path / "odd name.json").read_bytes()).hexdigest()
     assert (line["source"], line["imported_from"]) == ("imported", "odd name.json")
-    assert report.pop("triplets") == {"categorical": 2, "conversation": 2, "reasoning": 2}
-    numbers = {"rows": 2, "images": 2, "train_images_without": 2, "images_added": 2, "images_already_there": 0}
-    assert report == {"file": "odd name.json", "format": "EmoVLM-KD annotations", **numbers, "problems": {}}
+    assert report == {"file": "odd name.json", "rows": 2, "images": 2, "images_added": 2, "problems": {}}
     more = [paper(response=GPT.replace("dark", "red")), paper(AWE, label="awe"), paper("train/fear/7.jpg")]
     frame, report = load(more, fresh=False)
-    assert (report["images_added"], report["images_already_there"]) == (1, 2)
+    assert (report["images"], report["images_added"]) == (3, 1)
     assert texts(frame) == BOTH  # what is there is left as it is
 
 
-HEADED = [
-    f"Conversation: {SEEN}\nReasoning: {WHY}",
-    f"**1. Key Elements:**\n{SEEN}\n\n**2. Reasoning:**\n{WHY}",
-    f"### 1. Conversation\n\n{SEEN}\n\n### 2. Reasoning\n\n{WHY}\n",
-    f"1) conversation - {SEEN}\n2) reasoning - {WHY}",
-    f"KEY ELEMENTS\n{SEEN}\nREASONING\n{WHY}",
-    f"```\nCategorical: {{'emotion': 'fear'}}\nConversation: {SEEN}\nReasoning: {WHY}\n```",
-    GPT.replace("\n", "\r\n"),
-    GPT.replace("\n\n", "\n" * 5000),  # an answer that ran away must not take minutes
-]
-
-
-def test_gpt_4_heads_its_sections_in_many_ways(load):
-    for response in HEADED:
+def test_gpt_4_heads_its_sections_in_many_ways(load):  # more of them in the tests of requests
+    for response in (GPT.replace("\n", "\r\n"), GPT.replace("\n\n", "\n" * 5000), GPT.replace("1. key", "**1) Key")):
         frame, report = load([paper(response=response)])
         assert (texts(frame), report["problems"]) == (BOTH, {}), response[:80]
 
@@ -115,6 +101,7 @@ def test_emovit_conversations(load):
         emovit(("Which emotion?", "Predict emotion: fear"), ("Which?", "fear")),
         emovit(("Explain the colours.", "Dark, as at night."), ("Where are they?", "Under the sky.")),
         emovit(("What?", "Smoke rises."), ("What?", "Fire burns."), ("Why?", ""), image=AWE),
+        7,
     ]
     frame, report = load(rows)
     asked = frame.set_index(["image_id", "kind"])["instruction"]
@@ -122,38 +109,28 @@ def test_emovit_conversations(load):
     assert texts(frame)["reasoning"] == "Tools are raised. Dark, as at night."
     assert asked[FEAR, "reasoning"] == "Why would one run? Explain the colours."
     assert texts(frame, AWE) == {"categorical": "{'emotion': 'awe'}", "conversation": "Smoke rises."}
-    assert report["format"] == "EmoVIT conversations"
-    assert report["problems"] == {"answered twice, the first kept": {"count": 1, "examples": [f"row 4: {AWE}"]}}
+    assert report["problems"] == {UNKNOWN: {"count": 1, "examples": ["row 5: "]}}
 
 
 def test_names_that_mean_one_image_and_others_that_are_not_guessed(load):
-    for name in (
-        FEAR,
-        f"./{FEAR}",
-        f"/home/alice/data/{FEAR}",
-        "C:\\FI\\train\\fear\\fear_00012.jpg",
-        "fear_00012.jpg",
-    ):
+    windows = "C:\\FI\\train\\fear\\fear_00012.jpg"
+    for name in (FEAR, f"./{FEAR}", f"/home/alice/data/{FEAR}", windows, "fear_00012.jpg"):
         frame = load([emovit(("What?", "Smoke rises."), image=name)])[0]
         assert texts(frame)["conversation"] == "Smoke rises.", name
     for name in ("7.jpg", "elsewhere/7.jpg", "fear_00012", "fear_00012.png", "12.jpg"):
         report = load([emovit(("What?", "Smoke rises.")), emovit(("What?", "Fog."), image=name)])[1]
-        entry = {"count": 1, "examples": [f"row 2: {name.split('/')[-1]}"]}
-        assert report["problems"] == {"image not in the dataset, or its name is ambiguous": entry}
+        assert report["problems"] == {UNKNOWN: {"count": 1, "examples": [f"row 2: {name.split('/')[-1]}"]}}
 
 
 PROBLEMS = [
     (paper("val/fear/fear_00013.jpg"), "image is in val or test", "val/fear/fear_00013.jpg"),
-    (paper("test/anger/anger_00500.jpg", label="anger"), "image is in val or test", "test/anger/anger_00500.jpg"),
     (paper(AWE, label="Anger"), "label differs from the dataset's", AWE),
     (paper(AWE, label=3), "label differs from the dataset's", AWE),
     (paper(AWE, "I'm sorry, I can't.", "awe"), "no text found", AWE),
     (paper(AWE, None, "awe"), "no text found", AWE),
     (paper(AWE, f"{GPT} It is an awesome sight.", "awe"), "reasoning names the emotion", AWE),
-    (7, "image not in the dataset, or its name is ambiguous", ""),
-    ({"gpt_response": GPT, "img": 5, "img_path": None}, "image not in the dataset, or its name is ambiguous", ""),
+    ({"gpt_response": GPT, "img": 5, "img_path": None}, UNKNOWN, ""),
     ({"img": "awe_00001.jpg"}, "no text found", AWE),
-    (paper(), "answered twice, the first kept", FEAR),
 ]
 
 
@@ -164,19 +141,11 @@ def test_every_problem_is_reported(load):
         assert texts(frame) == BOTH
 
 
-def test_rows_under_keys_json_lines_and_a_bom(load):
-    one, two = json.dumps(paper()), json.dumps(paper(AWE, label="awe"))
-    for content in (f"{one}\n{two}\n", f"\ufeff{one}\r\n\r\n{two}", f"\ufeff[{one}, {two}]"):
-        assert load(content.encode())[1]["images"] == 2
-    assert load(one.encode())[1]["rows"] == load({FEAR: {"gpt_response": GPT}})[1]["images"] == 1
-
-
 def test_the_report_shows_no_folder_of_this_machine_and_hostile_names_are_data(load):
     hostile = ["<b>.jpg", 'it\'s "x".jpg', "grün 図 🙂.jpg", "\x1b[2J\u202e.jpg"]
     samples = table(IMAGES | {f"train/fear/{name}": ("fear", "train") for name in hostile})
-    rows = [paper(f"train/fear/{name}") for name in hostile] + [
-        paper(f"/home/alice/images/FI/\x1b[2J{i}.jpg") for i in range(9)
-    ]
+    rows = [paper(f"train/fear/{name}") for name in hostile]
+    rows += [paper(f"/home/alice/images/FI/\x1b[2J{i}.jpg") for i in range(9)]
     frame, report = load(rows, samples)
     found = report["problems"].popitem()[1]
     assert (len(found["examples"]), found["count"]) == (5, 9)
@@ -187,13 +156,12 @@ def test_the_report_shows_no_folder_of_this_machine_and_hostile_names_are_data(l
 
 
 MISTAKES = [
-    (b"", "neither format recognised; fields found: none"),
-    (b'{"img": "a"}\n\n{"img": ', "cannot be read as JSON"),
+    (b"", "cannot be read as JSON"),
     (b"[" * 100_000, "cannot be read as JSON"),
     ('[{"gpt_response": "Gr\xfcn"}]'.encode("latin-1"), "in UTF-8"),
-    (b'[{"image": "a", "text": "b"}]', "neither format recognised; fields found: image, text; give rows with"),
-    (b'[{"gpt_response": "x", "img": "no.jpg"}]', "first problem: image not in the dataset"),
-    (b'[{"conversations": [], "image": "fear_00012.jpg"}]', "first problem: no text found"),
+    (b'{"img": "a"}', "it is no list of rows; give rows with gpt_response"),
+    (b'[{"gpt_response": "x", "img": "no.jpg"}]', "nothing to import: image not in the dataset"),
+    (b'[{"conversations": [], "image": "fear_00012.jpg"}]', "no text found .row 1: train/fear/fear_00012.jpg"),
 ]
 
 
@@ -205,9 +173,8 @@ def test_errors_name_file_fault_and_remedy(load):
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 _said = st.sampled_from([GPT, "Reasoning: x y", "fear", "{", "", "```", *IMAGES, "7.jpg", "/", "..\\"]) | _scalars
-_odd = st.recursive(
-    _said, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
-)
+_more = lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)  # noqa: E731
+_odd = st.recursive(_said, _more)
 _turn = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", 3]), "value": _odd}) | _odd
 _fields = dict.fromkeys(("gpt_response", "image_id", "img_path", "img", "image", "label", "model"), _odd)
 _row = st.fixed_dictionaries({}, optional={**_fields, "conversations": st.lists(_turn, max_size=4) | _odd})

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from annotating import EMOTIONS, Asking, asked_of, make_samples
 
+from emonb.annotate import show_offline
 from emonb.errors import EmonbError
-from emonb.pipeline_triplets import triplets
+from emonb.pipeline import triplets
 from emonb.settings import TripletSettings
 from emonb.store import Artifact, Store
 from emonb.triplets import read_triplets, source_note
@@ -21,13 +22,14 @@ def small(tmp_path):
     asking = Asking(tmp_path, make_samples(tmp_path / "samples", 12).assign(brightness=0.5, colorfulness=0.5))
     folder = tmp_path / "samples"
     asking.samples.to_parquet(folder / "samples.parquet")
-    (folder / "meta.json").write_text(json.dumps({"labels": EMOTIONS, "root": ".", "pictures": "."}))
+    (folder / "meta.json").write_text(json.dumps({"labels": EMOTIONS, "root": "."}))
     samples, store = Artifact("samples", "small", "0", folder), Store(tmp_path / "artifacts")
 
     def stage(**terms):
         settings = SimpleNamespace(triplets=TripletSettings(**{"batch_poll_s": 0.05, **terms}))
         recipe = triplets(SimpleNamespace(out=tmp_path, settings=settings, store=store), "small", samples=samples)
         artifact = store.get("triplets", "small", recipe, {})
+        show_offline(artifact.path / "triplets.jsonl", asking.path)
         return read_triplets(artifact.path / "triplets.jsonl")
 
     asking.stage = stage

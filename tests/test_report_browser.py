@@ -80,21 +80,6 @@ def test_fits_a_phone_in_light_and_dark(made, opened, scheme):
     assert (lighter[0] > lighter[1]) == (scheme == "dark")
 
 
-def test_paper_is_black_on_white_without_controls_and_with_everything_open(made, opened):
-    page = opened(made, color_scheme="dark")
-    page.emulate_media(media="print", color_scheme="dark")
-    assert page.evaluate(INKS) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
-    assert not page.locator(".toc").is_visible()
-    assert not page.locator(".emonb-explorer .controls").is_visible()
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("details:not([open])").count() == 0
-    page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert page.locator("details[open]").count() == 0
-    shown = page.locator("#files a").first.evaluate("e => getComputedStyle(e, '::after').content")
-    assert "site/" in shown
-    assert len(page.pdf(prefer_css_page_size=True)) > 20_000
-
-
 def test_hostile_names_and_texts_are_text(tmp_path, opened):
     out = make_results(tmp_path / "out")
     labels, frames = ["<u>awe</u>", EVIL], {}

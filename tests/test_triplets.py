@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from emonb import triplets as room
 from emonb.data import TAXONOMIES, WORD_FORMS, question
 from emonb.errors import EmonbError
 from emonb.files import resource
-from emonb.triplets import FIELDS, KINDS, NearDuplicates, check_reply, check_texts, dominant_colors, names_emotion
+from emonb.triplets import FIELDS, KINDS, NearDuplicates, check_reply, check_texts, names_emotion
 
 ROW = {"image_id": "a.png", "sha256": "0" * 64, "brightness": 0.2, "colorfulness": 0.6, "label": "fear"}
 LABELS = TAXONOMIES["mikels8"].labels
@@ -42,39 +40,13 @@ def test_three_kinds_from_a_scene_description():
     assert made[1]["instruction"] != other[1]["instruction"]  # the wording varies with the picture
 
 
-def test_captions_attributes_or_measurements_serve_where_nothing_is_described(tmp_path):
+def test_captions_attributes_or_measurements_serve_where_nothing_is_described():
     assert "The picture is about fight, rage." in texts(caption="fight, rage")["conversation"]
     assert texts(objects=None, scene=float("nan"), caption="")["conversation"] == "The picture is dark and vivid."
-    got = texts(objects=np.array(["dog"]), facial_expression="frown", human_action="running", caption="ignored")
-    assert "The image shows a dog. There is a face with the expression frown." in got["conversation"]
+    got = texts(objects=np.array(["dog"]), facial_expression="frown", human_action="at_{rest}", caption="ignored")
+    assert got["conversation"].startswith("The image shows a dog. There is a face with the expression frown. Somebody")
     assert "The frown face" in got["reasoning"]
-    Image.new("RGB", (50, 50), (250, 20, 20)).save(tmp_path / "a.png")
-    assert texts(path=str(tmp_path / "a.png"))["conversation"].startswith("The main colours are red.")
-
-
-@pytest.mark.parametrize("taxonomy", TAXONOMIES.values(), ids=list(TAXONOMIES))
-def test_no_reasoning_names_its_emotion(taxonomy):
-    for label in taxonomy.labels:
-        made = room.offline_triplets(
-            {**ROW, "label": label, "objects": ["heart"], "scene": "warm red"}, taxonomy.labels
-        )
-        assert names_emotion(made[2]["response"], label) is None
-
-
-COLORS = {
-    (250, 20, 20): "red", (20, 30, 240): "blue", (20, 200, 40): "green", (250, 240, 30): "yellow",
-    (5, 5, 5): "black", (250, 250, 250): "white", (128, 128, 128): "grey", (110, 70, 30): "brown",
-    (255, 140, 10): "orange", (150, 40, 220): "purple", (255, 100, 200): "pink", (120, 10, 20): "red",
-}  # fmt: skip
-
-
-def test_colours_have_the_names_that_people_use_and_are_ordered_by_area():
-    for color, name in COLORS.items():
-        assert dominant_colors(Image.new("RGB", (50, 50), color)) == [name]
-    image = Image.new("RGB", (100, 100), (20, 30, 240))
-    image.paste((250, 20, 20), (0, 0, 100, 30))
-    image.paste((250, 240, 30), (0, 0, 20, 20))
-    assert dominant_colors(image) == ["blue", "red"]
+    assert "what is being done: at {rest}." in got["reasoning"]
 
 
 NAMED = {
@@ -110,88 +82,61 @@ def test_any_form_of_the_emotion_is_found_and_no_other_word():
     for label, forms in NAMED.items():
         for form in (label, *WORD_FORMS.get(label, ()), *forms):
             assert names_emotion(f"It looks {form} here.", label), form
+        assert names_emotion(texts(label=label, objects=["heart"], scene="warm red")["reasoning"], label) is None
     for label, text in NOT_NAMED.items():
         assert names_emotion(text, label) is None, text
 
 
-@pytest.mark.parametrize(
-    ("reply", "reason"),
-    [
-        (("  \n", "stop", None), "empty"),
-        (("half a sen", "length", None), "cut off"),
-        (("x", "content_filter", None), "refused"),
-        (("", "stop", "I can't help with that."), "refused"),
-        (("I'm sorry, but I cannot help.", "stop", None), "refused"),
-        (("I can’t assist with this.", "stop", None), "refused"),
-        (("I’m really sorry, but I can’t help with identifying people.", "stop", None), "refused"),
-        (("Unfortunately, I cannot provide that.", "stop", None), "refused"),
-        (("As an AI, I can't view pictures.", "stop", None), "refused"),
-        (("I am unable to describe this.", "stop", None), "refused"),
-        (("Sorry, no.", "stop", None), "refused"),
-        (("I can't help but smile at the puppy.", "stop", None), None),
-        (("I cannot see any faces, yet the light is warm.", "stop", None), None),
-        (("Sorry-looking houses line a street.", "stop", None), None),
-        (("I am afraid of nothing more than this cliff.", "stop", None), None),
-    ],
-)
-def test_replies(reply, reason):
-    found = check_reply(*reply)
-    assert (found and found[0]) == reason
+REPLIES = [
+    (("  \n", "stop", None), "empty"),
+    (("half a sen", "length", None), "cut off"),
+    (("x", "content_filter", None), "refused"),
+    (("", "stop", "I can't help with that."), "refused"),
+    (("I'm sorry, but I cannot help.", "stop", None), "refused"),
+    (("I can’t assist with this.", "stop", None), "refused"),
+    (("I’m really sorry, but I can’t help with identifying people.", "stop", None), "refused"),
+    (("Unfortunately, I cannot provide that.", "stop", None), "refused"),
+    (("As an AI, I can't view pictures.", "stop", None), "refused"),
+    (("I am unable to describe this.", "stop", None), "refused"),
+    (("Sorry, no.", "stop", None), "refused"),
+    (("I can't help but smile at the puppy.", "stop", None), None),
+    (("I cannot see any faces, yet the light is warm.", "stop", None), None),
+    (("Sorry-looking houses line a street.", "stop", None), None),
+    (("I am afraid of nothing more than this cliff.", "stop", None), None),
+]
+TEXTS = [
+    ((FINE, FINE), None),
+    ((FINE, " "), "empty"),
+    ((FINE, FINE + " It is frightening."), "names the emotion"),
+    ((FINE + " It is frightening.", FINE), None),  # the conversation may say it
+    ((FINE, "Too dark."), "too short"),
+    ((FINE, FINE * 30), "too long"),
+    (("I'm unable to describe people in pictures like this one at all.", FINE), "refused"),
+]
 
 
-@pytest.mark.parametrize(
-    ("conversation", "reasoning", "reason"),
-    [
-        (FINE, FINE, None),
-        (FINE, " ", "empty"),
-        (FINE, FINE + " It is frightening.", "names the emotion"),
-        (FINE + " It is frightening.", FINE, None),  # the conversation may say it
-        (FINE, "Too dark.", "too short"),
-        (FINE, FINE * 30, "too long"),
-        ("I'm unable to describe people in pictures like this one at all.", FINE, "refused"),
-    ],
-)
-def test_texts(conversation, reasoning, reason):
-    found = check_texts(conversation, reasoning, "fear")
-    assert (found and found[0]) == reason
-    assert reason is None or reason in room.REASONS
+def test_what_is_wrong_with_an_answer_is_said():
+    assert [(found := check_reply(*reply)) and found[0] for reply, _ in REPLIES] == [reason for _, reason in REPLIES]
+    assert [(found := check_texts(*both, "fear")) and found[0] for both, _ in TEXTS] == [reason for _, reason in TEXTS]
+    assert {reason for _, reason in REPLIES + TEXTS} <= {None, *room.REASONS}
 
 
-def sentence(rng, n=60, words=300):
-    return [f"word{rng.randrange(words)}" for _ in range(n)]
-
-
-def sequences(text):
-    return {tuple(text[i : i + 3]) for i in range(len(text) - 2)}
-
-
-def test_near_duplicates_are_exact_and_the_most_similar_is_found():
-    rng = random.Random(0)
-    known = [sentence(rng) for _ in range(200)]
-    seen = NearDuplicates()
-    assert seen.find("nothing yet", 0.0) is None
-    for i, text in enumerate(known):
-        seen.add(f"image {i}", " ".join(text))
-    for i, changed in ((3, 0), (50, 1), (120, 5), (199, 20)):
-        text = list(known[i])
-        for place in rng.sample(range(60), changed):
+@pytest.mark.parametrize("at_least", [0.3, 0.8, 1.0])
+def test_near_duplicates_are_exact(at_least):
+    rng, seen, known = random.Random(0), NearDuplicates(at_least), {}
+    assert seen.find("nothing yet") is None
+    for number in range(120):
+        text = [f"word{rng.randrange(300)}" for _ in range(60)] if number < 40 else list(known[f"{number % 40}"][0])
+        for place in rng.sample(range(60), rng.randrange(15)):
             text[place] = "other"
-        exact = [len(sequences(text) & sequences(other)) / len(sequences(text) | sequences(other)) for other in known]
-        assert seen.find(" ".join(text), 0.05) == (f"image {i}", pytest.approx(max(exact)))
-    assert seen.find(" ".join(sentence(rng)), 0.5) is None
+        mine = {tuple(text[i : i + 3]) for i in range(58)}
+        alike = {name: len(mine & other) / len(mine | other) for name, (_, other) in known.items()}
+        found = seen.find(" ".join(text))
+        assert found is None if max(alike.values(), default=0) < at_least else found[1] == alike[found[0]] >= at_least
+        known[f"{number}"] = text, mine
+        seen.add(f"{number}", " ".join(text))
     seen.add("a", "A dark street. Nobody is there.")
-    assert seen.find("a DARK street - nobody is there", 1.0) == ("a", 1.0)
-
-
-def test_many_texts_are_compared_quickly():
-    """118,000 texts of 110 words, each looked for and then added, took 93 s of one core and 480 MB in all."""
-    rng = random.Random(1)
-    texts = [" ".join(sentence(rng, 100, 2000)) for _ in range(2000)]
-    seen, start = NearDuplicates(), time.process_time()
-    for text in texts:
-        assert seen.find(text, 0.8) is None
-        seen.add(text, text)
-    assert time.process_time() - start < 4
+    assert seen.find("a DARK street - nobody is there") == ("a", 1.0)
 
 
 def test_rates_of_a_table():
@@ -243,14 +188,8 @@ def test_who_wrote_them_and_what_was_rejected(tmp_path):
     }
     assert room.source_note(tmp_path, ["one", "none"]) == "triplets of one: offline annotator, no paid model"
     assert [room.has_paid_answers(folder / f"{name}.jsonl") for name in ("one", "two", "none")] == [False, True, False]
-    assert (room.answered_images(folder / "one.jsonl"), room.answered_images(folder / "two.jsonl")) == (
-        set(),
-        {"p", "q"},
-    )
-    assert room.rejected_answers(folder / "two.jsonl").to_dict("records") == [
-        {"image_id": "r", "reason": "refused", "detail": "", "text": ""}
-    ]
-    assert room.rejection_rates(tmp_path, ["one", "two"]).to_dict("records") == [
-        {"dataset": "two", "accepted": 1, "refused": 1}
-    ]
+    rejected = [{"image_id": "r", "reason": "refused", "detail": "", "text": ""}]
+    assert room.rejected_answers(folder / "two.jsonl").to_dict("records") == rejected
+    rates = room.rejection_rates(tmp_path, ["one", "two"])
+    assert rates.to_dict("records") == [{"dataset": "two", "accepted": 1, "refused": 1}]
     assert room.rejection_rates(tmp_path, ["one"]).empty

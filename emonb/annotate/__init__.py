@@ -3,8 +3,8 @@
 Whoever reads for the method, or runs without a key, may ignore this folder: `emonb.triplets` writes triplets offline.
 It exists because tens of thousands of paid answers want care: each is on disk before it counts, a limit on the cost
 is never exceeded, and whatever ends a run (a limit, no credit, Ctrl-C, kill -9, a power cut), the next one asks only
-for what is missing. `request`: what is asked and how an answer is read; `log`: the files; `online` and `batch`: two
-ways to ask; `prices`: what it costs; `others`: other people's triplets.
+for what is missing. `request`: what is asked, how it is read, what it costs; `log`: the files; `ask`: one by one, or
+by the Batch API; `others`: other people's triplets.
 """
 
 from __future__ import annotations
@@ -30,52 +30,42 @@ def write_triplets(
     patient: bool = True,
     say: Callable[[str], None] = print,
 ) -> str:
-    """Ask for the triplets that are missing and append them to the file.
+    """Ask for the triplets that are missing and append them to the file; returns why it ended early, or "".
 
     Args:
         samples: the sample table (image_id, path, label, split, sha256); its training images are asked for.
-        labels: the taxonomy's labels in order.
-        path: `OUT/triplets/<dataset>.jsonl`.
+        labels, path: the taxonomy's labels in order; `OUT/triplets/<dataset>.jsonl`.
         settings: whom to ask and on what terms.
-        batch: use the Batch API (half the price, within a day).
-        patient: wait for batches; else submit, fetch what is ready, and return.
+        batch, patient: by the Batch API (half the price, within a day); wait for it, or fetch what is ready.
         say: gets the messages for people.
-
-    Returns:
-        Why it ended before everything was asked, or "".
 
     Raises:
         EmonbError: nothing can be asked (no key, unknown model, no credit left, server down, damaged files).
             Answers that arrived before are on disk.
     """
-    from emonb.annotate.batch import Batches, open_parts, refuse_open_parts
-    from emonb.annotate.log import Answers
-    from emonb.annotate.online import Online
+    from emonb.annotate.log import open_answers, open_batches, refuse_open_batches
 
     stopped = ""
-    with Answers(samples, labels, path, settings, batch=batch) as answers:
-        under_way = open_parts(path)
-        answers.check_fit({(part["asked_of"], part["prompt_sha256"]) for part in under_way})
+    with open_answers(samples, labels, path, settings, batch=batch) as answers:
+        answers.check_fit()
         try:
-            if batch and (under_way or any(answers.missing())):
-                stopped = Batches(answers, say).run(patient)
-            elif any(answers.missing()):
-                refuse_open_parts(path)
-                stopped = Online(answers, say).run()
+            if answers.missing() or open_batches(path):
+                from emonb.annotate.ask import Batches, Online
+
+                if not batch:
+                    refuse_open_batches(path)
+                stopped = Batches(answers, say).run(patient) if batch else Online(answers).run(say)
         finally:
-            say(str(answers))
-    if stopped:
-        say(f"stopped: {stopped}")
+            say(f"{answers}\nstopped: {stopped}" if stopped else str(answers))
     return stopped
 
 
 def refuse_offline(path: Path) -> None:
     """Raise `EmonbError` where the offline annotator would replace a file that was paid for, or is being asked for."""
-    from emonb.annotate.batch import refuse_open_parts
-    from emonb.annotate.log import lock_triplets
+    from emonb.annotate.log import lock_triplets, refuse_open_batches
 
     with lock_triplets(path):
-        refuse_open_parts(path)
+        refuse_open_batches(path)
         if has_paid_answers(path):
             raise EmonbError(
                 f"{path.name}: holds answers that were paid for; set triplets.annotator to auto to use them "

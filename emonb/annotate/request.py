@@ -1,42 +1,40 @@
-"""What a paid model is asked about one image, and how its answer is read.
+"""What a paid model is asked about one image, how its answer is read, and what it costs.
 
 One request gives conversation and reasoning (the categorical triplet follows from the label and is never paid for):
 by a schema where the server can do schemas, else as headed sections, else (tiny models) as one question a request.
+
+Prices stand in a small dated file that users edit (`resources/prices.yaml`, or `triplets.prices`). Tokens of a
+picture follow the provider's published rules; tokens of text are counted as four characters each (English prose
+has 4 to 5 a token, so that the count errs upwards); what an answer will be is a range.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import pandas as pd
+import yaml
 from PIL import Image
 from pydantic import BaseModel, Field
 
 from emonb.data import open_picture
-from emonb.files import resource
-from emonb.settings import TripletSettings
-from emonb.triplets import make_triplet
+from emonb.errors import EmonbError
+from emonb.files import resource, resource_path
+from emonb.settings import TripletSettings, project_root
+from emonb.triplets import has_paid_answers, instruction, triplet_lines
 
 FORMS = ("schema", "sections", "questions")  # in this order: from the strictest to what any model can do
-_SENDABLE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
-# Only blanks within the line before a heading: across lines the search would take cubic time.
-_SECTION = re.compile(
-    r"^[^\S\n]{0,8}[>#*_\-]{0,6}[^\S\n]{0,8}(?:\(?\d{1,2}[.):]?[^\S\n]{0,8})?[*_\"“]{0,4}[^\S\n]{0,4}"
-    r"(?P<name>categorical|conversation|reasoning|key[\s_-](?:visual\s)?elements)"
-    r"(?: (?:section|part|response|answer|triplet))?[*_\"”]{0,4}(?: ?\([^()\n]{0,80}\))?[*_]{0,4}[^\S\n]{0,8}"
-    r"(?:[:：\-–—]+[^\S\n]{0,8}[*_]{0,4}|$)",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ROLE = re.compile(r"^\s*(?:<\|[^|>]*\|>\s*)+(?:assistant)?\s*")  # some servers leave the template's marks in
+TOKENS = ("prompt_tokens", "completion_tokens")
 
-
-_LOCAL_PATH = re.compile(r"(?<![\w/:.])(?:/[\w.@+\-]+){2,}/?|[A-Za-z]:\\[^\s'\"]+")
+# ---- what is asked -------------------------------------------------------------------------------------------------
 
 
 class Answer(BaseModel, extra="forbid"):
@@ -47,60 +45,47 @@ class Answer(BaseModel, extra="forbid"):
     key_elements: list[str] = Field(description="three to six short noun phrases")
 
 
-class Reply(NamedTuple):
-    """What a server said to one request, and the tokens that it counted (None: it does not count)."""
-
-    text: str
-    refusal: str
-    model: str
-    finish_reason: str | None
-    usage: dict[str, int] | None
-
-
 def encode_picture(path: str | Path, max_side: int) -> str:
     """A picture as it is sent: a data URL with its true media type.
 
-    The file itself where it is small enough, upright and of a type that servers take; else turned as its EXIF
-    says, on white, shrunk to `max_side` px on the longer side, as JPEG (quality 90).
-
-    Raises:
-        UnreadablePicture: not a readable picture.
+    The file itself where it is small enough, upright and of a type that servers take; else as people see it, shrunk
+    to `max_side` px on the longer side, as JPEG (quality 90). Raises `UnreadablePicture`.
     """
-    media, content = "", b""
-    with suppress(Exception), Image.open(path) as raw:  # whatever a decoder raises: open_picture says what is wrong
+    image, form, content = open_picture(path), "jpeg", io.BytesIO()
+    with Image.open(path) as raw:
         upright = raw.getexif().get(0x0112, 1) == 1  # EXIF orientation
-        plain = raw.mode in ("RGB", "L") and not getattr(raw, "is_animated", False)
-        if upright and plain and max(raw.size) <= max_side and "transparency" not in raw.info:
-            raw.load()  # a truncated file is found here, not by the server
-            media, content = _SENDABLE.get(raw.format or "", ""), Path(path).read_bytes()
-    if not media:
-        image, buffer = open_picture(path), io.BytesIO()
+        plain = raw.mode in ("RGB", "L") and "transparency" not in raw.info and not getattr(raw, "is_animated", False)
+        if upright and plain and raw.format in ("JPEG", "PNG", "WEBP", "GIF") and max(raw.size) <= max_side:
+            form = raw.format.lower()
+            content.write(Path(path).read_bytes())
+    if not content.tell():
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-        image.save(buffer, "JPEG", quality=90)
-        media, content = "image/jpeg", buffer.getvalue()
-    return f"data:{media};base64,{base64.b64encode(content).decode()}"
+        image.save(content, "JPEG", quality=90)
+    return f"data:image/{form};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def requests_for(
-    row: dict[str, Any], picture: str, form: str, settings: TripletSettings, again: str = ""
+    row: dict[str, Any], picture: str, form: str, settings: TripletSettings, again: str = "", limit: str = "max_tokens"
 ) -> list[dict[str, Any]]:
     """Bodies of the chat completions for one image: one, or two in the form `questions`.
 
     Args:
-        row: `image_id`, `label` and `sha256` of a training image; `picture`: what `encode_picture` gave.
-        form: one of `FORMS`; `settings`: model, detail, temperature and token limit.
+        row, picture: `image_id`, `label` and `sha256` of a training image, and what `encode_picture` gave.
+        form, settings: one of `FORMS`; model, detail, temperature and token limit.
         again: why the last answer could not be used; it is told, so that the next one is another.
+        limit: what the server calls the token limit.
     """
     asked = resource("annotator.yaml")
-    system, texts = asked["system"], [asked["user"].format(label=row["label"])]
+    user = asked["user"].format(label=row["label"])
     if form == "sections":
-        texts[0] += "\n\n" + asked["sections"]
+        user += "\n\n" + asked["sections"]
     if again:
-        texts[0] += "\n\n" + asked["again"].format(reason=again)
+        user += "\n\n" + asked["again"].format(reason=again)
+    system, texts = asked["system"], [user]
     if form == "questions":
         system = resource("prompts.yaml", "system")
-        texts = [make_triplet(row, kind, "", {})["instruction"] for kind in ("conversation", "reasoning")]
-    body: dict[str, Any] = {"model": settings.model, "max_completion_tokens": settings.max_output_tokens}
+        texts = [instruction(row, kind) for kind in ("conversation", "reasoning")]
+    body: dict[str, Any] = {"model": settings.model, limit: settings.max_output_tokens}
     if settings.temperature is not None:
         body["temperature"] = settings.temperature
     if form == "schema":
@@ -112,20 +97,44 @@ def requests_for(
     return [{**body, "messages": [first, user]} for user in users]
 
 
-def read_reply(completion: Any) -> Reply:
-    """What a chat completion (JSON) says; with tokens alone it was paid for. Raises ValueError if it is none."""
-    usage, message, choice = None, None, {}
-    with suppress(AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        usage = {name: int(completion["usage"][name]) for name in ("prompt_tokens", "completion_tokens")}
-        usage = usage if min(usage.values()) >= 0 < max(usage.values()) else None
-    with suppress(AttributeError, KeyError, TypeError, IndexError):
-        choice = completion["choices"][0]
-        message = choice["message"]
-    if not isinstance(message, dict) and not usage:
+# ---- how it is read ------------------------------------------------------------------------------------------------
+
+_HEADING = re.compile(  # at the start of a line, with Markdown, numbers or quotes around; bounded, so never slow
+    r"^[^a-z{\n]{0,16}(?P<name>categorical|conversation|reasoning|key[\s_-](?:visual\s)?elements)"
+    r"(?: (?:section|part|response|answer|triplet))?[*_\"”]{0,4}(?: ?\([^()\n]{0,80}\))?[*_]{0,4}[^\S\n]{0,8}"
+    r"(?:[:：\-–—]+[^\S\n]{0,8}[*_]{0,4}|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ROLE = re.compile(r"^\s*(?:<\|[^|>]*\|>\s*)+(?:assistant)?\s*")  # some servers leave the template's marks in
+_PRIVATE = {
+    r"\bsk-[\w*\-]{4,}|\b(?:Basic|Bearer)\s+[\w+/=\-.]+": "[key]",  # also a masked or a foreign one
+    r"//[^/\s@]+@": "//",  # user:password@ in a URL
+    r"(?<![\w/:.])(?:/[\w.@+\-]+){2,}/?|[A-Za-z]:\\[^\s'\"]+": "[path]",
+}
+
+
+def dig(tree: Any, *path: str | int) -> Any:
+    """An entry of what a server sent, which may be anything; None where it is not there."""
+    with suppress(KeyError, IndexError, TypeError):
+        for name in path:
+            tree = tree[name]
+        return tree
+    return None
+
+
+def read_reply(completion: Any) -> dict[str, Any]:
+    """What a chat completion (JSON) says: text, refusal, model, finish, and usage, None where the server counts none.
+
+    One with tokens alone was paid for, too. Raises ValueError for anything else.
+    """
+    usage = {name: dig(completion, "usage", name) for name in TOKENS}
+    counted = all(isinstance(n, int) and 0 <= n < 10**9 for n in usage.values()) and any(usage.values())
+    message, finish = (dig(completion, "choices", 0, name) for name in ("message", "finish_reason"))
+    if not counted and not isinstance(message, dict):
         raise ValueError("the server's answer is not a chat completion")
-    said = (message.get("content"), message.get("refusal")) if isinstance(message, dict) else ("", "")
-    texts = [str(text or "").encode("utf-8", "replace").decode() for text in (*said, completion.get("model"))]
-    return Reply(*texts, choice.get("finish_reason"), usage)
+    said = {"text": dig(message, "content"), "refusal": dig(message, "refusal"), "model": dig(completion, "model")}
+    reply = {name: str(text or "").encode("utf-8", "replace").decode() for name, text in said.items()}
+    return {**reply, "finish": finish, "usage": usage if counted else None}
 
 
 def parse_sections(text: str) -> dict[str, str]:
@@ -134,12 +143,11 @@ def parse_sections(text: str) -> dict[str, str]:
     Tolerant of Markdown, numbering, capitals, quotes and code fences; the first of two equal headings counts.
     """
     text = re.sub(r"^[^\S\n]*```\w*[^\S\n]*$", "", text, flags=re.MULTILINE)
-    marks = list(_SECTION.finditer(text))
-    sections: dict[str, str] = {}
-    for mark, following in zip_longest(marks, marks[1:]):
-        name = re.split(r"[\s_-]", mark["name"].lower())[0]
-        content = text[mark.end() : following.start() if following else None].strip().strip("*_").strip()
-        sections.setdefault("key_elements" if name == "key" else name, content)
+    sections, end = {}, len(text)
+    for heading in reversed([*_HEADING.finditer(text)]):
+        name = re.sub(r"[\s_-].*", "_elements", heading["name"].lower())
+        sections[name] = text[heading.end() : end].strip().strip("*_").strip()
+        end = heading.start()
     return sections
 
 
@@ -148,18 +156,14 @@ def parse_reply(texts: list[str], form: str) -> Answer | None:
 
     JSON is looked for first (also fenced, or with words around it), then sections.
     """
-    texts = [_ROLE.sub("", text).strip() for text in texts]
-    if form == "questions":
-        return Answer(conversation=texts[0], reasoning=texts[1], key_elements=[])
-    if found := re.search(r"\{.*\}", texts[0], re.DOTALL):
-        with suppress(ValueError, RecursionError):
+    first, *more = (_ROLE.sub("", text).strip() for text in texts)
+    said = {"conversation": first, "reasoning": more[0]} if form == "questions" else parse_sections(first)
+    with suppress(ValueError, RecursionError):
+        if form != "questions" and (found := re.search(r"\{.*\}", first, re.DOTALL)):
             return Answer.model_validate_json(found.group(0))
-    sections = parse_sections(texts[0])
-    if not sections.get("conversation") or not sections.get("reasoning"):
-        return None
-    elements = [part.strip(" .*-\t") for part in re.split(r"[,;\n]", sections.get("key_elements", ""))]
-    texts = [sections["conversation"], sections["reasoning"]]
-    return Answer(conversation=texts[0], reasoning=texts[1], key_elements=[part for part in elements if part])
+    elements = said.get("key_elements", "").split(", ")
+    both = said.get("conversation", ""), said.get("reasoning", "")
+    return Answer(conversation=both[0], reasoning=both[1], key_elements=elements) if all(both) or more else None
 
 
 def public_name(model: str) -> str:
@@ -169,11 +173,143 @@ def public_name(model: str) -> str:
 
 
 def scrub(text: str) -> str:
-    """A server's message without the key, without local paths, on one line of at most 300 characters."""
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    """A server's message without keys and local paths, on one line of at most 300 characters."""
+    key, home = os.environ.get("OPENAI_API_KEY", "").strip(), str(Path.home())
     text = text.replace(key, "[key]") if len(key) >= 4 else text
-    text = re.sub(r"\bsk-[\w*\-]{4,}", "[key]", text)  # also a masked or a foreign one
-    text = re.sub(r"\b(Basic|Bearer)\s+[\w+/=\-.]+", "[key]", text)
-    text = re.sub(r"//[^/\s@]+@", "//", text)  # user:password@ in a URL
-    text = text.replace(str(Path.home()), "[home]") if str(Path.home()) != "/" else text
-    return " ".join(_LOCAL_PATH.sub("[path]", text).split())[:300]
+    text = text.replace(home, "[home]") if home != "/" else text
+    for pattern, shown in _PRIVATE.items():
+        text = re.sub(pattern, shown, text)
+    return " ".join(text.split())[:300]
+
+
+# ---- what it costs -------------------------------------------------------------------------------------------------
+
+# A model that is not in the price file; its pictures are counted as those of GPT-4o and GPT-4.1.
+_UNKNOWN = {"input": math.nan, "output": math.nan, "batch": 1.0, "image": {"rule": "tiles", "base": 85, "tile": 170}}
+# Output tokens: two texts of two sentences of ten words, or of four of 25, at 1.25 or 1.6 tokens a word; key elements.
+_SHORT, _LONG = 2 * 2 * 10 * 1.25 + 6, 2 * 4 * 25 * 1.6 + 40
+
+
+def load_prices(settings: TripletSettings) -> dict[str, Any]:
+    """The price file: `as_of`, and `models` with the input, output, batch and image of each.
+
+    Raises `EmonbError` naming file and model if it cannot be read or lacks something.
+    """
+    path, where = project_root() / settings.prices if settings.prices else resource_path("prices.yaml"), "models"
+    try:
+        prices = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for where, price in prices["models"].items():
+            prices["models"][where] = price = {**_UNKNOWN, **price}
+            numbers = (
+                price["input"],
+                price["output"],
+                price["batch"],
+                picture_tokens(price["image"], (512, 512), settings),
+            )
+            if not all(number >= 0 for number in numbers):
+                raise ValueError("input and output must be 0 or more")
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        why = f"{where}: {type(error).__name__} {' '.join(str(error).split())}"
+        raise EmonbError(f"{path.name}: {why}; correct the file, or triplets.prices") from None
+    return prices
+
+
+def find_price(prices: dict[str, Any], model: str) -> dict[str, Any]:
+    """Price of a model, NaN if unknown; a dated name (`gpt-4.1-2025-04-14`) has that of its family."""
+    family = re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model)
+    return prices["models"].get(model) or prices["models"].get(family) or _UNKNOWN
+
+
+def unknown_price(model: str, settings: TripletSettings) -> str:
+    """What to do about a model that is not in the price file."""
+    file = settings.prices or "emonb/resources/prices.yaml"
+    return f"the price of {model} is unknown; add it to {file} (zeros for a server that costs nothing)"
+
+
+def cost(price: dict[str, Any], prompt_tokens: float, completion_tokens: float, *, batch: bool = False) -> float:
+    """USD of so many tokens."""
+    usd = (prompt_tokens * price["input"] + completion_tokens * price["output"]) / 1e6
+    return usd * price["batch"] if batch else usd
+
+
+def picture_tokens(rule: dict[str, Any], size: tuple[int, int], settings: TripletSettings) -> int:
+    """Input tokens of a picture of this size (width, height), after our shrinking and the provider's own scaling."""
+    scale = min(1.0, settings.max_side / max(size))
+    width, height = (max(1, round(side * scale)) for side in size)
+    if rule["rule"] == "patches":
+        patches = math.ceil(width / 32) * math.ceil(height / 32)
+        return math.ceil(min(patches, rule["most"]) * rule["factor"])
+    fit = min(1.0, 2048 / max(width, height))
+    fit *= min(1.0, 768 / (min(width, height) * fit))
+    tiles = math.ceil(width * fit / 512) * math.ceil(height * fit / 512)
+    return rule["base"] + (0 if settings.detail == "low" else rule["tile"] * tiles)
+
+
+def _text_tokens(settings: TripletSettings, labels: Sequence[str], form: str, again: str = "") -> list[float]:
+    """Input tokens of the text of each request for an image, at most."""
+    row = {"image_id": "", "label": max(labels, key=len), "sha256": "0" * 8}
+    bodies = requests_for(row, "", form, settings, again)
+    said = [
+        (*(message["content"] for message in body["messages"]), body.get("response_format", "")) for body in bodies
+    ]
+    return [len(f"{system}{user[1]['text']}{schema}") / 4 + 8 for system, user, schema in said]
+
+
+def most_tokens(settings: TripletSettings, labels: Sequence[str], form: str, rule: dict[str, Any]) -> tuple[int, int]:
+    """Input and output tokens that one request takes at most."""
+    side = settings.max_side
+    shapes = ((side, side), (side, min(side, 768)))  # of the tiles rule, a square is not always the dearest
+    picture = max(picture_tokens(rule, shape, settings) for shape in shapes)
+    return round(1.2 * (picture + max(_text_tokens(settings, labels, form, "x" * 300)))), settings.max_output_tokens
+
+
+def estimate_table(
+    settings: TripletSettings, sizes: Sequence[tuple[int, int]], images: int, labels: Sequence[str], *, batch: bool
+) -> pd.DataFrame:
+    """What so many pictures of such sizes (width, height) will cost: tokens and USD, before anything is sent.
+
+    Low and high: each image is right at the first time, with two sentences of ten words or four of 25, as the prompt
+    asks for. Worst: each is asked `1 + retries` times and each answer is as long as the token limit lets it be.
+
+    Returns:
+        Rows of a `part`: input, output, total; columns `tokens_*`, `usd_*` (NaN: price unknown) for low, high, worst.
+    """
+    price = find_price(load_prices(settings), public_name(settings.model))
+    pictures = [picture_tokens(price["image"], size, settings) for size in sizes or [(settings.max_side,) * 2]]
+    texts = _text_tokens(settings, labels, settings.answer_format.replace("auto", "schema"))
+    asked = sum(texts) + len(texts) * sum(pictures) / len(pictures)
+    answered = (_SHORT, _LONG, settings.max_output_tokens * len(texts))
+    tokens = pd.DataFrame({"input": asked, "output": answered}, index=["low", "high", "worst"])
+    tokens.loc["worst"] *= 1 + settings.retries
+    tokens = (tokens * images).round().astype("int64")
+    usd = tokens * [cost(price, 1, 0, batch=batch), cost(price, 0, 1, batch=batch)]
+    tokens["total"], usd["total"] = tokens.sum(axis=1), usd.sum(axis=1, skipna=False)
+    return tokens.T.add_prefix("tokens_").join(usd.T.add_prefix("usd_")).rename_axis("part").reset_index()
+
+
+def picture_sizes(samples: pd.DataFrame) -> list[tuple[int, int]]:
+    """Width and height of at most 500 training pictures, spread evenly; unreadable ones are left out."""
+    paths, sizes = samples.loc[samples["split"] == "train", "path"], []
+    for path in paths.iloc[:: max(1, -(-len(paths) // 500))]:
+        with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as image:
+            sizes.append(image.size)
+    return sizes
+
+
+def estimate_text(
+    samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, *, batch: bool = False
+) -> str:
+    """The estimate of a dataset as people read it; images in the triplets file `path` are not paid for again."""
+    train, model = samples.loc[samples["split"] == "train", "image_id"], public_name(settings.model)
+    done = {triplet["image_id"] for triplet in triplet_lines(path)} if has_paid_answers(path) else set()
+    table = estimate_table(settings, picture_sizes(samples), int((~train.isin(done)).sum()), labels, batch=batch)
+    low, high, worst = (f"${usd:,.2f}" for usd in table.iloc[-1, -3:])
+    total = f"total: {low} to {high}, at worst {worst}; nothing was sent"
+    return (
+        f"{path.stem}: {len(train):,} training images, {len(done):,} of them done; {model}"
+        f"{' by the Batch API' if batch else ''}, prices of {load_prices(settings)['as_of']}\n\n"
+        f"{table.to_string(index=False, float_format='{:,.4f}'.format)}\n\n"
+        "low, high: short or long sentences, as many as the prompt asks for, right at the first time;\n"
+        f"worst: each image asked {1 + settings.retries} times, each answer of {settings.max_output_tokens} tokens\n"
+        f"{total if low != '$nan' else unknown_price(model, settings)}"
+    )

@@ -55,8 +55,7 @@ def explore(
         samples: {dataset: table with `image_id, path`}; default: those of the run that `load_all` read from.
         limit: pictures embedded of each dataset, errors first; the counts are of all. 1,000 are about 1.6 MB.
 
-    Raises:
-        EmonbError: no such predictions, or no pictures for them.
+    Raises `EmonbError`: no such predictions, or no pictures for them.
     """
     from IPython.display import HTML, display
 

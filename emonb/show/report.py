@@ -131,11 +131,12 @@ def _blocks(
     results.problems += gaps(predictions, datasets, models)
     written = {file for record in records.values() for file in record.get("files", [])}  # else of an earlier run
     order = {f"confusion_{dataset}_{model}": i for i, (dataset, model) in enumerate(product(datasets, MODELS))}
-    for kind, pattern, build in (("table", "*.csv", _table), ("figure", "*.png", _figure)):
+    tables, figures = resource("report.yaml", "tables"), resource("report.yaml", "figures")
+    for kind, pattern, build, named in (("table", "*.csv", _table, tables), ("figure", "*.png", _figure, figures)):
         there = sorted((out / f"{kind}s").glob(pattern), key=lambda path: (order.get(path.stem, -1), path.stem))
         for path in (path for path in there if not written or f"{kind}s/{path.name}" in written):
             blocks[f"{kind}:{path.stem}"] = results.safe(f"{kind} {path.stem}", build, results, path)
-        lost = [id for id in resource("report.yaml", f"{kind}s") if f"{kind}:{id}" not in blocks]
+        lost = [id for id in named if f"{kind}:{id}" not in blocks]
         results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
     blocks["explorer:"] = _explorer(results, predictions, datasets)
     return blocks | {"files:": results.safe("the files", _files, results, records)}
@@ -155,10 +156,8 @@ def _explorer(results: _Results, predictions: Any, datasets: list[str]) -> dict[
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     """What run.json says of time, machine and packages; what is empty is left out."""
     totals, machine, git, lock = (run.get(key, {}) for key in ("totals", "machine", "git", "lock"))
-    differs = [f"{name} {both}" for name, both in lock.get("differs", {}).items()]
-    others = [f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items()]
-    locked = {True: "as locked", False: f"not as locked (here, locked): {', '.join(differs[:3])}", None: ""}
-    other = f"the committed notebooks had others (here, theirs): {', '.join(others)}" if others else ""
+    differs = ", ".join(f"{name} {both}" for name, both in lock.get("differs", {}).items())
+    others = ", ".join(f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items())
     facts = {
         "when": f"{run['written'][:10]} {run['written'][11:16]} UTC",
         "from nothing": f"{totals['seconds_compute'] / 60:.1f} min",
@@ -168,7 +167,8 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
         "seeds of head and gates": ", ".join(map(str, run["seeds"])),
         "code": str(git.get("commit", ""))[:10] + (" + changes" if git.get("dirty") else ""),
         "versions": ", ".join(f"{name} {run['versions'][name]}" for name in ("python", "torch", "transformers")),
-        "packages": "; ".join(filter(None, [locked[lock.get("locked")], other])),
+        "packages": f"not as locked (here, locked): {differs}" if differs else "as locked" * bool(lock.get("locked")),
+        "the committed notebooks had others (here, theirs)": others,
     }
     return {what: value for what, value in facts.items() if value}
 
