@@ -123,15 +123,23 @@ def _legend(fig: Figure, where: str = "lower", columns: int = 5) -> None:
 
 
 def _heatmap(ax: Axes, values: pd.DataFrame, notes: Any, cmap: str, low: float, high: float, bar: str = "") -> None:
-    """Cells as colours between two values, with notes in them; `bar`: label of a colour bar."""
-    text = {"annot": notes, "fmt": "", "annot_kws": {"fontsize": NOTE, "linespacing": 1.0, "in_layout": False}}
-    side = {"label": bar, "shrink": 0.7, "aspect": 25, "pad": 0.02}
-    every = {"xticklabels": True, "yticklabels": True, "square": True, "linewidths": 0.5}
-    sns.heatmap(values, cmap=cmap, vmin=low, vmax=high, cbar=bool(bar), cbar_kws=side, ax=ax, **text, **every)
-    ax.set_xticklabels(values.columns, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticklabels(values.index, rotation=0)
-    ax.set(xlabel="", ylabel="")
+    """Cells as colours between two values, with notes in them; `bar`: label of a colour bar.
+
+    Not seaborn's: that one lays out the whole figure anew for each panel (35 panels: 4 GB).
+    """
+    mesh = ax.pcolormesh(values, cmap=cmap, vmin=low, vmax=high, edgecolors="white", linewidth=0.5)
+    ax.set(ylim=(len(values), 0), aspect="equal")
+    ax.set_xticks(np.arange(values.shape[1]) + 0.5, values.columns, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(np.arange(len(values)) + 0.5, values.index)
     ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    bright = mesh.cmap(mesh.norm(values))[..., :3] @ (0.2126, 0.7152, 0.0722)
+    for (row, column), note in np.ndenumerate([] if notes is None else notes):
+        if pd.notna(values.iloc[row, column]):
+            style = {"color": "white" if bright[row, column] < 0.5 else "black", "fontsize": NOTE, "linespacing": 1.0}
+            ax.text(column + 0.5, row + 0.5, note, ha="center", va="center", in_layout=False, **style)
+    if bar:
+        ax.figure.colorbar(mesh, ax=ax, label=bar, shrink=0.7, aspect=25, pad=0.02).outline.set_visible(False)
 
 
 def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Sequence[Any], xlabel: str) -> Panels:
@@ -213,7 +221,7 @@ def confusion_difference(a: pd.DataFrame, b: pd.DataFrame, title: str) -> Figure
 def confusion_overview(rows: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """Many matrices at a glance, counts in the cells, of {dataset's title: {model: frame of one seed}}."""
     every = {(title, model): frame for title, frames in rows.items() for model, frame in frames.items()}
-    parts = {f"{title}, {_rests_on(len(f), 1)}\n{model_name(m)}": _confusion(f) for (title, m), f in every.items()}
+    parts = {f"{title}\n{model_name(m)}\nn = {len(f)}, 1 seed": _confusion(f) for (title, m), f in every.items()}
     columns = max(map(len, rows.values()))
     fig, panels = _panels(parts, 2.4, columns, 2.4 * columns)
     for ax, (counts, percent) in panels:
@@ -471,14 +479,14 @@ def answer_bars(
     Args:
         picture: as people see it, small.
         answers: model (of `predictions.MODELS`, or any name) -> emotion -> probability.
-        truth: what people say; a tick where the model says the same, else a cross; "" where nobody was asked.
+        truth: what the label says; a tick where the model says the same, else a cross; "" where there is none.
     """
     labels, parts = list(next(iter(answers.values()))), {}
     for model, p in answers.items():
         best = max(p, key=p.get)
         mark = "" if not truth else " ✓" if best == truth else " ✗"
         parts[f"{model_name(model)}\n{best}{mark}"] = model, pd.Series(p, labels)
-    about, height = {f"people say: {truth}" if truth else "": None}, 0.8 + 0.16 * len(labels)
+    about, height = {f"the label says: {truth}" if truth else "": None}, 0.8 + 0.16 * len(labels)
     fig, [(first, _), *panels] = _panels({**about, **parts}, height, 1 + len(parts))
     first.imshow(picture)
     first.set_axis_off()

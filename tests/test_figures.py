@@ -247,7 +247,7 @@ def test_calibration_curves_and_examples(made, world):
 def test_answer_bars_mark_the_answer_by_form_and_the_model_by_colour():
     p = {"vlm_tuned": {"awe": 0.2, "fear": 0.8}, "tau 8": {"awe": 0.6, "fear": 0.4}}
     fig = figures.answer_bars(Image.new("RGB", (30, 20)), p, truth="awe")
-    assert [ax.get_title() for ax in fig.axes] == ["people say: awe", "VLM, tuned\nfear ✗", "tau 8\nawe ✓"]
+    assert [ax.get_title() for ax in fig.axes] == ["the label says: awe", "VLM, tuned\nfear ✗", "tau 8\nawe ✓"]
     bars = fig.axes[1].patches
     assert [bar.get_edgecolor() == (0, 0, 0, 1) for bar in bars] == [False, True]
     assert {bar.get_facecolor()[:3] for bar in bars} == {to_rgb(model_color("vlm_tuned"))}
