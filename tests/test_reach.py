@@ -42,9 +42,9 @@ for number, (file, old, new) in enumerate([("errors.py", "", ""), *json.loads(sy
 """
 
 ASKING = "base_predictions vlm_predictions model cost"  # the assembled model holds the code that asks
-SEEING = f"samples imported triplets features adapter teacher {ASKING}"
+SEEING = f"samples imported features adapter teacher {ASKING}"
 # Edit -> file, old text, new text, the stages whose code it changes. `samples` are drawn ones, `imported` those on
-# disk; triplets are the offline annotator's, who looks at colours.
+# disk; triplets are the offline annotator's, who reads what `samples` has measured.
 EDITS = {
     "the question": ("resources/prompts.yaml", "Which emotion does", "What emotion does", f"triplets {ASKING}"),
     "a closing sentence": ("resources/prompts.yaml", "like a loss.", "as after a loss.", "triplets"),
@@ -54,8 +54,8 @@ EDITS = {
     "the teacher's loop": ("teacher.py", "loss.item() * len(targets)", "loss.item()", "teacher"),
     "distillation_loss": ("distill.py", "alpha * tau**2 * kl", "alpha * tau * kl", "head"),
     "a gate's forward": ("gate.py", "weight[:, :1] * vlm", "weight[:, :1] + vlm", "gate model cost"),
-    "an importer": ("releases/readers.py", "BASS_BOUNDS = 4.5", "BASS_BOUNDS = 4.4", "imported"),
-    "a figure": ("figures.py", 'marker": "."', 'marker": "o"', ""),  # training_curves
+    "an importer": ("releases/__init__.py", "[valence <= 4.5,", "[valence <= 4.4,", "imported"),
+    "a figure": ("figures.py", 'x="epoch"', 'x="step"', ""),  # training_curves
     "a docstring": ("gate.py", "Concat & linear", "Linear", ""),
     "an error's words": ("vlm.py", "does not take visual tokens", "takes no tokens", ""),
     "words of an error that others raise": ("vlm.py", "No network here:", "Without a network", ""),

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import seaborn
 from matplotlib.figure import Figure
 
-from emonb.figures import FULL, GREY, PALETTE, as_files, styled
+from emonb.figures import FULL, as_files, styled
 from emonb.files import atomic_write, make_folder, read_json
 from tools.bench.common import arguments
 
-LOOKS = [*PALETTE, GREY]
+LOOKS = seaborn.color_palette("colorblind")  # ten colours
 CSS = """
 :root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.8rem;margin:0 0 .2rem}h2{margin:2.4rem 0 .4rem;border-bottom:1px solid #8886;padding-bottom:.2rem}
