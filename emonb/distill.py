@@ -6,13 +6,14 @@ cached tensors (paper: knowledge distillation).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from emonb.training import Best, accuracy
+from emonb.training import Best, accuracy, warn_if_short
 
 
 class Cached(NamedTuple):
@@ -80,17 +81,19 @@ def train_head(
     epochs: int = 5,
     lr: float = 1e-5,
     weight_decay: float = 1e-4,
-    batch_size: int = 64,
+    batch_size: int = 1,
     seed: int = 0,
 ) -> tuple[StudentHead, list[dict[str, Any]]]:
     """Train one head with Adam and keep the epoch with the best val accuracy; returns it and its curve.
 
-    Defaults are the paper's and the authors' code's, but for the batch (ours).
+    Defaults are the paper's and the authors' code's. Warns where so few steps can hardly move it.
     """
     torch.manual_seed(seed)
     head = StudentHead(train.features.shape[1], hidden, train.teacher.shape[1], dropout)
     if standardize:
         head.standardize_by(train.features)
+    head.to(train.features.device)
+    warn_if_short(head, lr, epochs * math.ceil(len(train.labels) / batch_size), "head")
     optimizer = torch.optim.Adam(head.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     shuffle, best = torch.Generator().manual_seed(seed), Best(head)
     for epoch in range(1, epochs + 1):

@@ -7,12 +7,13 @@ trained here, as is a gate that sees the VLM's whole distribution.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from emonb.training import Best, accuracy
+from emonb.training import Best, accuracy, warn_if_short
 
 
 class ConcatGate(nn.Module):
@@ -125,15 +126,16 @@ def train_gate(
     epochs: int = 10,
     lr: float = 1e-4,
     weight_decay: float = 1e-4,
-    batch_size: int = 64,
+    batch_size: int = 1,
     seed: int = 0,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Train one gate with Adam by cross-entropy on labels, keep the epoch with the best val accuracy.
 
-    Defaults are the authors' code's, but for the batch (ours). Returns the gate and its training curve.
+    Defaults are the authors' code's. Returns the gate and its training curve; warns as `train_head`.
     """
     torch.manual_seed(seed)
     gate = make_gate(kind, train.vlm.shape[1])
+    warn_if_short(gate, lr, epochs * math.ceil(len(train.labels) / batch_size), f"gate ({kind})")
     optimizer = torch.optim.Adam(gate.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     shuffle, best = torch.Generator().manual_seed(seed), Best(gate)
     for epoch in range(1, epochs + 1):

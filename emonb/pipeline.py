@@ -487,12 +487,13 @@ def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teach
 
     def build(folder: Path, parts: Path) -> None:
         data = {s: cached_tensors(samples.path, features.path, teacher.path, s) for s in SPLITS}
+        train, val = (Cached(*(t.to(get_device()) for t in data[s][1])) for s in ("train", "val"))
         history, logits = [], {}
         for name, setting in progress(config.heads.items(), f"heads of {dataset}", unit="head"):
             frames = []
             for seed in seeds:
-                net, curve = train_head(data["train"][1], data["val"][1], **setting, **config.training, seed=seed)
-                save_module(net, folder / f"{name}.seed{seed}.safetensors")
+                net, curve = train_head(train, val, **setting, **config.training, seed=seed)
+                save_module(net.cpu(), folder / f"{name}.seed{seed}.safetensors")
                 for split, (ids, cached) in data.items():
                     scores, gold = outputs(net, cached.features), [labels[i] for i in cached.labels.tolist()]
                     frames.append(_scored(ids, split, gold, scores, labels, seed))

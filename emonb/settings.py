@@ -49,11 +49,12 @@ class VLMSettings(_Section):
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  # authors' code
     epochs: float = Field(5, gt=0)  # authors' code
     lr: float = Field(1e-4, gt=0)  # authors' code
-    lr_schedule: Literal["constant_with_warmup", "cosine"] = "constant_with_warmup"  # authors' code
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)  # authors' code
+    lr_schedule: Literal["constant", "constant_with_warmup", "cosine"] = "constant"  # authors' code
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)  # authors' code, where `constant` makes no use of it
     max_grad_norm: float = Field(0.3, gt=0)  # authors' code
-    train_batch_size: int = Field(1, ge=1)  # ours: memory of one 80 GB card
-    gradient_accumulation: int = Field(8, ge=1)  # ours
+    train_batch_size: int = Field(1, ge=1)  # authors' code
+    gradient_accumulation: int = Field(1, ge=1)  # authors' code
+    loss: Literal["response", "all"] = "response"  # ours: the authors' code learns the prompt, too ("all")
     gradient_checkpointing: bool = True  # authors' code
     triplet_kinds: tuple[Kind, ...] = ("categorical", "conversation", "reasoning")  # paper
     reasons: int = Field(64, ge=0)  # test images for which the VLM's reasons are generated; ours
@@ -73,7 +74,7 @@ class VLMSettings(_Section):
     def tuning(self) -> dict[str, Any]:
         """Arguments of `tuning.tune`."""
         same = self.model_dump(include={"epochs", "lr", "warmup_ratio", "max_grad_norm", "gradient_checkpointing"})
-        named = {"batch_size": self.train_batch_size, "accumulation": self.gradient_accumulation}
+        named = {"batch_size": self.train_batch_size, "accumulation": self.gradient_accumulation, "learn": self.loss}
         return {**same, **named, "schedule": self.lr_schedule}
 
 
@@ -172,7 +173,7 @@ class DistillSettings(_Section):
     epochs: int = Field(5, ge=1)  # authors' code
     lr: float = Field(1e-5, gt=0)  # authors' code
     weight_decay: float = Field(1e-4, ge=0)  # authors' code
-    batch_size: int = Field(64, ge=1)  # ours
+    batch_size: int = Field(1, ge=1)  # authors' code
 
     @property
     def training(self) -> dict[str, Any]:
@@ -197,7 +198,7 @@ class GateSettings(_Section):
     epochs: int = Field(10, ge=1)  # authors' code
     lr: float = Field(1e-4, gt=0)  # authors' code
     weight_decay: float = Field(1e-4, ge=0)  # authors' code
-    batch_size: int = Field(64, ge=1)  # ours
+    batch_size: int = Field(1, ge=1)  # authors' code
 
     @property
     def training(self) -> dict[str, Any]:

@@ -8,7 +8,8 @@ so that a result does not depend on how many processes or loader workers share t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _weights_file(hub: str | None, weights: str | None) -> str:
 class Pictures(Dataset):
     """(picture, label index) pairs; pictures [3, S, S] float, normalised as the pretrained weights expect.
 
-    They are resized whole; the twin that `augmented` makes is for training.
+    Of each the centre is taken, see `centre`; the twin that `augmented` makes is for training.
 
     Args:
         paths: of N pictures.
@@ -126,46 +127,56 @@ class Pictures(Dataset):
         colours: tuple[Sequence[float], Sequence[float]] = ((0.5,) * 3, (0.5,) * 3),
         crop_scale: tuple[float, float] = (0.08, 1.0),
     ):
-        self.paths, self.targets, self.side = np.asarray(paths), np.asarray(targets, dtype=np.int64), image_size
-        self.crops, self.seed, self.epoch = False, 0, 0
-        resize = v2.RandomResizedCrop(image_size, crop_scale, antialias=True)
-        self.transform = v2.Compose([resize, v2.RandomHorizontalFlip()])
+        self.paths, self.targets = np.asarray(paths), np.asarray(targets, dtype=np.int64)
+        self.seed, self.epoch, self.crop = 0, 0, centre(image_size)
+        crop = v2.RandomResizedCrop(image_size, crop_scale, antialias=True)
+        self.random_crop = v2.Compose([crop, v2.RandomHorizontalFlip()])
         self.mean, self.deviation = (255 * torch.tensor(c)[:, None, None] for c in colours)
-        self.cache: dict[int, Tensor] | None = {} if len(self.paths) * 3 * image_size**2 <= CACHE_BYTES else None
+        some = [math.prod(open_picture(path).size) for path in self.paths[:: max(1, len(self.paths) // 32)]]
+        fit = 3 * sum(some) / max(1, len(some)) * len(self.paths) <= CACHE_BYTES
+        self.cache: dict[int, Tensor] | None = {} if fit else None
 
     def augmented(self, seed: int) -> Pictures:
-        """The same pictures with a random resized crop and flip (authors' code); decoded ones are kept for both.
+        """The same, each with a random resized crop of the original and a flip (authors' code).
 
         The crop belongs to `seed`, `epoch` (set it before each) and the picture's position.
         """
         twin = copy.copy(self)
-        twin.crops, twin.seed = True, seed
+        twin.crop, twin.seed = None, seed
         return twin
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        picture = self._decode(i) if self.cache is None else self.cache.get(i)
+        picture = None if self.cache is None else self.cache.get(i)
         if picture is None:
-            picture = self.cache[i] = self._decode(i)
-        if self.crops:
+            picture = as_tensor(open_picture(self.paths[i]))
+            if self.cache is not None:
+                self.cache[i] = picture
+        if self.crop:
+            picture = self.crop(picture)
+        else:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(mixed_seed(self.seed, self.epoch, i))
-                picture = self.transform(picture)
+                picture = self.random_crop(picture)
         # two plain operations: torchvision's ToDtype and Normalize take as long as the crop
         return picture.float().sub_(self.mean).div_(self.deviation), self.targets[i]
-
-    def _decode(self, i: int) -> Tensor:
-        picture = open_picture(self.paths[i])
-        if picture.size != (self.side, self.side):
-            picture = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
     @property
     def workers(self) -> int:
         """Loader processes: none where decoded pictures are kept."""
         return 0 if self.cache is not None else min(8, cores())
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """[3, H, W] bytes of an RGB picture."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def centre(side: int) -> Callable[[Tensor], Tensor]:
+    """What is looked at outside training: the short side resized to `side`, the centre cropped (authors' code)."""
+    return v2.Compose([v2.Resize(side, antialias=True), v2.CenterCrop(side)])
 
 
 def colours_of(name: str, pretrained: bool) -> tuple[Sequence[float], Sequence[float]]:

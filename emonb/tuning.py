@@ -10,14 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    prepare_model_for_kbit_training,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import get_scheduler
 
@@ -41,10 +34,10 @@ def add_lora(
 ) -> VLM:
     """Put a fresh LoRA adapter on the language model's attention projections; the rest stays frozen.
 
-    r 8 and alpha 8 (paper) on q, k, v (paper) and o (authors' code). A fresh adapter changes no answer.
+    r 8 and alpha 8 (paper) on q, k, v (paper) and o (authors' code). A fresh adapter changes no answer. A quantised
+    base stays as it is, too: peft's `prepare_model_for_kbit_training` (authors' code) would turn its other weights to
+    float32 in place, and every later answer of this base would be another model's.
     """
-    if getattr(vlm.model, "is_quantized", False):
-        prepare_model_for_kbit_training(vlm.model, use_gradient_checkpointing=False)
     layers = rf".*language_model.*\.({'|'.join(targets)})"
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers, task_type="CAUSAL_LM")
     return VLM(get_peft_model(vlm.model, config), vlm.processor, vlm.max_side)
@@ -67,27 +60,41 @@ def save_adapter(vlm: VLM, folder: Path) -> None:
 
 
 def training_batch(
-    vlm: VLM, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], visual: VisualTokens
+    vlm: VLM,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    visual: VisualTokens,
+    learn: str = "response",
 ) -> tuple[dict[str, Any], Tensor]:
-    """Model inputs of B dialogues, and their targets [B, T]: the response's tokens, IGNORE everywhere else.
+    """Model inputs of B dialogues, and their targets [B, T], IGNORE where nothing is to be learnt.
 
+    Learnt are the response's tokens; with `learn` "all" (authors' code) also the prompt's, but for the picture's.
     Words that the tokenizer does not know are left out: they teach nothing.
     """
     batch = make_batch(vlm, [[*p, *a] for p, a in zip(prompts, answers, strict=True)], visual, pad_left=False)
-    targets = torch.full_like(batch["input_ids"], IGNORE)
-    for row, (answer, length) in enumerate(zip(answers, batch["attention_mask"].sum(1).tolist(), strict=True)):
-        targets[row, length - len(answer) : length] = torch.tensor(answer)
+    places = torch.arange(batch["input_ids"].shape[1], device=vlm.device)
+    ends = batch["attention_mask"].sum(1, keepdim=True)  # [B, 1]
+    wanted = places < ends
+    if learn == "response":
+        wanted &= places >= ends - torch.tensor([[len(answer)] for answer in answers], device=vlm.device)
+    for token in never_learnt(vlm):
+        wanted &= batch["input_ids"] != token
+    return batch, batch["input_ids"].masked_fill(~wanted, IGNORE)
+
+
+def never_learnt(vlm: VLM) -> list[int]:
+    """Tokens that are never targets: those of pictures, and what stands for unknown words."""
     unknown = vlm.processor.tokenizer.unk_token_id
-    return batch, targets if unknown is None else targets.masked_fill(targets == unknown, IGNORE)
+    return [vlm.image_token_id] if unknown is None else [vlm.image_token_id, unknown]
 
 
 def response_loss(logits: Tensor, targets: Tensor, tokens: int) -> Tensor:
-    """Cross-entropy of a step's response tokens, each with the same weight.
+    """Cross-entropy of a step's target tokens, each with the same weight.
 
     Args:
         logits: [B, T, V] of one part of the step.
         targets: [B, T] token ids, IGNORE where nothing is to be learnt.
-        tokens: response tokens in the whole step, so that it does not matter into how many parts it is cut.
+        tokens: targets in the whole step, so that it does not matter into how many parts it is cut.
     """
     wanted = targets[:, 1:]  # the logits at a place are for the token after it
     learnt = wanted != IGNORE
@@ -109,6 +116,7 @@ def step_gradients(
     rows: Sequence[dict[str, Any]],
     see: Callable[[Sequence[str]], VisualTokens],
     parts: Sequence[slice],
+    learn: str = "response",
     backward: Callable[[Tensor], Any] = Tensor.backward,
     model: nn.Module | None = None,
 ) -> float:
@@ -119,18 +127,21 @@ def step_gradients(
         rows: the step's triplets: `image_id`, `instruction`, `response`.
         see: gives the visual tokens of pictures by their ids.
         parts: what goes through the model at a time.
+        learn: "response" or "all", see `training_batch`.
         backward: called with each part's loss.
         model: `vlm.model`, perhaps wrapped for several processes.
     """
-    unknown = vlm.processor.tokenizer.unk_token_id
     prompts = [prompt_ids(vlm, row["instruction"]) for row in rows]
     answers = [answer_ids(vlm, row["response"]) for row in rows]
-    tokens = sum(token != unknown for answer in answers for token in answer)
+    learnt = [[*p[1:], *a] if learn == "all" else a for p, a in zip(prompts, answers, strict=True)]
+    never, half = never_learnt(vlm), vlm.model.dtype == torch.bfloat16
+    tokens = sum(token not in never for row in learnt for token in row)
     total = 0.0
     for part in parts:
         visual = see([row["image_id"] for row in rows[part]])
-        batch, targets = training_batch(vlm, prompts[part], answers[part], visual)
-        logits = (model or vlm.model)(**batch, use_cache=False).logits  # [B, T, V]
+        batch, targets = training_batch(vlm, prompts[part], answers[part], visual, learn)
+        with torch.autocast(vlm.device.type, torch.bfloat16, enabled=half):  # as the VLM is loaded (authors' code)
+            logits = (model or vlm.model)(**batch, use_cache=False).logits  # [B, T, V]
         loss = response_loss(logits, targets, tokens)
         backward(loss)
         total += loss.item()
@@ -144,22 +155,23 @@ def tune(
     *,
     epochs: float = 5,
     lr: float = 1e-4,
-    schedule: str = "constant_with_warmup",
+    schedule: str = "constant",
     warmup_ratio: float = 0.03,
     max_grad_norm: float = 0.3,
     batch_size: int = 1,
-    accumulation: int = 8,
+    accumulation: int = 1,
+    learn: str = "response",
     gradient_checkpointing: bool = False,
     seed: int = 0,
     checkpoint: Path | None = None,
     what: str = "LoRA",
 ) -> list[dict[str, Any]]:
-    """Train the adapter with AdamW; only response tokens count in the loss. Defaults: authors' code, batch ours.
+    """Train the adapter with AdamW, in bfloat16 autocast where the VLM is loaded so. Defaults: see `VLMSettings`.
 
     Several processes share each step, so that it sees the same examples however many there are.
 
     Args:
-        vlm, triplets, see: as for `step_gradients`; the adapter is trained in place.
+        vlm, triplets, see, learn: as for `step_gradients`; the adapter is trained in place.
         schedule: transformers' name of the learning rate's schedule.
         accumulation: parts of `batch_size` triplets in a step.
         checkpoint: file from which a killed training goes on.
@@ -184,7 +196,7 @@ def tune(
         rows = [triplets[i] for i in plan[step]]
         torch.manual_seed(mixed_seed(seed, step, process_index()))  # of dropout: a killed run goes on with the same
         # the processes' gradients are averaged, the step's loss is their sum
-        loss = step_gradients(vlm, rows, see, parts, lambda x: accelerator.backward(x * process_count()), model)
+        loss = step_gradients(vlm, rows, see, parts, learn, lambda x: accelerator.backward(x * process_count()), model)
         accelerator.clip_grad_norm_(weights, max_grad_norm)
         optimizer.step()
         scheduler.step()

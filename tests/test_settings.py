@@ -1,6 +1,7 @@
 """Settings: the profiles are valid, and a mistake is named."""
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from emonb.errors import EmonbError
@@ -26,6 +27,33 @@ def test_paper_has_the_papers_values_and_they_are_the_defaults():
     assert (paper.distill.hidden, paper.distill.alpha, paper.distill.tau) == ((1024,), 0.5, 2.0)
     small = load_settings("paper-2b", vlm={"base": paper.vlm.base})
     assert small.model_copy(update={"profile": "paper", "out": paper.out}) == paper
+
+
+AUTHORS = {  # what the authors' code trains with (its second reading included)
+    "vlm": {
+        "base": "Qwen/Qwen2-VL-7B-Instruct", "dtype": "bfloat16", "quantize_4bit": True, "max_side": 1024,
+        "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.05, "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "epochs": 5, "lr": 1e-4, "lr_schedule": "constant", "train_batch_size": 1, "gradient_accumulation": 1,
+        "max_grad_norm": 0.3, "gradient_checkpointing": True, "max_new_tokens": 256,
+        "triplet_kinds": ["categorical", "conversation", "reasoning"],
+    },
+    "distill": {
+        "hidden": [1024], "alpha": 0.5, "tau": 2.0, "target": "label", "dropout": 0.1, "epochs": 5, "lr": 1e-5,
+        "weight_decay": 1e-4, "batch_size": 1,
+    },
+    "gate": {"kind": "concat", "epochs": 10, "lr": 1e-4, "weight_decay": 1e-4, "batch_size": 1},
+    "vit": {
+        "name": "vit_base_patch16_384", "pretrained": True, "image_size": 384, "epochs": 10, "lr": 3e-5,
+        "weight_decay": 1e-5, "batch_size": 10, "optimizer": "adam",
+    },
+}  # fmt: skip
+OURS = {"vlm": {"loss": "response"}}  # where the profile departs on purpose
+
+
+def test_the_paper_profile_says_what_the_authors_train_with_and_nothing_else():
+    tree = yaml.safe_load((ROOT / "emonb" / "profiles" / "paper.yaml").read_text())
+    said = {name: tree[name] for name in ("vlm", "distill", "gate")} | {"vit": tree["teacher"]["networks"]["vit"]}
+    assert said == {name: {**AUTHORS[name], **OURS.get(name, {})} for name in AUTHORS}
 
 
 def test_overrides():

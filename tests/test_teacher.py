@@ -1,16 +1,20 @@
 """Room 04: the conventional networks, the crops they see, and their pretrained weights."""
 
 import time
+import warnings
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from pipeline import make_tree
 from safetensors.torch import save_file
 
 from emonb import teacher
 from emonb.errors import EmonbError
 from emonb.teacher import Pictures, build_network, colours_of, predict_network, train_network
+from emonb.training import warn_if_short
 
 TINY = {
     "vit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
@@ -56,6 +60,27 @@ def test_a_crop_belongs_to_seed_epoch_and_picture(pictures):
     state = torch.get_rng_state()
     one[4]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_crops_the_original_and_nothing_is_squashed(tmp_path):
+    board = (np.indices((64, 192)).sum(0) % 2 * 255).astype(np.uint8)  # black and white pixels in turn
+    board = np.stack([board] * 3, -1)
+    board[:, :64], board[:, 128:] = (255, 0, 0), (0, 0, 255)
+    Image.fromarray(board).save(tmp_path / "board.png")
+    seen = Pictures([tmp_path / "board.png"], [0], 32)
+    centre, _ = seen[0]
+    assert centre[:, :, 2:-2].std() < 0.1, "the centre of a smaller picture: grey, and neither red nor blue"
+    board[:] = np.indices((64, 192)).sum(0)[..., None] % 2 * 255
+    Image.fromarray(board).save(tmp_path / "board.png")
+    crop, _ = Pictures([tmp_path / "board.png"], [0], 32, crop_scale=(0.02, 0.03)).augmented(0)[0]
+    assert crop.max() - crop.min() > 1.5, "a small crop still shows the pixels of the original"
+
+
+def test_a_part_that_hardly_moves_from_its_random_start_is_warned_of():
+    with pytest.warns(UserWarning, match="gate: 225 steps at a learning rate of 0.0001 move a weight by 0.02"):
+        warn_if_short(torch.nn.Linear(12, 6), 1e-4, 225, "gate")
+    with warnings.catch_warnings(action="error"):
+        warn_if_short(torch.nn.Linear(12, 6), 1e-4, 14_400, "gate")
 
 
 def test_what_does_not_fit_into_memory_is_streamed(pictures, monkeypatch):

@@ -169,6 +169,45 @@ def test_only_the_responses_tokens_are_learnt_each_with_the_same_weight(tuned, v
     assert tuning.response_loss(logits, targets, len(learnt)).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_prompt_is_learnt_too_on_request_but_never_the_picture(tuned, visual):
+    texts = ("a", "b c", "d")
+    prompts, answers = [room.prompt_ids(tuned, "Why?")] * 3, [room.answer_ids(tuned, text) for text in texts]
+    batch, targets = tuning.training_batch(tuned, prompts, answers, visual, "all")
+    learnt = batch["attention_mask"].bool() & (batch["input_ids"] != tuned.image_token_id)
+    unknown = tuned.processor.tokenizer.unk_token_id
+    learnt &= batch["input_ids"] != (-1 if unknown is None else unknown)
+    assert torch.equal(targets, batch["input_ids"].masked_fill(~learnt, tuning.IGNORE))
+    rows = [{"image_id": i, "instruction": "Why?", "response": text} for i, text in enumerate(texts)]
+    loss = tuning.step_gradients(tuned, rows, lambda ids: visual, [slice(None)], "all")
+    logits = tuned.model(**batch).logits
+    count = int((targets[:, 1:] != tuning.IGNORE).sum())
+    assert loss == pytest.approx(tuning.response_loss(logits, targets, count).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_base_answers_after_a_tuning_as_before_also_a_quantised_one(folders, pictures, dtype):
+    """And the tuning computes in bfloat16 where the VLM is loaded so, with weights of the adapter in float32."""
+    vlm = room.load_vlm(str(folders["qwen2_vl"]), dtype=dtype)
+    vlm.model.is_quantized = True
+    visual = room.visual_tokens(vlm, pictures)
+    weights = {name: p.clone() for name, p in vlm.model.state_dict().items()}
+    before, seen = room.answer_distribution(vlm, visual, LABELS), []
+    tuned = tuning.add_lora(vlm, dropout=0)
+    layer = tuned.core.language_model.layers[0].self_attn.q_proj
+    layer.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    tuning.tune(
+        tuned, LESSONS, lambda ids: room.VisualTokens([visual.tokens[i] for i in ids], visual.grid[ids], None), lr=1
+    )
+    assert {str(kind) for kind in seen} == {f"torch.{dtype}"}
+    assert {p.dtype for p in tuned.model.parameters() if p.requires_grad} == {torch.float32}
+    assert not torch.equal(room.answer_distribution(tuned, visual, LABELS), before)
+    vlm.model = tuned.model.unload()
+    assert torch.equal(room.answer_distribution(vlm, visual, LABELS), before)
+    after = vlm.model.state_dict()
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], p) and after[name].dtype == p.dtype for name, p in weights.items())
+
+
 def test_a_step_in_parts_and_with_checkpointing_has_the_same_gradients(tuned, visual):
     def see(image_ids):
         return room.VisualTokens([visual.tokens[i] for i in image_ids], visual.grid[image_ids], visual.width)

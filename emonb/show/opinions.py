@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,7 +20,7 @@ from emonb.errors import EmonbError
 from emonb.files import read_json
 from emonb.gate import ConcatGate
 from emonb.store import Store
-from emonb.teacher import LAYOUT, build_network, colours_of
+from emonb.teacher import LAYOUT, as_tensor, build_network, centre, colours_of
 
 if TYPE_CHECKING:
     from emonb.model import EmoVLMKD
@@ -190,8 +189,7 @@ def find_teacher(folder: Path, labels: Sequence[str]) -> Teacher | None:
 
     @torch.inference_mode()
     def ask(pictures: Sequence[Image.Image]) -> Tensor:
-        small = [np.array(picture.resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures]
-        x = (torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() - mean) / deviation  # [B, 3, S, S]
-        return net(x.to(**LAYOUT)).double().softmax(-1)
+        seen = torch.stack([centre(side)(as_tensor(picture)) for picture in pictures])  # [B, 3, S, S]
+        return net(((seen.float() - mean) / deviation).to(**LAYOUT)).double().softmax(-1)
 
     return ask
