@@ -204,7 +204,9 @@ def tune(
         losses.append(loss)
         if checkpoint and is_main() and (step + 1) % max(SAVE_EVERY, len(plan) // 20) == 0:
             state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "losses": losses}
-            save_checkpoint(checkpoint, {**state, "adapter": get_peft_model_state_dict(vlm.model)})
+            save_checkpoint(
+                checkpoint, {**state, "adapter": get_peft_model_state_dict(vlm.model, save_embedding_layers=False)}
+            )
     vlm.model.eval()
     return _curve(losses, len(plan) / epochs)
 
