@@ -167,6 +167,23 @@ def report(out: Annotated[str, typer.Option(help="results folder, whole or parti
 
 
 @app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="a results folder")],
+    run_b: Annotated[Path, typer.Argument(help="another one of the same datasets")],
+) -> None:
+    """What differs between two runs, and where it begins; exit code 0: nothing, 1: something, 2: an error."""
+    from emonb.show.compare import compare as side_by_side
+
+    try:
+        found = side_by_side(run_a, run_b)
+    except EmonbError as error:
+        typer.echo(f"emonb: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(str(found))
+    raise typer.Exit(0 if found.same else 1)
+
+
+@app.command()
 def doctor(out: Annotated[str, typer.Option(help="results folder to check")] = "build") -> None:
     """Check this environment: [OK] or [FAIL] with the remedy, line by line."""
     from emonb.machine import doctor as examine

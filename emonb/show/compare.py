@@ -1,0 +1,146 @@
+"""Two runs side by side: which answers, tables and verdicts differ, by how much, and where the difference begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emonb.errors import EmonbError
+from emonb.files import read_json
+from emonb.metrics import correctness, mean_interval
+from emonb.predictions import Predictions, load_all, model_name
+
+_TIMED = ("cost", "departures")  # tables of measured times, and of words
+
+
+@dataclass
+class Comparison:
+    """What `compare` finds; empty tables and lists where the runs are alike.
+
+    Attributes:
+        causes: settings, versions, machine, code that differ: a line each.
+        begins: results of the earliest stage that differs in content, `stage: names`.
+        answers: dataset, model, images, `changed` (percent of answers), a, b and `difference` (b - a, in points, with
+            `low` and `high`) of models whose answers differ.
+        tables: a line for each table that differs.
+        verdicts: claim, dataset, a, b, and the deciding comparison with its value and interval in both.
+    """
+
+    causes: list[str]
+    begins: list[str]
+    answers: pd.DataFrame
+    tables: list[str]
+    verdicts: pd.DataFrame
+
+    @property
+    def same(self) -> bool:
+        """Whether answers, tables and verdicts are the same."""
+        return not (len(self.answers) or self.tables or len(self.verdicts))
+
+    def __str__(self) -> str:
+        lines = ["the same answers, tables and verdicts" if self.same else "the runs differ"]
+        lines += [f"  not alike: {cause}" for cause in self.causes]
+        lines += [f"  begins at {stage}" for stage in self.begins if not self.same]
+        for what, found in (("verdicts that changed", self.verdicts), ("accuracies", self.answers)):
+            if len(found):
+                lines += ["", what, found.to_string(index=False, float_format="{:.2f}".format)]
+        return "\n".join([*lines, *([""] if self.tables else []), *self.tables])
+
+
+def compare(a: Path, b: Path) -> Comparison:
+    """Compare two results folders; images that both have are paired.
+
+    Raises:
+        EmonbError: a folder without run.json or predictions, or runs of different datasets.
+    """
+    runs, found = [read_json(out / "run.json") for out in (a, b)], [load_all(out / "predictions") for out in (a, b)]
+    if not {d for d, _ in found[0]} & {d for d, _ in found[1]}:
+        raise EmonbError(f"{a} and {b}: no dataset in common; compare runs of the same datasets")
+    return Comparison(
+        causes=[*_causes(*(_about(run) for run in runs)), *_alone(*found)],
+        begins=_begins(*(_digests(out, run) for out, run in zip((a, b), runs, strict=True))),
+        answers=_answers(*found),
+        tables=_tables(a / "tables", b / "tables"),
+        verdicts=_verdicts(*(out / "tables" / "claims.csv" for out in (a, b))),
+    )
+
+
+def _about(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run may be the cause of other results, as `name.of.entry`: value."""
+    settings = {name: value for name, value in run["settings"].items() if name != "out"}
+    machine = {name: run["machine"][name] for name in ("cpu", "cores", "gpu")}
+    tree = {"versions": run["versions"], "machine": machine, "settings": settings}
+    code = {"code.commit": run["git"].get("commit"), "code.changes": run["git"].get("dirty")}
+    return pd.json_normalize(tree).iloc[0].to_dict() | code
+
+
+def _causes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterable[str]:
+    for name in dict.fromkeys([*a, *b]):
+        if str(a.get(name)) != str(b.get(name)):
+            yield f"{name}: {a.get(name)}, {b.get(name)}"
+
+
+def _alone(a: Predictions, b: Predictions) -> Iterable[str]:
+    for one, other, name in ((a, b, "first"), (b, a, "second")):
+        if missing := [f"{model} on {dataset}" for dataset, model in one if (dataset, model) not in other]:
+            yield f"only the {name} run has predictions of {', '.join(missing)}"
+
+
+def _digests(out: Path, run: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """(stage, name) -> digest of the files of each result that the run used, in pipeline order."""
+    used = [stage for record in run["notebooks"].values() for stage in record.get("stages", [])]
+    places = {(s["stage"], s["name"]): out / "artifacts" / s["stage"] / s["key"] / "provenance.json" for s in used}
+    return {result: read_json(place)["digest"] for result, place in places.items() if place.is_file()}
+
+
+def _begins(a: Mapping[tuple[str, str], str], b: Mapping[tuple[str, str], str]) -> list[str]:
+    """The first stage with differing results, per dataset the earliest only."""
+    first = dict[str, tuple[str, str]]()
+    for (stage, name), digest in a.items():
+        if stage != "cost" and b.get((stage, name), digest) != digest:
+            first.setdefault(name.split("--")[0], (stage, name))
+    stages = dict.fromkeys(stage for stage, _ in first.values())
+    return [f"{stage}: {', '.join(name for s, name in first.values() if s == stage)}" for stage in stages]
+
+
+def _answers(a: Predictions, b: Predictions) -> pd.DataFrame:
+    rows = []
+    for dataset, model in (key for key in a if key in b):
+        both = a[dataset, model].merge(b[dataset, model], on=["image_id", "split", "seed"], suffixes=("", "_b"))
+        changed = both["prediction"] != both["prediction_b"]
+        if not changed.any():
+            continue
+        right = [100 * correctness(run, dataset, [model])[model] for run in (a, b)]
+        gap, low, high = mean_interval((right[1] - right[0]).dropna())
+        row = (dataset, model_name(model), len(right[0]), 100 * changed.mean(), *(r.mean() for r in right))
+        rows.append((*row, gap, low, high))
+    columns = ["dataset", "model", "images", "changed", "a", "b", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _tables(a: Path, b: Path) -> list[str]:
+    lines = []
+    for name in sorted({path.stem for folder in (a, b) for path in folder.glob("*.csv")} - {*_TIMED}):
+        files = [folder / f"{name}.csv" for folder in (a, b)]
+        if not all(file.is_file() for file in files):
+            lines.append(f"table {name}: in one of the runs only")
+        elif files[0].read_bytes() != files[1].read_bytes():
+            one, other = map(pd.read_csv, files)
+            alike = one.shape == other.shape and list(one) == list(other)
+            gaps = (one.select_dtypes("number") - other.select_dtypes("number")).abs().max() if alike else None
+            largest = f"largest difference {gaps.max():.4g} ({gaps.idxmax()})" if alike and gaps.notna().any() else ""
+            lines.append(f"table {name}: {largest or 'other rows or words'}")
+    return lines
+
+
+def _verdicts(a: Path, b: Path) -> pd.DataFrame:
+    keys, columns = ["claim", "dataset"], ["verdict", "decided_by", "value", "ci_low", "ci_high"]
+    if not (a.is_file() and b.is_file()):
+        return pd.DataFrame()
+    one, other = (pd.read_csv(path)[keys + columns] for path in (a, b))
+    both = one.merge(other, "outer", keys, suffixes=(" a", " b"))
+    return both[both["verdict a"].fillna("") != both["verdict b"].fillna("")]

@@ -1,0 +1,95 @@
+"""Two runs side by side: nothing where nothing differs; else what, by how much, and where it begins."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from emonb.cli import app
+from emonb.files import write_json
+from emonb.predictions import make_predictions, write_predictions
+from emonb.show.compare import compare
+
+LABELS = ("negative", "positive")
+STAGES = [{"stage": "samples", "name": "a", "key": "k1"}, {"stage": "teacher", "name": "a--vit", "key": "k2"}]
+
+
+def answers(right):
+    """Predictions about 100 images of which the given share is answered rightly, the first ones."""
+    gold = ["positive"] * 100
+    p = np.where(np.arange(100)[:, None] < 100 * right, [0.2, 0.8], [0.8, 0.2])
+    return make_predictions([f"{i:03}" for i in range(100)], ["test"] * 100, gold, p, LABELS)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two folders of the same results."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    for model, right in (("vit", 0.5), ("vlm_tuned", 0.6)):
+        write_predictions(a / "predictions" / f"a__{model}.parquet", answers(right))
+    about = {"versions": {"torch": "2.14.1"}, "machine": {"cpu": "x", "cores": 2, "gpu": None}}
+    about |= {"settings": {"seeds": [0], "out": "a"}, "git": {}, "notebooks": {"04_teacher": {"stages": STAGES}}}
+    write_json(a / "run.json", about)
+    (a / "tables").mkdir()
+    pd.DataFrame({"row": ["vit"], "ours": [50.0]}).to_csv(a / "tables" / "main.csv", index=False)
+    claims = {"claim": ["C1", "C2"], "dataset": "all", "verdict": ["holds", "undecided"], "decided_by": "x"}
+    pd.DataFrame({**claims, "value": 1.0, "ci_low": 0.5, "ci_high": 1.5}).to_csv(
+        a / "tables" / "claims.csv", index=False
+    )
+    for stage in STAGES:
+        folder = a / "artifacts" / stage["stage"] / stage["key"]
+        folder.mkdir(parents=True)
+        write_json(folder / "provenance.json", {"digest": stage["stage"]})
+    shutil.copytree(a, b)
+    return a, b
+
+
+def said_by(*runs):
+    result = CliRunner().invoke(app, ["compare", *map(str, runs)])
+    return result.exit_code, result.output
+
+
+def test_equal_runs_are_the_same_whatever_made_them(runs):
+    about = json.loads((runs[1] / "run.json").read_text())
+    write_json(
+        runs[1] / "run.json", {**about, "versions": {"torch": "2.15.0"}, "settings": {"seeds": [0], "out": "b"}}
+    )
+    code, text = said_by(*runs)
+    assert code == 0
+    assert text.splitlines() == [
+        "the same answers, tables and verdicts",
+        "  not alike: versions.torch: 2.14.1, 2.15.0",
+    ]
+
+
+def test_what_differs_is_told_with_paired_differences_and_where_it_begins(runs):
+    a, b = runs
+    write_predictions(b / "predictions" / "a__vit.parquet", answers(0.4))
+    write_json(b / "artifacts" / "teacher" / "k2" / "provenance.json", {"digest": "another"})
+    (b / "tables" / "main.csv").write_text("row,ours\nvit,40.0\n")
+    claims = pd.read_csv(b / "tables" / "claims.csv").assign(verdict=["holds", "does not hold"])
+    claims.to_csv(b / "tables" / "claims.csv", index=False)
+    found = compare(a, b)
+    assert found.begins == ["teacher: a--vit"]
+    only = found.answers.iloc[0]
+    assert (len(found.answers), only["model"], only["changed"], only["difference"]) == (1, "ViT (teacher)", 10, -10)
+    assert -20 < only["low"] < -10 < only["high"] < -2, "paired: only ten images differ"
+    assert found.verdicts[["claim", "verdict a", "verdict b"]].to_numpy().tolist() == [
+        ["C2", "undecided", "does not hold"]
+    ]
+    code, text = said_by(a, b)
+    assert code == 1
+    assert "table main: largest difference 10 (ours)" in text
+    assert "begins at teacher: a--vit" in text
+
+
+def test_what_cannot_be_compared_is_an_error_of_its_own(runs, tmp_path):
+    assert said_by(runs[0], tmp_path / "nowhere")[0] == 2
+    for path in (runs[1] / "predictions").iterdir():
+        path.rename(path.with_name(path.name.replace("a__", "z__")))
+    code, text = said_by(*runs)
+    assert code == 2
+    assert "no dataset in common" in text
