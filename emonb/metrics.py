@@ -1,15 +1,18 @@
 """Measures of one model and of pairs of models, with bootstrap intervals over test images.
 
-Correctness is a value per image in 0..1: several seeds of one image are averaged first, so an interval speaks of the
-sampling of test images, not of seeds. Accuracies are in percent.
+Correctness is a value per image in 0..1: several seeds of one image are averaged first, so a bootstrap interval speaks
+of the sampling of test images, not of seeds; `crossed_estimates` has both. Accuracies are in percent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 from emonb.predictions import Predictions, prediction_labels, probabilities, test_rows
 
@@ -27,6 +30,12 @@ def correctness(predictions: Predictions, dataset: str, models: Iterable[str]) -
     frames = {model: test_rows(predictions, dataset, model) for model in models}
     frames = {m: f.assign(right=(f["prediction"] == f["label"]).astype(float)) for m, f in frames.items()}
     return pd.DataFrame({m: f.groupby("image_id")["right"].mean() for m, f in frames.items()})
+
+
+def hits_by_seed(frame: pd.DataFrame) -> pd.DataFrame:
+    """0.0 or 1.0, whether an answer is right: a row per image_id (sorted), a column per seed."""
+    right = frame.assign(right=(frame["prediction"] == frame["label"]).astype(float))
+    return right.pivot(index="image_id", columns="seed", values="right")
 
 
 def bootstrap_means(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarray:
@@ -55,6 +64,74 @@ def mean_interval(values: pd.Series, resamples: int = 2000, confidence: float = 
     if not len(values):
         return (np.nan,) * 3
     return interval(np.mean(values), bootstrap_means(values, resamples), confidence)
+
+
+class Estimate(NamedTuple):
+    """A mean over images (and seeds) with its uncertainty: value, standard error, degrees of freedom; and its n."""
+
+    value: float
+    error: float
+    freedom: float
+    images: int
+    seeds: int
+
+    def interval(self, tail: float = 0.025) -> tuple[float, float]:
+        """Ends of Student's interval that leaves `tail` outside on either side."""
+        reach = self.error * student_t.ppf(1 - tail, self.freedom) if self.error else 0.0
+        return self.value - reach, self.value + reach
+
+
+def crossed_estimates(samples: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """Means of values [images, seeds] of each sample, and of all samples together (`all`), seeds in the intervals.
+
+    Every seed has seen every image, the two are crossed: SE^2 = s_image^2 / n + s_seed^2 / S, where s_image^2 is the
+    variance over images of the mean over seeds, and s_seed^2 that over seeds of the mean over images, pooled over the
+    samples, since two or three seeds say little about a variance (0 where all have one: their luck is not in the
+    interval). Degrees of freedom by Satterthwaite (1946). `all` is the mean over samples, which are independent.
+    """
+    images = {name: (x.mean(axis=1).var(ddof=1) / len(x), len(x) - 1) for name, x in samples.items()}
+    luck = sum(x.shape[1] - 1 for x in samples.values())
+    pooled = sum(((x.mean(axis=0) - x.mean()) ** 2).sum() for x in samples.values()) / max(1, luck)
+    seeds = {name: (pooled / x.shape[1] if luck else 0.0, luck or math.inf) for name, x in samples.items()}
+    whole = len(samples) ** 2
+    found = {name: _estimate(x.mean(), [images[name], seeds[name]], len(x), x.shape[1]) for name, x in samples.items()}
+    parts = [(variance / whole, freedom) for variance, freedom in images.values()]
+    parts.append((sum(variance for variance, _ in seeds.values()) / whole, luck or math.inf))
+    value, count = np.mean([one.value for one in found.values()]), sum(one.images for one in found.values())
+    return {**found, "all": _estimate(value, parts, count, max(one.seeds for one in found.values()))}
+
+
+def _estimate(value: float, parts: Sequence[tuple[float, float]], images: int, seeds: int) -> Estimate:
+    """From independent parts of the variance, each with its degrees of freedom."""
+    variance = sum(part for part, _ in parts)
+    spread = sum(part**2 / freedom for part, freedom in parts)
+    return Estimate(float(value), math.sqrt(variance), variance**2 / spread if spread else math.inf, images, seeds)
+
+
+def excess_hits(a: pd.DataFrame, b: pd.DataFrame, permutations: int = 10_000, seed: int = 0) -> Estimate:
+    """How much more often b is right where a is wrong than if its answers there did not belong to these images.
+
+    Of the images that a gets wrong, b's answers are permuted over the images, the same permutation for all seeds of b.
+    Not in the paper.
+
+    Args:
+        a, b: prediction frames of the same images; the first seed of a.
+
+    Returns:
+        In percent of all images: hits of b there minus the mean of the permuted; error: the deviation of these.
+    """
+    first = a[a["seed"] == a["seed"].min()].set_index("image_id")
+    answers = b.pivot(index="image_id", columns="seed", values="prediction")
+    answers = answers.loc[answers.index.intersection(first.index)]
+    gold, said = first.loc[answers.index, "label"], first.loc[answers.index, "prediction"]
+    wrong = (gold != said).to_numpy()
+    values = pd.Index(gold.unique())
+    code, theirs = values.get_indexer(gold[wrong]), answers[wrong].apply(values.get_indexer).to_numpy()
+    rng, hits = np.random.default_rng(seed), (theirs == code[:, None]).sum() / theirs.shape[1]
+    order = (rng.permutation(len(code)) for _ in range(permutations))
+    by_chance = np.array([(theirs[rows] == code[:, None]).sum() / theirs.shape[1] for rows in order])
+    share = 100 / max(1, len(gold))
+    return Estimate(share * (hits - by_chance.mean()), share * by_chance.std(), math.inf, len(gold), theirs.shape[1])
 
 
 def two_by_two(a: Sequence[bool], b: Sequence[bool]) -> np.ndarray:
@@ -95,13 +172,13 @@ def kl_divergence(p: np.ndarray, q: np.ndarray, tau: float = 1.0) -> np.ndarray:
     return (p * (np.log(p) - np.log(q))).sum(axis=1)
 
 
-def kl_by_image(teacher: pd.DataFrame, student: pd.DataFrame, tau: float) -> pd.Series:
-    """KL(teacher^tau || student^tau) per image_id (sorted), averaged over the student's seeds."""
+def kl_by_seed(teacher: pd.DataFrame, student: pd.DataFrame, tau: float) -> pd.DataFrame:
+    """KL(teacher^tau || student^tau): a row per image_id (sorted), a column per seed of the student."""
     columns = [f"p_{name}" for name in prediction_labels(student)]
     first = teacher.drop_duplicates("image_id").set_index("image_id").reindex(columns=columns)
     student = student[student["image_id"].isin(first.index)]
     kl = kl_divergence(first.loc[student["image_id"]], probabilities(student), tau)
-    return pd.Series(kl).groupby(student["image_id"].to_numpy()).mean()
+    return student.assign(kl=kl).pivot(index="image_id", columns="seed", values="kl")
 
 
 def reliability(frame: pd.DataFrame, bins: int = 15) -> pd.DataFrame:

@@ -75,7 +75,7 @@ def alpha(predictions: Predictions, settings: Settings) -> pd.DataFrame:
 
     def divergence(dataset: str, model: str) -> dict[str, float]:
         teacher, student = (test_rows(predictions, dataset, m) for m in (settings.teacher.teacher, model))
-        kl = metrics.mean_interval(metrics.kl_by_image(teacher, student, distill.tau), *options)
+        kl = metrics.mean_interval(metrics.kl_by_seed(teacher, student, distill.tau).mean(axis=1), *options)
         return {"alpha": alphas[model], **dict(zip(("kl", "kl_low", "kl_high"), kl, strict=True))}
 
     rows = {model: f"alpha = {a:g}" for model, a in alphas.items()}

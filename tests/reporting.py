@@ -36,7 +36,10 @@ def make_results(out: Path) -> Path:
     for (dataset, model), frame in predictions.items():
         write_predictions(out / "predictions" / f"{dataset}__{model}.parquet", frame)
     apart = pd.DataFrame(resource("paper_values.yaml", "departures"))
-    made = {"claims": claims.claims(predictions, settings, None), "departures": apart.drop(columns="when")}
+    made = {
+        "claims": claims.claims(claims.comparisons(predictions, settings), None),
+        "departures": apart.drop(columns="when"),
+    }
     for name in ("main", "modules", "gates", "alpha", "depth", "instruction_tuning"):
         made[name] = getattr(tables, name)(predictions, settings)
     numbers = pd.DataFrame({"model": ["ViT", "head"], "value": [0.1, 0.25]})

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, chi2
+from scipy.stats import binom, chi2, ttest_1samp
 from synthetic import frame_of, synthetic
 
 from emonb import metrics
@@ -86,13 +86,53 @@ def test_tempering_probabilities_is_tempering_logits(tau, seed):
     assert np.allclose(metrics.kl_divergence(p, p, tau), 0)
 
 
-def test_kl_by_image_joins_by_name_not_by_position():
+def test_kl_joins_by_name_not_by_position():
     found = synthetic(("mini-fi",), n=40, models=("vit", "head"))
     teacher, head = found["mini-fi", "vit"], found["mini-fi", "head"]
-    kl = metrics.kl_by_image(teacher.sample(frac=1, random_state=1), head.sample(frac=1, random_state=2), 2)
+    kl = metrics.kl_by_seed(teacher.sample(frac=1, random_state=1), head.sample(frac=1, random_state=2), 2)
     one, p = (f.loc[f["image_id"] == kl.index[3]].filter(like="p_").to_numpy() for f in (head, teacher))
-    by_hand = np.mean([metrics.kl_divergence(p, one[[i]], 2)[0] for i in range(3)])
-    assert kl.iloc[3] == pytest.approx(by_hand)
+    by_hand = [metrics.kl_divergence(p, one[[i]], 2)[0] for i in range(3)]
+    assert sorted(kl.iloc[3]) == pytest.approx(sorted(by_hand))
+
+
+def test_intervals_of_crossed_images_and_seeds_cover_what_they_should():
+    """Differences of two samples: luck of 300 images, of three seeds, and of both together."""
+    rng, hits, wide = np.random.default_rng(0), {"a": 0, "b": 0, "all": 0}, []
+    for _ in range(400):
+        luck = {name: rng.normal(scale=2, size=3) for name in "ab"}
+        samples = {n: rng.normal(scale=20, size=(300, 1)) + luck[n] + rng.normal(scale=9, size=(300, 3)) for n in "ab"}
+        found = metrics.crossed_estimates(samples)
+        for name, one in found.items():
+            low, high = one.interval()
+            hits[name] += low <= 0 <= high
+        plain = samples["a"].mean(axis=1)
+        wide.append(found["a"].error / (plain.std(ddof=1) / np.sqrt(300)))
+    assert all(0.93 <= count / 400 <= 0.99 for count in hits.values()), hits
+    assert np.mean(wide) > 1.3, "images alone would be too sure"
+
+
+def test_crossed_estimates_by_hand_and_with_one_seed():
+    x = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+    one = metrics.crossed_estimates({"x": x})["x"]
+    image, seed = x.mean(1).var(ddof=1) / 4, x.mean(0).var(ddof=1) / 2
+    assert one.error == pytest.approx(np.sqrt(image + seed))
+    assert one.freedom == pytest.approx((image + seed) ** 2 / (image**2 / 3 + seed**2))
+    assert (one.value, one.images, one.seeds) == (0.625, 4, 2)
+    low, high = metrics.crossed_estimates({"x": x[:, :1]})["all"].interval()
+    assert (low, high) == pytest.approx(ttest_1samp(x[:, 0], 0).confidence_interval())
+
+
+def test_hits_where_the_other_errs_against_those_by_chance():
+    """Of 8 errors of a, b answers 4 rightly; permuted over these images, its answers hit as often as labels meet."""
+    gold = ["joy"] * 4 + ["fear"] * 4 + ["joy"] * 4
+    a = frame_of(["fear"] * 4 + ["joy"] * 4 + ["joy"] * 4, gold, ["joy", "fear"])
+    b = frame_of(["joy"] * 4 + ["joy"] * 4 + ["fear"] * 4, gold, ["joy", "fear"])
+    always = metrics.excess_hits(a, b)
+    assert (always.value, always.error, always.images) == (0, 0, 12), "who always says joy knows nothing"
+    knows = metrics.excess_hits(a, frame_of(gold, gold, ["joy", "fear"]))
+    assert knows.value == pytest.approx(100 * (8 - 4) / 12, abs=0.5)
+    assert knows.interval()[0] > 0
+    assert metrics.excess_hits(a, a).value < 0, "a model does not complement itself"
 
 
 def said(sure, right):

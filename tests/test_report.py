@@ -86,7 +86,7 @@ def test_whole_run_shows_everything_and_complains_of_nothing(made):
     ):
         assert words in page
     assert page.count("<img ") == len(list((made / "figures").glob("*.png")))
-    assert page.count("class='card claim") == 8
+    assert page.count("class='card claim") == 10
     assert "<details><summary>Confusion matrices: mini-fi (drawn) (2)</summary>" in page
     order = [page.index(f"<section id={i}>") for i in ("result", "claims", "explorer", "departures", "files")]
     assert order == sorted(order)
