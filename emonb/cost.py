@@ -63,9 +63,8 @@ def vlm_config(base: str) -> Any:
 
 def count(*modules: nn.Module) -> int:
     """Parameters of these modules, shared ones once; a weight packed to 4 bits counts as what it stands for."""
-    found = {id(p): p for module in modules for p in module.parameters()}.values()
-    states = [(p, getattr(p, "quant_state", None)) for p in found]
-    return sum(math.prod(p.shape if state is None else state.shape) for p, state in states)
+    found = nn.ModuleList(modules).parameters()
+    return sum(math.prod((getattr(p, "quant_state", None) or p).shape) for p in found)
 
 
 @cache
