@@ -12,7 +12,7 @@ import fnmatch
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -129,7 +129,9 @@ def _blocks(
     known = dict.fromkeys(model for _, model in predictions)
     results.problems += gaps(predictions, datasets, expected_models(settings) if settings else known)
     written = [out / file for record in records.values() for file in record.get("files", [])]  # else of an earlier run
-    for path in written or sorted([*out.glob("tables/*.csv"), *out.glob("figures/*.png")]):
+    order = {f"confusion_{dataset}_{model}": i for i, (dataset, model) in enumerate(product(datasets, MODELS))}
+    files = sorted(written or [*out.glob("tables/*.csv"), *out.glob("figures/*.png")])
+    for path in sorted(files, key=lambda path: order.get(path.stem, -1)):
         kind, build = {".csv": ("table", _table), ".png": ("figure", _figure)}.get(path.suffix, ("", None))
         if build and path.is_file():
             blocks[f"{kind}:{path.stem}"] = safe(f"{kind} {path.stem}", build, results, path)
