@@ -12,7 +12,6 @@ from assembled import HOSTILE, LABELS, assembled, picture, results
 from emonb.errors import EmonbError
 from emonb.files import make_folder, write_json
 from emonb.show import opinions as room
-from emonb.show import predict as command
 from emonb.show.opinions import opinions
 from emonb.show.predict import default_model, find_pictures, predict
 
@@ -54,7 +53,7 @@ def test_json_is_all_that_is_printed_and_a_damaged_picture_is_named(made, album,
     assert sorted(item["image"] for item in found) == sorted([*NAMES, "-x.png", "more/B.JPG"])
     assert found[0]["models"]["ViT"]["answer"] in LABELS
     twice = [item["confidence"] for item in found if item["image"] == "-x.png"]
-    assert twice[0] == pytest.approx(twice[1], abs=2e-3)  # in two batches
+    assert twice[0] == twice[1]
     assert [line[:55] for line in complaints(err)] == ["emonb: damaged.webp: could not be answered (the file: n"]
 
 
@@ -96,7 +95,6 @@ def test_a_picture_that_fails_late_takes_no_other_along(made, album, as_json, ca
 
 def test_what_was_answered_before_a_stop_is_printed(made, album, capsys, monkeypatch):
     strip(KeyboardInterrupt(), monkeypatch)
-    monkeypatch.setattr(command, "BATCH", 3)
     with pytest.raises(KeyboardInterrupt):
         predict([*map(Path, NAMES[:3]), Path("zz.png")], made[1], as_json=True)
     assert len(json.loads(capsys.readouterr().out)) == 3

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from emonb.progress import progress
 from emonb.settings import load_settings, project_root
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-BATCH = 8  # decoded pictures in memory at a time
 
 
 def predict(
@@ -50,14 +49,16 @@ def predict(
         logging.disable_progress_bar()  # of loading the weights
     _say(f"model: {visible(folder)}", sys.stderr)
     model = EmoVLMKD.from_pretrained(folder)
-    ask = partial(opinions, model, teacher=find_teacher(folder, model.labels), texts=reasons)
-    found, starts = [], range(0, len(paths), BATCH)
+    ask, found = partial(opinions, model, teacher=find_teacher(folder, model.labels), texts=reasons), []
     try:
-        for start in progress(starts, f"batches of {BATCH} pictures", note=lambda: visible(folder.name)):
-            for opinion in _answers(paths[start : start + BATCH], ask):
-                found.append(opinion)
-                if not as_json:
-                    _say(as_text(opinion))
+        for path in progress(paths, "pictures", note=lambda: visible(folder.name)):
+            try:
+                found += ask([open_picture(path, "the file")], [str(path)])
+            except Exception as error:  # damaged; or what a model meets: a strip of 1:300, a GPU's full memory
+                _say(f"emonb: {visible(path)}: could not be answered ({visible(error)})", sys.stderr)
+                continue
+            if not as_json:
+                _say(as_text(found[-1]))
     finally:
         if as_json:
             print(json.dumps(found, indent=1))  # ASCII: also names that are not UTF-8 come through, as \udcXX
@@ -69,39 +70,22 @@ def _say(text: str, where: Any = None) -> None:
         print(text, file=where, flush=True)
 
 
-def _answers(batch: Sequence[Path], ask: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Opinions about the pictures of a batch; one without an answer is named, and takes no other along."""
-    try:
-        return ask([open_picture(path, "the file") for path in batch], list(map(str, batch)))
-    except Exception as error:  # damaged; or what a model meets: a strip of 1:300, a GPU's full memory
-        if len(batch) > 1:
-            return [opinion for path in batch for opinion in _answers([path], ask)]
-        _say(f"emonb: {visible(batch[0])}: could not be answered ({visible(error)})", sys.stderr)
-        return []
-
-
 def find_pictures(images: Sequence[Path]) -> list[Path]:
     """The pictures named, and those below the folders named, sorted by name; links to folders are not followed.
 
-    A folder that cannot be read is named on standard error.
-
-    Raises:
-        EmonbError: no such file or folder, or a folder without pictures.
+    A folder that cannot be read is named on standard error. Raises `EmonbError` for no such file or folder, or a
+    folder without pictures.
     """
-
-    def left_out(error: OSError) -> None:
-        _say(f"emonb: {visible(error.filename)}: left out ({error.strerror})", sys.stderr)
-
     found = []
     for path in images:
         if not path.exists():
             raise EmonbError(f"{visible(path)}: no such picture or folder")
-        walked = os.walk(path, onerror=left_out) if path.is_dir() else [("", (), [path])]
-        files = [Path(root, name) for root, _, names in walked for name in names]
-        inside = sorted(file for file in files if file == path or file.suffix.lower() in ENDINGS)
-        if not inside:
+        walked = os.walk(path, onerror=lambda error: _say(f"emonb: {visible(error)}: left out", sys.stderr))
+        inside = (Path(root, name) for root, _, names in walked for name in names if name.lower().endswith(ENDINGS))
+        pictures = [path] if path.is_file() else sorted(inside)
+        if not pictures:
             raise EmonbError(f"{visible(path)}: no picture in this folder ({', '.join(ENDINGS)})")
-        found += inside
+        found += pictures
     return found
 
 
@@ -122,12 +106,8 @@ def as_text(opinion: dict[str, Any]) -> str:
     for name, said in opinion["models"].items():
         if said and name != "EmoVLM-KD":
             lines.append(f"  {name + ':':6}{said['answer']} ({said['confidence']:.0%})")
-    texts = {
-        "Gate": opinion["gate"]["sentence"],
-        "Key elements": opinion["key_elements"],
-        "Reasons": opinion["reasons"],
-    }
-    for name, text in texts.items():
+    words = [("Gate", opinion["gate"]["sentence"]), ("Key elements", opinion["key_elements"])]
+    for name, text in [*words, ("Reasons", opinion["reasons"])]:
         if text:
             lines += textwrap.wrap(f"{name}: {visible(text)}", 100, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines)
