@@ -135,9 +135,8 @@ def _heatmap(ax: Axes, values: pd.DataFrame, notes: Any, cmap: str, low: float, 
     ax.spines[:].set_visible(False)
     bright = mesh.cmap(mesh.norm(values))[..., :3] @ (0.2126, 0.7152, 0.0722)
     for (row, column), note in np.ndenumerate([] if notes is None else notes):
-        if pd.notna(values.iloc[row, column]):
-            style = {"color": "white" if bright[row, column] < 0.5 else "black", "fontsize": NOTE, "linespacing": 1.0}
-            ax.text(column + 0.5, row + 0.5, note, ha="center", va="center", in_layout=False, **style)
+        style = {"color": "white" if bright[row, column] < 0.5 else "black", "fontsize": NOTE, "linespacing": 1.0}
+        ax.text(column + 0.5, row + 0.5, note, ha="center", va="center", in_layout=False, **style)
     if bar:
         ax.figure.colorbar(mesh, ax=ax, label=bar, shrink=0.7, aspect=25, pad=0.02).outline.set_visible(False)
 
@@ -164,10 +163,9 @@ def _accuracy_against(table: pd.DataFrame, column: str, xlabel: str, title: str,
         part = part.sort_values(column)
         errors = (part[["ci_low", "ci_high"]].T - part["ours"]).abs()
         ax.errorbar(part[column], part["ours"], yerr=errors, **look)
-        ax.plot(*part.loc[part["row"] == "head", [column, "ours"]].to_numpy().T, "o", color="#D55E00", zorder=3)
-        for row in part.to_dict("records") if notes else ():
-            where = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": NOTE}
-            ax.annotate(f"{row[notes]:g}", (row[column], row["ours"]), **where)
+        ax.plot(column, "ours", "o", data=part[part["row"] == "head"], color="#D55E00", zorder=3)
+        for x, y, note in part[[column, "ours", notes]].to_numpy() if notes else ():
+            ax.annotate(f"{note:g}", (x, y), (5, 4), textcoords="offset points", fontsize=NOTE)
         ax.set(xlabel=xlabel, ylabel="accuracy, %")
     fig.suptitle(f"{title}; the paper's in red-orange")
     return fig
@@ -295,9 +293,10 @@ def agreement(matrices: Mapping[str, pd.DataFrame], n: Mapping[str, int]) -> Fig
         return None
     fig, panels = _panels(parts, 2.25)
     for ax, matrix in panels:
-        lower = matrix.rename(index=model_name, columns=model_name).where(np.tri(len(matrix), k=-1, dtype=bool))
-        notes = lower.map(lambda x: f"{x:.2f}".replace("-0.00", "0.00").replace("0.", "."))
-        _heatmap(ax, lower.iloc[1:, :-1], notes.iloc[1:, :-1], "cividis", 0, 1)
+        matrix = matrix.rename(index=model_name, columns=model_name)
+        lower = matrix.where(np.tri(len(matrix), k=-1, dtype=bool)).iloc[1:, :-1]
+        notes = lower.map(lambda x: f"{x:z.2f}".replace("0.", ".").replace("nan", ""))
+        _heatmap(ax, lower, notes, "cividis", 0, 1)
     fig.suptitle("agreement between models (Cohen's kappa; 1 = same answers)")
     return fig
 
@@ -310,8 +309,7 @@ def lift(half: np.ndarray) -> np.ndarray:
 
     Column j is what an opinion for emotion j adds to every logit; what it adds to all alike, a softmax ignores.
     """
-    others = (half.sum(axis=0) - half.diagonal()) / max(1, len(half) - 1)
-    return half.diagonal() - others
+    return half.diagonal() - (half.sum(axis=0) - half.diagonal()) / max(1, len(half) - 1)
 
 
 @styled
@@ -388,8 +386,7 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
 def accuracy_cost(table: pd.DataFrame) -> Figure:
     """Accuracy (percent, with its interval) against parameters and against milliseconds per image.
 
-    Args:
-        table: dataset (title), model, accuracy, low, high, n, seeds, parameters, ms_median, ms_low, ms_high.
+    Columns of `table`: dataset (title), model, accuracy, low, high, n, seeds, parameters, ms_median, ms_low, ms_high.
     """
     parts, units = _parts(table), EngFormatter(sep=" ")
     units.ENG_PREFIXES = {0: "", 3: "k", 6: "M", 9: "B"}
@@ -452,9 +449,7 @@ def training_curves(histories: Mapping[tuple[str, str], Sequence[Mapping[str, An
 def qualitative_examples(examples: pd.DataFrame, pictures: Sequence[np.ndarray], title: str, n: int) -> Figure:
     """Pictures with what tuned VLM, ViT and EmoVLM-KD say, by case (`predictions.CASES`).
 
-    Args:
-        examples: output of `predictions.select_examples`; pictures: an (H, W, 3) array for each.
-        title: dataset's title; n: test images they were chosen from.
+    `examples`: of `predictions.select_examples`, from `n` images; `pictures`: an (H, W, 3) array for each.
     """
     rows = examples.to_dict("records")
     parts = {f"{CASES[row['case']]}\ntrue: {row['label']}{' ' * i}": row for i, row in enumerate(rows)}
@@ -476,10 +471,8 @@ def answer_bars(
 ) -> Figure:
     """A picture beside each model's probabilities, in the model's colour: its answer is outlined.
 
-    Args:
-        picture: as people see it, small.
-        answers: model (of `predictions.MODELS`, or any name) -> emotion -> probability.
-        truth: what the label says; a tick where the model says the same, else a cross; "" where there is none.
+    `answers`: model (of `predictions.MODELS`, or any name) -> emotion -> probability. `truth`: what the label says, if
+    anything; a tick where a model says the same, else a cross.
     """
     labels, parts = list(next(iter(answers.values()))), {}
     for model, p in answers.items():

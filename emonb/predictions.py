@@ -107,17 +107,12 @@ def make_predictions(
     raw_text: Sequence[str | None] | None = None,
     parsed: Sequence[bool] | None = None,
 ) -> pd.DataFrame:
-    """Predictions of one seed for N images: the most probable of C labels.
+    """Predictions of one seed for N images with true `label`: the most probable of C labels.
 
-    Args:
-        label: the true ones.
-        probabilities: (N, C), columns in the order of `labels`.
-        raw_text: the VLM's texts, where there are any.
-        parsed: False marks an unparsable answer: uniform, prediction "", counted as wrong, never a class.
+    `probabilities`: (N, C), in the order of `labels`; `raw_text`: the VLM's texts; `parsed`: False marks an unparsable
+    answer: uniform, prediction "", counted as wrong, never a class.
     """
     p, n = np.array(probabilities, dtype=np.float64), len(image_ids)
-    if p.shape != (n, len(labels)):
-        raise EmonbError(f"predictions: probabilities have shape {p.shape}; give {n} rows and {len(labels)} columns")
     ok = np.ones(n, bool) if parsed is None else np.asarray(parsed, bool)
     p[~ok] = 1 / len(labels)
     answers = np.where(ok, np.asarray(labels, object)[p.argmax(axis=1)], "")
@@ -250,8 +245,7 @@ def joint(predictions: Predictions, dataset: str, models: Iterable[str] = MAIN) 
 def intersections(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Images of joint tables by who of `QUARTET` is right: a row for each combination, the commonest first.
 
-    Returns:
-        Counts with a column per key of `tables`; the index has a level per model that all have (True = right).
+    Counts, a column per key of `tables`; the index has a level per model that all have (True = right).
     """
     models = [model for model in QUARTET if all(model in table.columns for table in tables.values())]
     hits = {title: table[models].eq(table["label"], axis=0) for title, table in tables.items() if models}

@@ -173,7 +173,7 @@ def test_circles_bars_and_kappas_show_the_table(made, world):
     widths = np.reshape([bar.get_width() for bar in ax.patches], (4, 9))
     assert np.allclose(widths.T, 100 * part[COUNTS].div(part["n"], axis=0))
     assert [t.get_text() for t in ax.get_yticklabels()] == ["all (120)", *(f"{e} (15)" for e in LABELS)]
-    assert [t.get_text() for t in made["agreement"].axes[0].texts if t.get_text() != "nan"] == [".25", ".00", ".50"]
+    assert [t.get_text() for t in made["agreement"].axes[0].texts if t.get_text()] == [".25", ".00", ".50"]
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 0, 9), (4, 0, 5, 0), (9, 0, 0, 0)])

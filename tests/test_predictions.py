@@ -91,8 +91,6 @@ def test_bad_files_are_named_and_a_scrambled_class_order_is_not_permuted(frame, 
         pr.read_predictions(tmp_path / "x", sorted(LABELS))
     with pytest.raises(EmonbError, match="no label: column label"):
         pr.read_predictions(tmp_path / "no label")
-    with pytest.raises(EmonbError, match="shape"):
-        pr.make_predictions(["a"], ["test"], ["joy"], np.ones((1, 2)) / 2, LABELS)
 
 
 def test_one_split_alone(frame, tmp_path):
