@@ -215,18 +215,6 @@ def confusion_difference(a: pd.DataFrame, b: pd.DataFrame, title: str) -> Figure
     return _matrix(title, points, notes, "BrBG", -limit, limit, "points")
 
 
-@styled
-def confusion_overview(rows: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
-    """Many matrices at a glance, counts in the cells, of {dataset's title: {model: frame of one seed}}."""
-    every = {(title, model): frame for title, frames in rows.items() for model, frame in frames.items()}
-    parts = {f"{title}\n{model_name(m)}\nn = {len(f)}, 1 seed": _confusion(f) for (title, m), f in every.items()}
-    columns = max(map(len, rows.values()))
-    fig, panels = _panels(parts, 2.4, columns, 2.4 * columns)
-    for ax, (counts, percent) in panels:
-        _heatmap(ax, percent, counts.astype(str).where(counts > 0, ""), "Blues", 0, 100)
-    return fig
-
-
 # ---- who is right where --------------------------------------------------------------------------------------------
 
 

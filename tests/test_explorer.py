@@ -159,7 +159,7 @@ def test_unparsable_answers_have_a_column_and_no_confidence(made):
     assert one["filters"] == ["all", "all wrong"], "filters without their models are left out"
 
 
-def test_one_line_finds_the_pictures_of_the_run_and_shows_two_outputs(made, tmp_path, monkeypatch):
+def test_one_line_finds_the_pictures_of_the_run(made, tmp_path, monkeypatch):
     for (dataset, model), frame in made.items():
         (tmp_path / "predictions").mkdir(exist_ok=True)
         write_predictions(tmp_path / "predictions" / f"{dataset}__{model}.parquet", frame.assign(raw_text=None))
@@ -170,10 +170,7 @@ def test_one_line_finds_the_pictures_of_the_run_and_shows_two_outputs(made, tmp_
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     explorer.explore(load_all(tmp_path / "predictions"))
-    picture, page = shown
-    assert picture.data.startswith(b"\x89PNG")
-    assert len(picture.data) < 200_000
-    assert "mini-fi" in picture.alt
+    (page,) = shown
     assert [one["title"] for one in data_of(page.data)["sets"]] == ["mini-fi (drawn)", "mini-flickr (drawn)"]
     assert sum(size == [0, 0] for size in data_of(page.data)["sets"][0]["size"]) == 1
 

@@ -88,5 +88,5 @@ def test_executed_notebook_without_a_kernel(lab):
         open_notebook(page, address, "strange", kernel=False)
         text = page.locator(HTML)
         text.wait_for()
-        assert text.inner_text().strip().startswith("The picture above shows"), "what a sanitiser leaves"
+        assert text.inner_text().strip().startswith("To click through"), "what a sanitiser leaves"
         assert outside == []

@@ -1,7 +1,7 @@
 """A clickable confusion matrix: every model, every dataset, the pictures behind each cell. Not in the paper.
 
-The output is one picture (for places that run no scripts) and one piece of HTML with its data, its pictures and its
-script inside: it works in JupyterLab, without a kernel and from disk, and asks for nothing.
+The output is one piece of HTML with its data, its pictures and its script inside: it works in JupyterLab, without a
+kernel and from disk, and asks for nothing. Where no script runs, a sentence says how to switch it on.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from emonb.store import Store
 SIDE, ACROSS, TILES = 80, 32, 1024  # px of a thumbnail; how many in a row, and on a sheet (WebP: at most 16,383 px)
 LONGEST = 2000  # characters of a model's text
 _SENTENCE = (
-    "The picture above shows the confusion matrices. To click through their images, run this notebook, or trust it "
-    "(in JupyterLab: View, Activate Command Palette, Trust Notebook), or open its exported page."
+    "To click through the confusion matrices and their images, run this notebook, or trust it (in JupyterLab: View, "
+    "Activate Command Palette, Trust Notebook), or open its exported page."
 )
 
 
 def explore(predictions: LoadedPredictions, datasets: Sequence[str] = (), *, limit: int = 1000) -> None:
-    """Show clickable confusion matrices of the test split, as outputs of the cell: a picture, then HTML.
+    """Show clickable confusion matrices of the test split, as output of the cell.
 
     Of models with several seeds the first is shown: a mean of seeds would be an ensemble that nobody trained.
 
@@ -55,12 +55,7 @@ def explore(predictions: LoadedPredictions, datasets: Sequence[str] = (), *, lim
     """
     from IPython.display import HTML, display
 
-    from emonb.figures import as_image, confusion_overview
-
-    html, names = explorer_html(predictions, datasets, limit=limit), _names(predictions, datasets)
-    matrices = confusion_overview({dataset_title(name): _frames(predictions, name)[1] for name in names})
-    display(as_image(matrices, f"confusion matrices of {', '.join(names)}", dpi=90))
-    display(HTML(html))
+    display(HTML(explorer_html(predictions, datasets, limit=limit)))
 
 
 def explorer_html(predictions: LoadedPredictions, datasets: Sequence[str] = (), *, limit: int = 1000) -> str:
@@ -68,8 +63,9 @@ def explorer_html(predictions: LoadedPredictions, datasets: Sequence[str] = (), 
 
     Equal input gives equal bytes. File names, labels and texts are data in it, never markup.
     """
+    names = datasets or dict.fromkeys(name for name, _ in predictions)
     with ThreadPoolExecutor() as pool:  # pictures are decoded and packed outside Python's lock
-        sets = list(pool.map(lambda name: _dataset(predictions, name, limit), _names(predictions, datasets)))
+        sets = list(pool.map(lambda name: _dataset(predictions, name, limit), names))
     script, style = (resource_path(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     data = {"css": style, "side": SIDE, "across": ACROSS, "tiles": TILES, "sets": sets}
     # "<" as an escape: neither "</script>" nor "<!--" in a text can end the block
@@ -128,23 +124,14 @@ def sprites(paths: Sequence[str | None]) -> tuple[list[str], list[tuple[int, int
     return sheets, sizes
 
 
-def _names(predictions: LoadedPredictions, datasets: Sequence[str]) -> list[str]:
-    return list(datasets or dict.fromkeys(name for name, _ in predictions))
-
-
-def _frames(predictions: LoadedPredictions, dataset: str) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """The joint table, and per model the test rows of its first seed in the table's order."""
-    table = joint(predictions, dataset)
-    if table.empty:
-        there = ", ".join(_names(predictions, ())) or "no dataset"
-        raise EmonbError(f"{dataset}: no test image that all models have answered; there are predictions of {there}")
-    known = table.columns.drop("label")
-    return table, {m: first_seed(predictions[dataset, m]).set_index("image_id").loc[table.index] for m in known}
-
-
 def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[str, Any]:
     """Everything that the script shows of one dataset, as lists of plain numbers and texts."""
-    table, frames = _frames(predictions, dataset)
+    table = joint(predictions, dataset)
+    if table.empty:
+        there = ", ".join(dict.fromkeys(name for name, _ in predictions)) or "no dataset"
+        raise EmonbError(f"{dataset}: no test image that all models have answered; there are predictions of {there}")
+    known = table.columns.drop("label")
+    frames = {m: first_seed(predictions[dataset, m]).set_index("image_id").loc[table.index] for m in known}
     artifacts = predictions.folder.parent / "artifacts"
     if not artifacts.is_dir():
         raise EmonbError(f"{dataset}: where are its pictures? There is no {artifacts}")
