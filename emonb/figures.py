@@ -123,22 +123,13 @@ def _legend(fig: Figure, where: str = "lower", columns: int = 5) -> None:
 
 
 def _heatmap(ax: Axes, values: pd.DataFrame, notes: Any, cmap: str, low: float, high: float, bar: str = "") -> None:
-    """Cells as colours between two values, with notes in them; `bar`: label of a colour bar.
-
-    Not seaborn's: that one lays out the whole figure anew for each panel (35 panels: 4 GB).
-    """
-    mesh = ax.pcolormesh(values, cmap=cmap, vmin=low, vmax=high, edgecolors="white", linewidth=0.5)
-    ax.set(ylim=(len(values), 0), aspect="equal")
-    ax.set_xticks(np.arange(values.shape[1]) + 0.5, values.columns, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(np.arange(len(values)) + 0.5, values.index)
+    """Cells as colours between two values, with notes in them; `bar`: label of a colour bar."""
+    look = {"vmin": low, "vmax": high, "cmap": cmap, "square": True, "linewidths": 0.5, "cbar": bool(bar)}
+    legend = {"label": bar, "shrink": 0.7, "aspect": 25, "pad": 0.02}
+    style = {"annot": notes, "fmt": "", "annot_kws": {"fontsize": NOTE, "linespacing": 1.0, "in_layout": False}}
+    sns.heatmap(values, ax=ax, cbar_kws=legend, xticklabels=True, yticklabels=True, **look, **style)
+    ax.set_xticks(ax.get_xticks(), values.columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    bright = mesh.cmap(mesh.norm(values))[..., :3] @ (0.2126, 0.7152, 0.0722)
-    for (row, column), note in np.ndenumerate([] if notes is None else notes):
-        style = {"color": "white" if bright[row, column] < 0.5 else "black", "fontsize": NOTE, "linespacing": 1.0}
-        ax.text(column + 0.5, row + 0.5, note, ha="center", va="center", in_layout=False, **style)
-    if bar:
-        ax.figure.colorbar(mesh, ax=ax, label=bar, shrink=0.7, aspect=25, pad=0.02).outline.set_visible(False)
 
 
 def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Sequence[Any], xlabel: str) -> Panels:
@@ -281,10 +272,9 @@ def agreement(matrices: Mapping[str, pd.DataFrame], n: Mapping[str, int]) -> Fig
         return None
     fig, panels = _panels(parts, 2.25)
     for ax, matrix in panels:
-        matrix = matrix.rename(index=model_name, columns=model_name)
-        lower = matrix.where(np.tri(len(matrix), k=-1, dtype=bool)).iloc[1:, :-1]
-        notes = lower.map(lambda x: f"{x:z.2f}".replace("0.", ".").replace("nan", ""))
-        _heatmap(ax, lower, notes, "cividis", 0, 1)
+        lower = matrix.rename(index=model_name, columns=model_name).where(np.tri(len(matrix), k=-1, dtype=bool))
+        lower = lower.iloc[1:, :-1]
+        _heatmap(ax, lower, lower.map(lambda x: f"{x:z.2f}".replace("0.", ".")), "cividis", 0, 1)
     fig.suptitle("agreement between models (Cohen's kappa; 1 = same answers)")
     return fig
 
