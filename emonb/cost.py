@@ -161,11 +161,9 @@ def parts_of(model: EmoVLMKD) -> dict[str, Measured]:
 def measure(
     models: Mapping[str, Measured], paths: Sequence[str], device: torch.device, warm_up: int = WARM_UP
 ) -> list[dict[str, Any]]:
-    """Wall time of one answer, in milliseconds, after some untimed ones of the first pictures.
+    """Wall time of an answer, after untimed ones: model, parameters, trainable, ms_median, quartiles, n, device.
 
     The models take turns picture by picture: what else the machine does meanwhile slows all of them alike.
-
-    Returns a row for each model: model, parameters, trainable, ms_median, ms_low, ms_high (quartiles), n, device.
     """
 
     def now() -> float:

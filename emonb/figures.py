@@ -108,10 +108,10 @@ def _parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {f"{name}\n{_rests_on(part['n'].max(), part['seeds'].max())}": part for name, part in parts}
 
 
-def _panels(parts: Mapping[str, Any], height: float, columns: int = 3, width: float = FULL, **ratios: Any) -> Panels:
-    """A figure of titled panels, `columns` in `width` inches, each `height` high."""
+def _panels(parts: Mapping[str, Any], height: float, columns: int = 3, **ratios: Any) -> Panels:
+    """A figure of titled panels, `columns` in the width of a page, each `height` inches high."""
     shown, rows = min(len(parts), columns), -(-len(parts) // columns)
-    fig = Figure(figsize=(max(COLUMN, width * shown / columns), height * rows), layout="constrained")
+    fig = Figure(figsize=(max(COLUMN, FULL * shown / columns), height * rows), layout="constrained")
     places = zip(fig.add_gridspec(rows, shown, **ratios), parts.items(), strict=False)
     return fig, [(fig.add_subplot(place, title=title.rstrip(" ")), part) for place, (title, part) in places]
 

@@ -145,8 +145,7 @@ def read_predictions(
 ) -> pd.DataFrame:
     """Read and check a prediction file, whole or one split of it; `frame.attrs["labels"]` holds its class order.
 
-    Raises:
-        EmonbError: missing or damaged file, wrong columns, impossible values, a class order other than `labels`.
+    `EmonbError`: missing or damaged file, wrong columns, impossible values, a class order other than `labels`.
     """
     try:
         frame = pd.read_parquet(path, filters=[("split", "==", split)] if split else None)

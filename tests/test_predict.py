@@ -113,8 +113,9 @@ def test_folders_are_searched_in_order_and_links_do_not_loop(album):
 def test_default_model_is_the_first_of_the_mini_results(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text('name = "emonb"')
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(EmonbError, match=r"no model in build/mini/models: make one with python -m emonb run"):
-        default_model()
+    picture().save("a.png")
+    with pytest.raises(EmonbError, match="build/mini/models/mini-fi: no such model folder"):
+        predict([Path("a.png")])
     for name in ("mini-emoset", "mini-fi"):
         write_json(make_folder(tmp_path / "build" / "mini" / "models" / name) / "config.json", {})
     assert default_model().as_posix() == "build/mini/models/mini-fi"

@@ -48,10 +48,8 @@ def explore(predictions: LoadedPredictions, datasets: Sequence[str] = (), *, lim
 
     Args:
         predictions: as `load_all` gives them; the pictures are those of the run that they come from.
-        datasets: some of them; default all.
+        datasets: some of them; default all. `EmonbError`: no such predictions, or no pictures for them.
         limit: pictures embedded of each dataset, errors first; the counts are of all. 1,000 are about 1.6 MB.
-
-    Raises `EmonbError`: no such predictions, or no pictures for them.
     """
     from IPython.display import HTML, display
 
@@ -79,11 +77,7 @@ def explorer_html(predictions: LoadedPredictions, datasets: Sequence[str] = (), 
 
 
 def filters(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Which images of a joint table each filter keeps, {name: (N,) bool}; those whose models are missing are left out.
-
-    Args:
-        table: `label` and a column of answers for each model (`predictions.joint`).
-    """
+    """Which images of a joint table each filter keeps, {name: (N,) bool}; none whose models are missing."""
     right = {model: (table[model] == table["label"]).to_numpy() for model in table.columns.drop("label")}
     kept, wrong = {"all": np.ones(len(table), bool)}, ~np.logical_or.reduce(list(right.values()))
     if not {"vlm_tuned", "vit"} <= right.keys():

@@ -40,11 +40,7 @@ def gate_lean(gating: nn.Module, answer: Tensor, head: Tensor, labels: Sequence[
     A part is what the lead loses when that input is all zeros, and `rest` what is left of it. The paper's concat gate
     is linear, logits = W_vlm answer + W_head head + b, and these are the three terms of the lead.
 
-    Args:
-        gating: one of `emonb.gate.GATES`.
-        answer: [C] the VLM's one-hot answer; zeros where it named no emotion.
-        head: [C] the head's probabilities.
-        labels: the C emotions.
+    `answer` is the VLM's [C], one-hot or, where it named none of the C `labels`, zeros; `head` its probabilities [C].
 
     Returns:
         emotion, rival, and in logits margin (the lead) = vlm + head + rest; `leaned_on`: VLM, head, both or
@@ -128,8 +124,8 @@ def opinions(
         texts: ask the VLM for key elements and reasons too: the slow part.
 
     Returns:
-        In JSON types, for each picture: image, emotion, confidence, models (answer, confidence and distribution of
-        each of `MODELS`; None for a ViT that was not asked), gate, saliency, key_elements, reasons (None: not asked).
+        JSON types: image, emotion, confidence, models (answer, confidence and distribution of each of `MODELS`; None
+        for a ViT that was not asked), gate, saliency, key_elements, reasons (None: not asked).
     """
     model.eval()
     with torch.inference_mode():

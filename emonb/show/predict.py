@@ -17,7 +17,7 @@ from emonb.data import open_picture
 from emonb.errors import EmonbError
 from emonb.files import visible
 from emonb.progress import progress
-from emonb.settings import load_settings, project_root
+from emonb.settings import load_settings
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -29,17 +29,13 @@ def predict(
 
     Args:
         images: pictures, and folders that are searched for pictures.
-        model_folder: a saved model; default: `default_model()`.
-        as_json: print one JSON list of `opinions` at the end (also when something stops the command),
-            instead of text as soon as it is known.
+        model_folder: a saved model; default: `default_model()`. `EmonbError`: anything named is not there.
+        as_json: one list of `opinions` at the end, also when something stops the command, instead of text at once.
         reasons: ask the VLM for key elements and reasons too.
-
-    Raises:
-        EmonbError: a file, folder or model that is not there.
     """
     paths, folder = find_pictures(images), model_folder or default_model()
     if not folder.is_dir():
-        raise EmonbError(f"{visible(folder)}: no such model folder; make it with: python -m emonb run")
+        raise EmonbError(f"{visible(folder)}: no such model folder; python -m emonb run makes one, --model names one")
     from transformers.utils import logging
 
     from emonb.model import EmoVLMKD
@@ -90,14 +86,11 @@ def find_pictures(images: Sequence[Path]) -> list[Path]:
 
 
 def default_model() -> Path:
-    """The first model of the mini profile's results; raises `EmonbError` where there is none."""
+    """The first model of the mini profile's results, or where it would be."""
     settings = load_settings("mini")
-    models = settings.out_path / "models"
-    there = [models / name for name in settings.datasets if (models / name / "config.json").is_file()]
-    if not there:
-        where = os.path.relpath(models, project_root())
-        raise EmonbError(f"no model in {where}: make one with python -m emonb run, or name a folder with --model")
-    return Path(os.path.relpath(there[0]))
+    models = [settings.out_path / "models" / name for name in settings.datasets]
+    there = [folder for folder in models if (folder / "config.json").is_file()]
+    return Path(os.path.relpath((there or models)[0]))
 
 
 def as_text(opinion: dict[str, Any]) -> str:
