@@ -227,7 +227,4 @@ def _files(results: _Results, records: Mapping[str, Mapping[str, Any]]) -> dict[
     """The executed notebooks with their pages, and the files beside the page."""
     link, names = results.links, {path.stem for path in (results.out / "notebooks").glob("*.ipynb")} | set(records)
     rows = [(n, link("site", n, "html"), records.get(n, {}), link("notebooks", n, "ipynb")) for n in sorted(names)]
-    pages = sorted((results.out / "integrity").glob("*"))
-    files = {"integrity of the data": [(quote(f"integrity/{page.name}"), page.name) for page in pages]}
-    files["settings, versions, times"] = link(".", "run", "json")
-    return {"group": "files", "notebooks": rows, "files": {what: links for what, links in files.items() if links}}
+    return {"group": "files", "notebooks": rows, "run": link(".", "run", "json")}
