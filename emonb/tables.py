@@ -36,8 +36,7 @@ def modules(
 ) -> pd.DataFrame:
     """The paper's module table with parameter counts, and the rivals that could embarrass the method.
 
-    Args:
-        counts: dataset -> our parameters by model (`cost.system_counts`).
+    `counts`: dataset -> our parameters by model (`cost.system_counts`).
     """
     printed = {row["row"]: row["parameters"] for row in resource("paper_values.yaml", "tables", "modules")}
     rows = _printed("modules") | {model: model_name(model) for model in ("average_vlm_head", "average_vlm_vit")}

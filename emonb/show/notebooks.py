@@ -92,10 +92,8 @@ def sign(folder: Path) -> None:
 def copy_back(out: Path) -> list[Path]:
     """Copy the executed notebooks of a mini run over their sources; returns the paths written.
 
-    Of an explorer the picture stays and the data goes: a notebook of the repository stays below 1 MB.
-
-    Raises:
-        EmonbError: the run is of another profile, or not every notebook is executed.
+    Of an explorer only its sentence stays: a notebook of the repository stays below 1 MB. `EmonbError`: the run is of
+    another profile, or not every notebook is executed.
     """
     from nbconvert.preprocessors import ClearMetadataPreprocessor
 
