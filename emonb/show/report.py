@@ -182,7 +182,11 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
         best = frame[frame["row"] != "oracle"].dropna(subset="ours").sort_values("ours").groupby("dataset").tail(1)
         block["best"] = best[["name", "dataset"]].to_numpy().tolist()
         block["own"] = frame.loc[frame["row"] == "emovlmkd", "name"].tolist()
-        block["chart"] = _chart(path) if id == "main" else {}
+        if id == "main":  # as a picture, with the head, which the paper's main table lacks
+            there = [file for file in (path, path.with_stem("modules")) if file.is_file()]
+            rows = pd.concat(map(pd.read_csv, there)).dropna(subset="ours").drop_duplicates(["dataset", "row"])
+            parts = rows.groupby("dataset", sort=False)
+            block["chart"] = {dataset: part.set_index("row").to_dict("index") for dataset, part in parts}
         frame = display(frame, [column for column in ("gain", "kl") if column in frame]).reset_index()
         frame = frame.replace("\u00a0", " ", regex=True)  # here cells may break before an interval
     elif {"model", "name"} <= set(frame):
@@ -193,26 +197,11 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
     return block | {"head": head, "tops": tops, "rows": texts.to_numpy().tolist(), "right": numeric_columns(texts)}
 
 
-def _chart(main: Path) -> dict[str, dict[str, Any]]:
-    """The main result as a picture: {dataset: {model: row}}, with the head, which the paper's main table lacks."""
-    frames = [pd.read_csv(path) for path in (main, main.with_stem("modules")) if path.is_file()]
-    frame = pd.concat(frames).dropna(subset="ours").drop_duplicates(["dataset", "row"])
-    return {dataset: part.set_index("row").to_dict("index") for dataset, part in frame.groupby("dataset", sort=False)}
-
-
 def _figure(results: _Results, path: Path) -> dict[str, Any]:
-    """A figure as data of a few ten kB, with words and links to its files."""
+    """A figure as data of a few ten kB with words and links, also one of a dataset and one that nobody named."""
     from emonb.figures import compact
 
-    photo, links = path.stem.startswith(("qualitative", "samples")), results.links("figures", path.stem, "svg", "png")
-    data = base64.b64encode(compact(path, width=1000 if photo else 1500, photo=photo)).decode()
-    address = f"data:image/{'jpeg' if photo else 'png'};base64,{data}"
-    return {"id": path.stem, **_words(path.stem), "address": address, "links": links}
-
-
-def _words(id: str) -> dict[str, str]:
-    """Title, text and group of any figure, also of one of each dataset and of one that nobody named."""
-    words = {"group": "figures", "title": id.replace("_", " ")}
+    id, words = path.stem, {"group": "figures", "title": path.stem.replace("_", " ")}
     start = next((start for start in resource("report.yaml", "families") if id.startswith(start)), "")
     if start:
         rest = id.removeprefix(start)
@@ -220,7 +209,10 @@ def _words(id: str) -> dict[str, str]:
         title = dataset_title(rest.removesuffix(f"_{model}"))
         names = {"which": f"{model_name(model)} on {title}" if model else title, "dataset": title}
         words |= {key: text.format(**names) for key, text in resource("report.yaml", "families")[start].items()}
-    return words | resource("report.yaml", "figures").get(id, {})
+    photo, links = id.startswith(("qualitative", "samples")), results.links("figures", id, "svg", "png")
+    data = base64.b64encode(compact(path, width=1000 if photo else 1500, photo=photo)).decode()
+    address = f"data:image/{'jpeg' if photo else 'png'};base64,{data}"
+    return {"id": id, **words, **resource("report.yaml", "figures").get(id, {}), "address": address, "links": links}
 
 
 def _files(results: _Results, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
