@@ -63,9 +63,8 @@ def vlm_config(base: str) -> Any:
 
 def count(*modules: nn.Module) -> int:
     """Parameters of these modules, shared ones once; a weight packed to 4 bits counts as what it stands for."""
-    found = {id(p): p for module in modules for p in module.parameters()}.values()
-    states = [(p, getattr(p, "quant_state", None)) for p in found]
-    return sum(math.prod(p.shape if state is None else state.shape) for p, state in states)
+    found = nn.ModuleList(modules).parameters()
+    return sum(math.prod((getattr(p, "quant_state", None) or p).shape) for p in found)
 
 
 @cache
@@ -162,11 +161,9 @@ def parts_of(model: EmoVLMKD) -> dict[str, Measured]:
 def measure(
     models: Mapping[str, Measured], paths: Sequence[str], device: torch.device, warm_up: int = WARM_UP
 ) -> list[dict[str, Any]]:
-    """Wall time of one answer, in milliseconds, after some untimed ones of the first pictures.
+    """Wall time of an answer, after untimed ones: model, parameters, trainable, ms_median, quartiles, n, device.
 
     The models take turns picture by picture: what else the machine does meanwhile slows all of them alike.
-
-    Returns a row for each model: model, parameters, trainable, ms_median, ms_low, ms_high (quartiles), n, device.
     """
 
     def now() -> float:

@@ -108,10 +108,10 @@ def _parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {f"{name}\n{_rests_on(part['n'].max(), part['seeds'].max())}": part for name, part in parts}
 
 
-def _panels(parts: Mapping[str, Any], height: float, columns: int = 3, width: float = FULL, **ratios: Any) -> Panels:
-    """A figure of titled panels, `columns` in `width` inches, each `height` high."""
+def _panels(parts: Mapping[str, Any], height: float, columns: int = 3, **ratios: Any) -> Panels:
+    """A figure of titled panels, `columns` in the width of a page, each `height` inches high."""
     shown, rows = min(len(parts), columns), -(-len(parts) // columns)
-    fig = Figure(figsize=(max(COLUMN, width * shown / columns), height * rows), layout="constrained")
+    fig = Figure(figsize=(max(COLUMN, FULL * shown / columns), height * rows), layout="constrained")
     places = zip(fig.add_gridspec(rows, shown, **ratios), parts.items(), strict=False)
     return fig, [(fig.add_subplot(place, title=title.rstrip(" ")), part) for place, (title, part) in places]
 
@@ -123,23 +123,13 @@ def _legend(fig: Figure, where: str = "lower", columns: int = 5) -> None:
 
 
 def _heatmap(ax: Axes, values: pd.DataFrame, notes: Any, cmap: str, low: float, high: float, bar: str = "") -> None:
-    """Cells as colours between two values, with notes in them; `bar`: label of a colour bar.
-
-    Not seaborn's: that one lays out the whole figure anew for each panel (35 panels: 4 GB).
-    """
-    mesh = ax.pcolormesh(values, cmap=cmap, vmin=low, vmax=high, edgecolors="white", linewidth=0.5)
-    ax.set(ylim=(len(values), 0), aspect="equal")
-    ax.set_xticks(np.arange(values.shape[1]) + 0.5, values.columns, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(np.arange(len(values)) + 0.5, values.index)
+    """Cells as colours between two values, with notes in them; `bar`: label of a colour bar."""
+    look = {"vmin": low, "vmax": high, "cmap": cmap, "square": True, "linewidths": 0.5, "cbar": bool(bar)}
+    legend = {"label": bar, "shrink": 0.7, "aspect": 25, "pad": 0.02}
+    style = {"annot": notes, "fmt": "", "annot_kws": {"fontsize": NOTE, "linespacing": 1.0, "in_layout": False}}
+    sns.heatmap(values, ax=ax, cbar_kws=legend, xticklabels=True, yticklabels=True, **look, **style)
+    ax.set_xticks(ax.get_xticks(), values.columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    bright = mesh.cmap(mesh.norm(values))[..., :3] @ (0.2126, 0.7152, 0.0722)
-    for (row, column), note in np.ndenumerate([] if notes is None else notes):
-        if pd.notna(values.iloc[row, column]):
-            style = {"color": "white" if bright[row, column] < 0.5 else "black", "fontsize": NOTE, "linespacing": 1.0}
-            ax.text(column + 0.5, row + 0.5, note, ha="center", va="center", in_layout=False, **style)
-    if bar:
-        ax.figure.colorbar(mesh, ax=ax, label=bar, shrink=0.7, aspect=25, pad=0.02).outline.set_visible(False)
 
 
 def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Sequence[Any], xlabel: str) -> Panels:
@@ -164,10 +154,9 @@ def _accuracy_against(table: pd.DataFrame, column: str, xlabel: str, title: str,
         part = part.sort_values(column)
         errors = (part[["ci_low", "ci_high"]].T - part["ours"]).abs()
         ax.errorbar(part[column], part["ours"], yerr=errors, **look)
-        ax.plot(*part.loc[part["row"] == "head", [column, "ours"]].to_numpy().T, "o", color="#D55E00", zorder=3)
-        for row in part.to_dict("records") if notes else ():
-            where = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": NOTE}
-            ax.annotate(f"{row[notes]:g}", (row[column], row["ours"]), **where)
+        ax.plot(column, "ours", "o", data=part[part["row"] == "head"], color="#D55E00", zorder=3)
+        for x, y, note in part[[column, "ours", notes]].to_numpy() if notes else ():
+            ax.annotate(f"{note:g}", (x, y), (5, 4), textcoords="offset points", fontsize=NOTE)
         ax.set(xlabel=xlabel, ylabel="accuracy, %")
     fig.suptitle(f"{title}; the paper's in red-orange")
     return fig
@@ -215,18 +204,6 @@ def confusion_difference(a: pd.DataFrame, b: pd.DataFrame, title: str) -> Figure
     notes = points.map(f"{{:+.{digits}f}}".format).where(points.round(digits) != 0, "")
     title = f"{title}\nn = {len(shared)} images, {a['seed'].nunique()} and {b['seed'].nunique()} seeds"
     return _matrix(title, points, notes, "BrBG", -limit, limit, "points")
-
-
-@styled
-def confusion_overview(rows: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
-    """Many matrices at a glance, counts in the cells, of {dataset's title: {model: frame of one seed}}."""
-    every = {(title, model): frame for title, frames in rows.items() for model, frame in frames.items()}
-    parts = {f"{title}\n{model_name(m)}\nn = {len(f)}, 1 seed": _confusion(f) for (title, m), f in every.items()}
-    columns = max(map(len, rows.values()))
-    fig, panels = _panels(parts, 2.4, columns, 2.4 * columns)
-    for ax, (counts, percent) in panels:
-        _heatmap(ax, percent, counts.astype(str).where(counts > 0, ""), "Blues", 0, 100)
-    return fig
 
 
 # ---- who is right where --------------------------------------------------------------------------------------------
@@ -296,8 +273,8 @@ def agreement(matrices: Mapping[str, pd.DataFrame], n: Mapping[str, int]) -> Fig
     fig, panels = _panels(parts, 2.25)
     for ax, matrix in panels:
         lower = matrix.rename(index=model_name, columns=model_name).where(np.tri(len(matrix), k=-1, dtype=bool))
-        notes = lower.map(lambda x: f"{x:.2f}".replace("-0.00", "0.00").replace("0.", "."))
-        _heatmap(ax, lower.iloc[1:, :-1], notes.iloc[1:, :-1], "cividis", 0, 1)
+        lower = lower.iloc[1:, :-1]
+        _heatmap(ax, lower, lower.map(lambda x: f"{x:z.2f}".replace("0.", ".")), "cividis", 0, 1)
     fig.suptitle("agreement between models (Cohen's kappa; 1 = same answers)")
     return fig
 
@@ -310,8 +287,7 @@ def lift(half: np.ndarray) -> np.ndarray:
 
     Column j is what an opinion for emotion j adds to every logit; what it adds to all alike, a softmax ignores.
     """
-    others = (half.sum(axis=0) - half.diagonal()) / max(1, len(half) - 1)
-    return half.diagonal() - others
+    return half.diagonal() - (half.sum(axis=0) - half.diagonal()) / max(1, len(half) - 1)
 
 
 @styled
@@ -388,8 +364,7 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
 def accuracy_cost(table: pd.DataFrame) -> Figure:
     """Accuracy (percent, with its interval) against parameters and against milliseconds per image.
 
-    Args:
-        table: dataset (title), model, accuracy, low, high, n, seeds, parameters, ms_median, ms_low, ms_high.
+    Columns of `table`: dataset (title), model, accuracy, low, high, n, seeds, parameters, ms_median, ms_low, ms_high.
     """
     parts, units = _parts(table), EngFormatter(sep=" ")
     units.ENG_PREFIXES = {0: "", 3: "k", 6: "M", 9: "B"}
@@ -452,9 +427,7 @@ def training_curves(histories: Mapping[tuple[str, str], Sequence[Mapping[str, An
 def qualitative_examples(examples: pd.DataFrame, pictures: Sequence[np.ndarray], title: str, n: int) -> Figure:
     """Pictures with what tuned VLM, ViT and EmoVLM-KD say, by case (`predictions.CASES`).
 
-    Args:
-        examples: output of `predictions.select_examples`; pictures: an (H, W, 3) array for each.
-        title: dataset's title; n: test images they were chosen from.
+    `examples`: of `predictions.select_examples`, from `n` images; `pictures`: an (H, W, 3) array for each.
     """
     rows = examples.to_dict("records")
     parts = {f"{CASES[row['case']]}\ntrue: {row['label']}{' ' * i}": row for i, row in enumerate(rows)}
@@ -476,10 +449,8 @@ def answer_bars(
 ) -> Figure:
     """A picture beside each model's probabilities, in the model's colour: its answer is outlined.
 
-    Args:
-        picture: as people see it, small.
-        answers: model (of `predictions.MODELS`, or any name) -> emotion -> probability.
-        truth: what the label says; a tick where the model says the same, else a cross; "" where there is none.
+    `answers`: model (of `predictions.MODELS`, or any name) -> emotion -> probability. `truth`: what the label says, if
+    anything; a tick where a model says the same, else a cross.
     """
     labels, parts = list(next(iter(answers.values()))), {}
     for model, p in answers.items():

@@ -1,13 +1,11 @@
 """Prediction files: one parquet per dataset and model, from which every number of every table follows.
 
 Columns: `image_id, split, label, seed, prediction, p_<label>..., raw_text, parsed`; several seeds are more rows. The
-class order is stored in the file (metadata `emonb.labels`) and checked on load.
+order of the columns `p_<label>` is the class order, checked on load.
 """
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,9 +53,10 @@ _NOTHING = pd.DataFrame(columns=[*_FIRST, *_LAST])
 
 def model_name(model: str) -> str:
     """A model as people read it; an unknown one keeps its file name."""
-    for start, name in {"head_depth": "head, {} hidden layers", "head_alpha": "head, alpha = {}"}.items():
-        if model.startswith(start):
-            return name.format(model.removeprefix(start))
+    if model.startswith("head_depth"):
+        return f"head, {model.removeprefix('head_depth')} hidden layers"
+    if model.startswith("head_alpha"):
+        return f"head, alpha = {model.removeprefix('head_alpha')}"
     return MODELS[model][0] if model in MODELS else model
 
 
@@ -108,23 +107,19 @@ def make_predictions(
     raw_text: Sequence[str | None] | None = None,
     parsed: Sequence[bool] | None = None,
 ) -> pd.DataFrame:
-    """Predictions of one seed for N images: the most probable of C labels.
+    """Predictions of one seed for N images with true `label`: the most probable of C labels.
 
-    Args:
-        label: the true ones.
-        probabilities: (N, C), columns in the order of `labels`.
-        raw_text: the VLM's texts, where there are any.
-        parsed: False marks an unparsable answer: uniform, prediction "", counted as wrong, never a class.
+    `probabilities`: (N, C), in the order of `labels`; `raw_text`: the VLM's texts; `parsed`: False marks an unparsable
+    answer: uniform, prediction "", counted as wrong, never a class.
     """
     p, n = np.array(probabilities, dtype=np.float64), len(image_ids)
-    if p.shape != (n, len(labels)):
-        raise EmonbError(f"predictions: probabilities have shape {p.shape}; give {n} rows and {len(labels)} columns")
     ok = np.ones(n, bool) if parsed is None else np.asarray(parsed, bool)
     p[~ok] = 1 / len(labels)
     answers = np.where(ok, np.asarray(labels, object)[p.argmax(axis=1)], "")
     columns = {"image_id": list(image_ids), "split": list(split), "label": list(label), "seed": seed}
     columns |= {"prediction": answers, **{f"p_{name}": p[:, i] for i, name in enumerate(labels)}}
-    return pd.DataFrame({**columns, "raw_text": None if raw_text is None else list(raw_text), "parsed": ok})
+    texts = pd.array([None] * n if raw_text is None else list(raw_text), dtype="str")
+    return pd.DataFrame({**columns, "raw_text": texts, "parsed": ok})
 
 
 def prediction_labels(frame: pd.DataFrame) -> list[str]:
@@ -138,18 +133,11 @@ def probabilities(frame: pd.DataFrame) -> np.ndarray:
 
 
 def write_predictions(path: str | Path, frame: pd.DataFrame) -> None:
-    """Check a frame and write it as parquet, whole or not at all; its columns say the class order."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path, labels, buffer = Path(path), prediction_labels(frame), io.BytesIO()
-    _check(frame, labels, path)
-    kinds = {"seed": pa.int64(), "parsed": pa.bool_(), **{f"p_{name}": pa.float64() for name in labels}}
-    schema = pa.schema([(column, kinds.get(column, pa.string())) for column in frame.columns])
-    table = pa.Table.from_pandas(frame, schema, preserve_index=False)
-    pq.write_table(table.replace_schema_metadata({b"emonb.labels": json.dumps(labels)}), buffer)
+    """Check a frame and write it as parquet, whole or not at all."""
+    path = Path(path)
+    _check(frame, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, buffer.getvalue())
+    atomic_write(path, frame.to_parquet(index=False))
 
 
 def read_predictions(
@@ -157,30 +145,23 @@ def read_predictions(
 ) -> pd.DataFrame:
     """Read and check a prediction file, whole or one split of it; `frame.attrs["labels"]` holds its class order.
 
-    Raises:
-        EmonbError: missing or damaged file, wrong columns, impossible values, a class order other than `labels`.
+    `EmonbError`: missing or damaged file, wrong columns, impossible values, a class order other than `labels`.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = Path(path)
     try:
-        table = pq.read_table(path, filters=[("split", "==", split)] if split else None)
-        found = json.loads(table.schema.metadata[b"emonb.labels"])
-    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
+        frame = pd.read_parquet(path, filters=[("split", "==", split)] if split else None)
+    except Exception as error:  # whatever a damaged file makes pyarrow raise
         raise EmonbError(f"{path}: no predictions ({error!r}); run the notebook that writes them (03 to 06)") from None
     if labels is not None:
-        check_labels(found, labels, str(path))
-    frame = table.to_pandas()
-    _check(frame, found, path)
-    frame.attrs["labels"] = found
+        check_labels(prediction_labels(frame), labels, str(path))
+    _check(frame, path)
+    frame.attrs["labels"] = prediction_labels(frame)
     return frame
 
 
-def _check(frame: pd.DataFrame, labels: Sequence[str], path: Path) -> None:
+def _check(frame: pd.DataFrame, path: str | Path) -> None:
+    labels = prediction_labels(frame)
     columns = [*_FIRST, *(f"p_{name}" for name in labels), *_LAST]
     if list(frame.columns) != columns:
-        check_labels(prediction_labels(frame), labels, str(path))
         raise EmonbError(f"{path}: columns are {list(frame)}, expected {columns}; delete the file and run again")
     p, parsed, answers = probabilities(frame), frame["parsed"].to_numpy(bool), frame["prediction"]
     at = pd.Index(labels).get_indexer(answers)  # -1: no label
@@ -255,17 +236,15 @@ def first_seed(frame: pd.DataFrame) -> pd.DataFrame:
 def joint(predictions: Predictions, dataset: str, models: Iterable[str] = MAIN) -> pd.DataFrame:
     """One row per test image that all have seen: `label`, and a column of answers for each model of this run."""
     there = [model for model in models if (dataset, model) in predictions]
-    frames = {m: first_seed(predictions[dataset, m]).set_index("image_id") for m in there}
-    answers = {m: frame["prediction"] for m, frame in frames.items()}
-    columns = {"label": frames[there[0]]["label"], **answers} if there else {"label": pd.Series(dtype=str)}
+    frames = [first_seed(predictions[dataset, model]).set_index("image_id") for model in there] or [_NOTHING]
+    columns = {"label": frames[0]["label"], **{m: f["prediction"] for m, f in zip(there, frames, strict=False)}}
     return pd.concat(columns, axis=1, join="inner").sort_index().rename_axis("image_id")
 
 
 def intersections(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Images of joint tables by who of `QUARTET` is right: a row for each combination, the commonest first.
 
-    Returns:
-        Counts with a column per key of `tables`; the index has a level per model that all have (True = right).
+    Counts, a column per key of `tables`; the index has a level per model that all have (True = right).
     """
     models = [model for model in QUARTET if all(model in table.columns for table in tables.values())]
     hits = {title: table[models].eq(table["label"], axis=0) for title, table in tables.items() if models}

@@ -36,8 +36,7 @@ def modules(
 ) -> pd.DataFrame:
     """The paper's module table with parameter counts, and the rivals that could embarrass the method.
 
-    Args:
-        counts: dataset -> our parameters by model (`cost.system_counts`).
+    `counts`: dataset -> our parameters by model (`cost.system_counts`).
     """
     printed = {row["row"]: row["parameters"] for row in resource("paper_values.yaml", "tables", "modules")}
     rows = _printed("modules") | {model: model_name(model) for model in ("average_vlm_head", "average_vlm_vit")}
@@ -181,7 +180,8 @@ def by_emotion(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, pd.DataF
 
 # ---- a table as text: names and texts are data, nothing in a cell becomes markup, a formula or a link --------------
 
-_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?%)?([\s\u00a0]*\[[^\[\]]*\])?")  # 58.3 [54.5, 62.1]
+_FORMS = {"paper": ("", ".2f"), "ours": ("ci", ".1f"), "gain": ("gain", "+z.1f"), "kl": ("kl", "z.3g")}  # ends, digits
+_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?(\s*\[[^\[\]]*\])?")  # 58.3 [54.5, 62.1]
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "\u00a0": "~"}
 _TEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
@@ -196,33 +196,32 @@ def format_value(value: Any) -> str:
 
 
 def display(table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A table of models as people read it: one row per model; per dataset the paper's value, ours, and `columns`."""
-    parts = {}
-    for title, part in table.set_index("name").groupby("dataset", sort=False):
-        ends = part[["ci_low", "ci_high"]].map("{:.1f}".format)
-        ours = part["ours"].map("{:.1f}".format) + "\u00a0[" + ends["ci_low"] + ",\u00a0" + ends["ci_high"] + "]"
-        shown = {f"paper ({part['paper_dataset'].iloc[0]})": part["paper"].map("{:.2f}".format), "ours": ours}
-        shown |= {column: (part[column].round(9) + 0.0).map("{:.3g}".format) for column in columns}  # -3e-16 is 0
-        parts[title] = pd.DataFrame(shown).where(part[["paper", "ours", *columns]].notna().to_numpy(), "")
-    wide = pd.concat(parts, axis=1).reindex(dict.fromkeys(table["name"])).fillna("") if parts else pd.DataFrame()
+    """A table of models as people read it: a row per model; per dataset the paper's value, ours, and `columns`."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in table.to_dict("records"):
+        for column in ("paper", "ours", *columns):
+            title = f"paper ({row['paper_dataset']})" if column == "paper" else column
+            texts, (ends, form) = cells.setdefault((row["dataset"], title), {}), _FORMS[column]
+            if pd.notna(row[column]):
+                interval = f"\u00a0[{row[f'{ends}_low']:{form}},\u00a0{row[f'{ends}_high']:{form}}]" if ends else ""
+                texts[row["name"]] = f"{row[column]:{form}}{interval}"
+    wide = pd.DataFrame(cells, dtype=object).reindex(dict.fromkeys(table["name"])).fillna("")
     return wide.loc[:, (wide != "").any()].rename_axis(index="model")
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Any of our tables as people read it: one of models gets one row per model, the claims one per claim.
+    """Any of our tables as texts that people read: one of models gets a row per model, the claims one per claim.
 
     Beside the accuracy only what the table is about: a page of paper is narrow, the CSV has all.
     """
-    if {"name", "dataset", "paper", "ours", "ci_low"} <= set(frame.columns):
+    if {"name", "paper", "ours", "ci_low"} <= set(frame):
         frame = display(frame, ["kl"] if "kl" in frame else ["gain"] if "agreement" in frame else [])
-    elif {"claim", "statement", "dataset", "verdict", "value", "ci_low"} <= set(frame.columns):
-        text = frame[["value", "ci_low", "ci_high"]].map(format_value)
-        cells = frame["verdict"] + ": " + text["value"] + " [" + text["ci_low"] + ", " + text["ci_high"] + "]"
-        wide = frame.assign(cell=cells.str.removesuffix(" [, ]").str.removesuffix(": ")).pivot(
-            index=["claim", "statement"], columns="dataset", values="cell"
-        )
-        frame = wide[frame["dataset"].unique()].fillna("")
-    return _flat(frame)
+    elif {"claim", "statement", "verdict"} <= set(frame):
+        text = frame[["verdict", "value", "ci_low", "ci_high"]].map(format_value)
+        cells = text["verdict"] + ": " + text["value"] + " [" + text["ci_low"] + ", " + text["ci_high"] + "]"
+        frame = frame.assign(cell=cells.str.removesuffix(" [, ]").str.removesuffix(": "))
+        frame = frame.pivot(index=["claim", "statement"], columns="dataset", values="cell")[frame["dataset"].unique()]
+    return _flat(frame).map(format_value)
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
@@ -230,15 +229,10 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     return frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
 
 
-def text_rows(frame: pd.DataFrame) -> list[list[str]]:
-    """The cells as people read them."""
-    return [[format_value(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-
-
-def numeric_columns(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
-    """Which columns hold numbers only; an empty column is none, nor are names like [1024]."""
-    parts = [[row[i].strip() for row in rows if row[i]] for i in range(columns)]
-    return [bool(cells) and all(map(_NUMBER.fullmatch, cells)) for cells in parts]
+def numeric_columns(texts: pd.DataFrame) -> list[bool]:
+    """Which columns of texts hold numbers only; an empty column is none, nor are names like [1024]."""
+    filled = [[cell.strip() for cell in cells if cell] for cells in texts.T.to_numpy()]
+    return [bool(cells) and all(map(_NUMBER.fullmatch, cells)) for cells in filled]
 
 
 def csv_text(frame: pd.DataFrame) -> str:
@@ -248,11 +242,10 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 def markdown_text(frame: pd.DataFrame, caption: str = "") -> str:
     """A readable GitHub table: numbers to the right, texts to the left, the caption bold."""
-    frame = readable(frame)
-    rows = text_rows(frame)
-    head = [" ".join(filter(None, c)) if isinstance(c, tuple) else str(c) for c in frame.columns]
-    cells = [[_quoted(cell) for cell in row] for row in (head, *rows)]
-    cells.insert(1, ["--:" if right else "---" for right in numeric_columns(rows, len(head))])
+    texts = readable(frame)
+    head = [" ".join(filter(None, c)) if isinstance(c, tuple) else str(c) for c in texts.columns]
+    cells = [[_quoted(cell) for cell in row] for row in (head, *texts.to_numpy())]
+    cells.insert(1, ["--:" if right else "---" for right in numeric_columns(texts)])
     lines = [f"**{_quoted(caption)}**\n"] if caption else []
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
 
@@ -268,13 +261,12 @@ def latex_text(frame: pd.DataFrame, id: str, caption: str = "") -> str:
 
     Numbers stand to the right, with a minus sign; long texts are wrapped; a dataset's columns have a common head.
     """
-    frame = readable(frame)
-    rows, columns = text_rows(frame), ""
-    for i, right in enumerate(numeric_columns(rows, frame.shape[1])):
-        columns += "r" if right else "p{12em}" if any(len(row[i]) > 36 for row in rows) else "l"
-        for row in rows:
-            row[i] = _tex(row[i]).replace("-", "$-$") if right else _tex(row[i])
-    texts = pd.DataFrame(rows, columns=frame.columns.set_names([None] * frame.columns.nlevels))
+    texts, columns = readable(frame), ""
+    for i, right in enumerate(numeric_columns(texts)):
+        cells = texts.iloc[:, i]
+        columns += "r" if right else "p{12em}" if cells.map(len).max() > 36 else "l"
+        texts.isetitem(i, cells.map(_tex).str.replace("-", "$-$") if right else cells.map(_tex))
+    texts.columns = texts.columns.set_names([None] * texts.columns.nlevels)
     style = texts.style.hide(axis="index").format_index(_tex, axis="columns")
     options = {"column_format": columns, "hrules": True, "multicol_align": "c", "position_float": "centering"}
     text = style.to_latex(**options, caption=_tex(caption) or None, label=f"tab:{re.sub('[^A-Za-z0-9:-]', '-', id)}")

@@ -10,6 +10,8 @@ import pandas as pd
 from PIL import Image
 from synthetic import frame_of, synthetic
 
+from emonb.predictions import LoadedPredictions
+
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 TEXT = "</script><script>alert(2)</script><!--<script> & <b>sad</b> $x$ **no**"
 SHOWN = ("vlm_zero_shot", "vlm_tuned", "vit", "head", "emovlmkd")
@@ -27,16 +29,24 @@ def pictures(folder, predictions):
     return found
 
 
+def loaded(folder, predictions):
+    """Predictions as `load_all` gives them, with their pictures in the store of the same results folder."""
+    found = LoadedPredictions(predictions)
+    found.folder, found.problems = folder / "predictions", {}
+    store_samples(folder, pictures(folder, predictions))
+    return found
+
+
 def world(folder, datasets=("mini-fi", "mini-flickr"), n=96):
-    """Predictions of the shown models and their sample tables."""
+    """Predictions of the shown models."""
     predictions = synthetic(datasets, n=n, models=SHOWN)
     predictions[datasets[0], "vlm_tuned"].loc[:2, "raw_text"] = ["", "It looks calm.", "a" * 5000]
-    return predictions, pictures(folder, predictions)
+    return loaded(folder, predictions)
 
 
 def hostile_world(folder):
     """One dataset in which every name and text is markup."""
-    labels, name = ["<u>awe</u>", '"fear"&', "</script>"], "<i>mine</i>"
+    labels, name = ["<u>awe</u>", '"fear"&', "</script>"], "<i>mine"
     truth = [labels[i % 3] for i in range(9)]
     predictions = {}
     for k, model in enumerate(SHOWN):
@@ -45,7 +55,7 @@ def hostile_world(folder):
         frame["image_id"] = [HOSTILE, *(f"{i} é'`&quot;.png" for i in range(8))]
         frame["raw_text"] = TEXT
         predictions[name, model] = frame
-    return predictions, pictures(folder, predictions)
+    return loaded(folder, predictions)
 
 
 def store_samples(out: Path, samples: dict[str, pd.DataFrame]) -> None:

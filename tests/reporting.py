@@ -28,7 +28,7 @@ def small_settings(out: Path) -> Settings:
 
 def make_results(out: Path) -> Path:
     """A folder as a finished run leaves it, without models."""
-    for folder in ("predictions", "tables", "figures", "integrity", "notebooks", "pictures"):
+    for folder in ("predictions", "tables", "figures", "notebooks", "pictures"):
         (out / folder).mkdir(parents=True)
     settings = small_settings(out)
     models = expected_models(settings)
@@ -52,10 +52,9 @@ def make_results(out: Path) -> Path:
     for i, name in enumerate([*resource("report.yaml", "figures"), *more]):
         Image.new("RGB", (60, 40), (i, 90, 200 - i)).save(out / "figures" / f"{name}.png")
         (out / "figures" / f"{name}.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    (out / "integrity" / "mini-fi.html").write_text("<!doctype html>")
     store_samples(out, pictures(out / "pictures", predictions))
     for name, after in zip(NAMES, (*NAMES[1:], "09_try_your_image"), strict=True):
-        write_notebook(out, name, f"[pictures](../integrity/mini-fi.html), next: [that]({after}.ipynb#End)")
+        write_notebook(out, name, f"[numbers](../tables/main.csv), next: [that]({after}.ipynb#End)")
     record = {"status": "executed", "seconds": 12.0, "peak_memory_mb": 300.0}
     run = {
         "written": "2026-01-02T03:04:05+00:00",

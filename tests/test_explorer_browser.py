@@ -37,8 +37,8 @@ def exported(folder, *outputs):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    predictions, samples = world(folder)
-    html = explorer.explorer_html(predictions, samples=samples)
+    predictions = world(folder)
+    html = explorer.explorer_html(predictions)
     bare = folder / "bare.html"
     bare.write_text(f"<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'>{html}")
     return predictions, exported(folder, html, html), bare
@@ -176,8 +176,7 @@ def test_runs_where_the_script_is_copied_to_the_end(made, tmp_path, opened):
 
 
 def test_names_labels_and_texts_show_as_text(tmp_path, opened):
-    predictions, samples = hostile_world(tmp_path)
-    page = opened(exported(tmp_path, explorer.explorer_html(predictions, samples=samples)))
+    page = opened(exported(tmp_path, explorer.explorer_html(hostile_world(tmp_path))))
     view = page.locator(".emonb-explorer")
     assert view.locator("th[scope=row]").all_text_contents() == ["<u>awe</u>", '"fear"&', "</script>"]
     seen = []
@@ -189,7 +188,7 @@ def test_names_labels_and_texts_show_as_text(tmp_path, opened):
     assert HOSTILE in seen
     assert len(seen) == 9
     assert view.locator("img, script, u, i").count() == 0
-    assert view.get_by_text("<i>mine</i>").count() > 0
+    assert view.get_by_text("<i>mine").count() > 0
 
 
 def test_fits_a_phone(made, opened):

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 from conftest import BROWSER
-from exploring import SHOWN, store_samples, world
+from exploring import SHOWN, world
 from lab import browser_page, jupyterlab, open_notebook, run_cell
 
 from emonb.predictions import joint, write_predictions
@@ -24,13 +24,11 @@ def lab(tmp_path_factory):
     """A folder with predictions, the run's pictures, and notebooks: to be run, executed, and not trusted."""
     root = tmp_path_factory.mktemp("lab")
     folder = root / "files"
-    for name in ("pictures", "predictions"):
-        (folder / name).mkdir(parents=True)
-    predictions, samples = world(folder / "pictures")
+    (folder / "predictions").mkdir(parents=True)
+    predictions = world(folder)
     for (dataset, model), frame in predictions.items():
         write_predictions(folder / "predictions" / f"{dataset}__{model}.parquet", frame)
-    store_samples(folder, samples)
-    shown = [nbformat.v4.new_output("display_data", {"text/html": explorer.explorer_html(predictions, None, samples)})]
+    shown = [nbformat.v4.new_output("display_data", {"text/html": explorer.explorer_html(predictions)})]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     (root / "signed").mkdir()
     for name, outputs in (("live", []), ("executed", shown), ("strange", shown)):
@@ -63,7 +61,7 @@ def test_live_with_a_kernel_and_twice(lab):
         view.locator("td button").first.wait_for()
         check_a_cell(view, table)
         kinds = page.locator(".jp-OutputArea-output").evaluate_all("all => all.map(e => e.dataset.mimeType)")
-        assert kinds == ["image/png", "text/html"]
+        assert kinds == ["text/html"]
         for key in ("d", "d", "ArrowRight"):
             page.keyboard.press(key)
         assert page.locator(".jp-CodeCell").count() == 1, "the shortcut that deletes a cell stays off"
@@ -90,5 +88,5 @@ def test_executed_notebook_without_a_kernel(lab):
         open_notebook(page, address, "strange", kernel=False)
         text = page.locator(HTML)
         text.wait_for()
-        assert text.inner_text().strip().startswith("The picture above shows"), "what a sanitiser leaves"
+        assert text.inner_text().strip().startswith("To click through"), "what a sanitiser leaves"
         assert outside == []

@@ -1,7 +1,7 @@
 """A clickable confusion matrix: every model, every dataset, the pictures behind each cell. Not in the paper.
 
-The output is one picture (for places that run no scripts) and one piece of HTML with its data, its pictures and its
-script inside: it works in JupyterLab, without a kernel and from disk, and asks for nothing.
+The output is one piece of HTML with its data, its pictures and its script inside: it works in JupyterLab, without a
+kernel and from disk, and asks for nothing. Where no script runs, a sentence says how to switch it on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +23,7 @@ from emonb.errors import EmonbError, UnreadablePicture
 from emonb.files import resource_path
 from emonb.predictions import (
     UNPARSABLE,
-    Predictions,
+    LoadedPredictions,
     dataset_title,
     first_seed,
     joint,
@@ -35,48 +35,35 @@ from emonb.store import Store
 
 SIDE, ACROSS, TILES = 80, 32, 1024  # px of a thumbnail; how many in a row, and on a sheet (WebP: at most 16,383 px)
 LONGEST = 2000  # characters of a model's text
-Samples = Mapping[str, pd.DataFrame]
 _SENTENCE = (
-    "The picture above shows the confusion matrices. To click through their images, run this notebook, or trust it "
-    "(in JupyterLab: View, Activate Command Palette, Trust Notebook), or open its exported page."
+    "To click through the confusion matrices and their images, run this notebook, or trust it (in JupyterLab: View, "
+    "Activate Command Palette, Trust Notebook), or open its exported page."
 )
 
 
-def explore(
-    predictions: Predictions, datasets: str | Sequence[str] = (), samples: Samples | None = None, *, limit: int = 1000
-) -> None:
-    """Show clickable confusion matrices of the test split, as outputs of the cell: a picture, then HTML.
+def explore(predictions: LoadedPredictions, datasets: Sequence[str] = (), *, limit: int = 1000) -> None:
+    """Show clickable confusion matrices of the test split, as output of the cell.
 
     Of models with several seeds the first is shown: a mean of seeds would be an ensemble that nobody trained.
 
     Args:
-        predictions: {(dataset, model): frame}, as `load_all` gives them.
-        datasets: one or some; default all.
-        samples: {dataset: table with `image_id, path`}; default: those of the run that `load_all` read from.
+        predictions: as `load_all` gives them; the pictures are those of the run that they come from.
+        datasets: some of them; default all. `EmonbError`: no such predictions, or no pictures for them.
         limit: pictures embedded of each dataset, errors first; the counts are of all. 1,000 are about 1.6 MB.
-
-    Raises `EmonbError`: no such predictions, or no pictures for them.
     """
     from IPython.display import HTML, display
 
-    from emonb.figures import as_image, confusion_overview
-
-    html, names = explorer_html(predictions, datasets, samples, limit=limit), _names(predictions, datasets)
-    matrices = confusion_overview({dataset_title(name): _frames(predictions, name)[1] for name in names})
-    display(as_image(matrices, f"confusion matrices of {', '.join(names)}", dpi=90))
-    display(HTML(html))
+    display(HTML(explorer_html(predictions, datasets, limit=limit)))
 
 
-def explorer_html(
-    predictions: Predictions, datasets: str | Sequence[str] = (), samples: Samples | None = None, *, limit: int = 1000
-) -> str:
+def explorer_html(predictions: LoadedPredictions, datasets: Sequence[str] = (), *, limit: int = 1000) -> str:
     """The explorer as HTML that stands alone in any page; arguments and errors as in `explore`.
 
     Equal input gives equal bytes. File names, labels and texts are data in it, never markup.
     """
+    names = datasets or dict.fromkeys(name for name, _ in predictions)
     with ThreadPoolExecutor() as pool:  # pictures are decoded and packed outside Python's lock
-        names = _names(predictions, datasets)
-        sets = list(pool.map(lambda name: _dataset(predictions, name, samples, limit), names))
+        sets = list(pool.map(lambda name: _dataset(predictions, name, limit), names))
     script, style = (resource_path(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     data = {"css": style, "side": SIDE, "across": ACROSS, "tiles": TILES, "sets": sets}
     # "<" as an escape: neither "</script>" nor "<!--" in a text can end the block
@@ -90,11 +77,7 @@ def explorer_html(
 
 
 def filters(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Which images of a joint table each filter keeps, {name: (N,) bool}; those whose models are missing are left out.
-
-    Args:
-        table: `label` and a column of answers for each model (`predictions.joint`).
-    """
+    """Which images of a joint table each filter keeps, {name: (N,) bool}; none whose models are missing."""
     right = {model: (table[model] == table["label"]).to_numpy() for model in table.columns.drop("label")}
     kept, wrong = {"all": np.ones(len(table), bool)}, ~np.logical_or.reduce(list(right.values()))
     if not {"vlm_tuned", "vit"} <= right.keys():
@@ -135,36 +118,19 @@ def sprites(paths: Sequence[str | None]) -> tuple[list[str], list[tuple[int, int
     return sheets, sizes
 
 
-def _names(predictions: Predictions, datasets: str | Sequence[str]) -> list[str]:
-    return (
-        [datasets] if isinstance(datasets, str) else list(datasets or dict.fromkeys(name for name, _ in predictions))
-    )
-
-
-def _frames(predictions: Predictions, dataset: str) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """The joint table, and per model the test rows of its first seed in the table's order."""
+def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[str, Any]:
+    """Everything that the script shows of one dataset, as lists of plain numbers and texts."""
     table = joint(predictions, dataset)
     if table.empty:
         there = ", ".join(dict.fromkeys(name for name, _ in predictions)) or "no dataset"
         raise EmonbError(f"{dataset}: no test image that all models have answered; there are predictions of {there}")
     known = table.columns.drop("label")
-    return table, {m: first_seed(predictions[dataset, m]).set_index("image_id").loc[table.index] for m in known}
-
-
-def _paths(predictions: Predictions, dataset: str, samples: Samples | None) -> pd.Series:
-    """Paths of the test pictures by image_id."""
-    table, folder = (samples or {}).get(dataset), getattr(predictions, "folder", None)
-    if samples is None and folder and (folder.parent / "artifacts").is_dir():
-        found = Store(folder.parent / "artifacts").find("samples", dataset)
-        table = read_samples(found.path, "test", ["image_id", "path"])
-    if table is None or not {"image_id", "path"} <= set(table):
-        raise EmonbError(f"{dataset}: where are its pictures? Give samples={{dataset: table with image_id and path}}")
-    return table.drop_duplicates("image_id").set_index("image_id")["path"]
-
-
-def _dataset(predictions: Predictions, dataset: str, samples: Samples | None, limit: int) -> dict[str, Any]:
-    """Everything that the script shows of one dataset, as lists of plain numbers and texts."""
-    (table, frames), paths = _frames(predictions, dataset), _paths(predictions, dataset, samples)
+    frames = {m: first_seed(predictions[dataset, m]).set_index("image_id").loc[table.index] for m in known}
+    artifacts = predictions.folder.parent / "artifacts"
+    if not artifacts.is_dir():
+        raise EmonbError(f"{dataset}: where are its pictures? There is no {artifacts}")
+    samples = read_samples(Store(artifacts).find("samples", dataset).path, "test", ["image_id", "path"])
+    paths = samples.set_index("image_id")["path"]
     labels = prediction_labels(next(iter(frames.values())))
     columns = [*labels, UNPARSABLE] if (table == "").any(axis=None) else labels
     codes = table.replace("", UNPARSABLE).apply(pd.Index(columns).get_indexer)  # [N, 1 + models] numbers of labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from html import escape, unescape
 from pathlib import Path
@@ -17,7 +17,7 @@ import pandas as pd
 from emonb.errors import EmonbError
 from emonb.files import atomic_write, make_folder, read_json
 from emonb.settings import project_root
-from emonb.tables import markdown_text
+from emonb.tables import display, markdown_text
 
 _BAR = "margin:0;padding:.6rem 1rem;font:14px Arial;color:#222;border-bottom:1px solid "
 _BLUE = 'style="color:#005f96;text-decoration:underline"'
@@ -31,19 +31,21 @@ _START, _END = "<!-- results: make notebooks writes them -->", "<!-- end of resu
 def write_site(out: Path, notes: str) -> list[str]:
     """Write `site/<notebook>.html` for every executed notebook that changed; returns a sentence for each failure.
 
-    Each page begins with links to the report and to the pages before and after it, then the notes. Links between
-    notebooks lead to pages, links to results and files of the project to them; what is not there is no link.
+    Each page begins with links to the report and to all pages, then the notes. Links between notebooks lead to
+    pages, links to results and files of the project to them; what is not there is no link.
     """
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(require_js_url="", mathjax_url="", mermaid_js_url="", jquery_url="")
-    sources = sorted((out / "notebooks").glob("*.ipynb"))
-    site, names, failed = make_folder(out / "site"), [source.stem for source in sources], []
-    for page in site.glob("*.html"):
-        if page.stem not in names:  # of an earlier state
-            page.unlink()
-    for source in sources:
-        page, head = site / f"{source.stem}.html", _head(names, source.stem, notes)
+    sources, site, failed = sorted((out / "notebooks").glob("*.ipynb")), make_folder(out / "site"), []
+    pages = {source.stem: site / f"{source.stem}.html" for source in sources}
+    for page in {*site.glob("*.html")} - {*pages.values()}:  # of an earlier state
+        page.unlink()
+    links = {"../index.html": "Report", **{quote(page.name): name for name, page in pages.items()}}
+    bar = " \u00b7 ".join(f'<a href="{address}" {_BLUE}>{escape(name)}</a>' for address, name in links.items())
+    head = f'<nav aria-label="Pages" style="{_BAR}#ddd">{bar}</nav>'
+    head += f'<p role="note" style="{_BAR}#d9c26a;background:#fff3cd">{escape(notes)}</p>' if notes else ""
+    for source, page in zip(sources, pages.values(), strict=True):
         mark = f"<!-- of {hashlib.sha256(source.read_bytes()).hexdigest()} -->"
         if page.is_file() and mark + head in page.read_text(encoding="utf-8"):
             continue
@@ -52,30 +54,20 @@ def write_site(out: Path, notes: str) -> list[str]:
         except Exception as error:  # whatever a damaged notebook makes nbconvert raise: the report goes on
             failed.append(f"notebooks/{source.name} cannot be shown as a page: {type(error).__name__}")
             html, mark = f"<!doctype html><meta charset=utf-8><body><p>{escape(failed[-1])}</p></body>", ""
-        html = _LINK.sub(lambda found: _link(found, out, names), html)
+        html = _LINK.sub(lambda found: _link(found, out, pages), html)
         start = html.index(">", html.index("<body")) + 1
         atomic_write(page, html[:start] + mark + head + html[start:])
     return failed
 
 
-def _head(names: Sequence[str], name: str, notes: str) -> str:
-    """What stands above a notebook's page."""
-    at = names.index(name)
-    beside = [("\u2190", n) for n in names[:at][-1:]] + [("\u2192", n) for n in names[at + 1 : at + 2]]
-    there = [f'<a href="{quote(n)}.html" {_BLUE}>{arrow} {escape(n)}</a>' for arrow, n in beside]
-    bar = " \u00b7 ".join([f'<a href="../index.html" {_BLUE}>Report</a>', *there])
-    note = f'<p role="note" style="{_BAR}#d9c26a;background:#fff3cd">{escape(notes)}</p>' if notes else ""
-    return f'<nav aria-label="Pages" style="{_BAR}#ddd">{bar}</nav>{note}'
-
-
-def _link(found: re.Match[str], out: Path, names: Sequence[str]) -> str:
+def _link(found: re.Match[str], out: Path, pages: Mapping[str, Path]) -> str:
     """A link of a notebook as its page has it."""
     address, mark, fragment = unescape(found[2] or "").partition("#")
     if not address or re.match(r"[\w+.-]+:|//", address):  # in a script, inside the page, or elsewhere
         return found[0]
     target = Path(unquote(address))
     if target.suffix == ".ipynb":
-        address = f"{quote(target.stem)}.html" if target.stem in names else ""
+        address = f"{quote(target.stem)}.html" if target.stem in pages else ""
     elif not (out / "site" / target).exists():
         beside = project_root() / "notebooks" / target
         address = quote(os.path.relpath(beside, (out / "site").resolve())) if beside.exists() else ""
@@ -100,10 +92,8 @@ def sign(folder: Path) -> None:
 def copy_back(out: Path) -> list[Path]:
     """Copy the executed notebooks of a mini run over their sources; returns the paths written.
 
-    Of an explorer the picture stays and the data goes: a notebook of the repository stays below 1 MB.
-
-    Raises:
-        EmonbError: the run is of another profile, or not every notebook is executed.
+    Of an explorer only its sentence stays: a notebook of the repository stays below 1 MB. `EmonbError`: the run is of
+    another profile, or not every notebook is executed.
     """
     from nbconvert.preprocessors import ClearMetadataPreprocessor
 
@@ -132,24 +122,20 @@ def refresh_readme(out: Path, readme: Path) -> None:
     main, modules, claims = (pd.read_csv(out / "tables" / f"{name}.csv") for name in ("main", "modules", "claims"))
     rivals = modules["row"].isin(["head", "average_vlm_head"])  # the honest ones belong in the headline
     rows = pd.concat([main.dropna(subset="ours"), modules[rivals]])
-    ours = [f"{row.ours:.1f} [{row.ci_low:.1f}, {row.ci_high:.1f}]" for row in rows.itertuples()]
-    wide = rows.assign(ours=ours).pivot(index="name", columns="dataset", values="ours")
-    wide = wide.loc[rows["name"].unique(), rows["dataset"].unique()]
+    wide = display(rows).xs("ours", axis="columns", level=1)
     wide["paper, FI"] = rows[rows["paper_dataset"] == "FI"].set_index("name")["paper"].map("{:.2f}".format, "ignore")
     run, judged = read_json(out / "run.json"), claims[claims["dataset"] == "all"]
     totals, seeds = run["totals"], ", ".join(map(str, run["seeds"]))
     text = (
-        f"{_START}\n{markdown_text(wide.rename_axis('accuracy on test, %').reset_index())}\n"
+        f"{_START}\n{markdown_text(wide.rename_axis('accuracy on test, %'))}\n"
         f"95 % bootstrap intervals over {rows['n'].max():.0f} test images in each; head and gate: mean of seeds "
         f"{seeds}. Claims over all datasets: {'; '.join(judged['claim'] + ' ' + judged['verdict'])}.\n"
         f"This run: {totals['seconds_compute'] / 60:.1f} minutes of computing on {run['machine']['cores']} cores, "
         f"peak memory {totals['peak_memory_mb'] / 1024:.1f} GB.\n{_END}"
     )
-    old = readme.read_text(encoding="utf-8")
-    new = re.sub(f"{_START}.*{_END}", lambda _: text, old, flags=re.DOTALL)
-    if _START not in old or _END not in old:
+    new, found = re.subn(f"{_START}.*{_END}", lambda _: text, readme.read_text(encoding="utf-8"), flags=re.DOTALL)
+    if not found:
         raise EmonbError(f"{readme}: the markers {_START!r} and {_END!r} are missing; put them back")
-    picture = readme.parent / "docs" / "pictures" / "complementarity.png"
-    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture = make_folder(readme.parent / "docs" / "pictures") / "complementarity.png"
     atomic_write(picture, (out / "figures" / "complementarity_venn.png").read_bytes())
     atomic_write(readme, new)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from emonb.data import check_labels
 from emonb.errors import EmonbError
 from emonb.files import read_json
-from emonb.gate import ConcatGate
 from emonb.store import Store
 from emonb.teacher import LAYOUT, as_tensor, build_network, centre, colours_of
 
@@ -37,47 +36,33 @@ def gate_lean(gating: nn.Module, answer: Tensor, head: Tensor, labels: Sequence[
     """What each input adds to the gate's lead of its answer, `emotion`, over `rival`, for one picture, in logits.
 
     The rival is the other side's answer where VLM and head disagree and the gate sides with one; else the runner-up.
-    The paper's concat gate is linear, logits = W_vlm answer + W_head head + b, so each half's part in the lead is a
-    dot product, and parts and bias (`rest`) add up to it exactly (method `halves`). For the other gates a part is what
-    the lead loses when that input says nothing: an answer of zeros, or uniform probabilities (method `ablation`).
+    A part is what the lead loses when that input is all zeros, and `rest` what is left of it. The paper's concat gate
+    is linear, logits = W_vlm answer + W_head head + b, and these are the three terms of the lead.
 
-    Args:
-        gating: one of `emonb.gate.GATES`.
-        answer: [C] the VLM's one-hot answer; zeros where it named no emotion.
-        head: [C] the head's probabilities.
-        labels: the C emotions.
+    `answer` is the VLM's [C], one-hot or, where it named none of the C `labels`, zeros; `head` its probabilities [C].
 
     Returns:
-        method, emotion, rival, and in logits margin (the lead) = vlm + head + rest; `leaned_on`: VLM, head, both or
+        emotion, rival, and in logits margin (the lead) = vlm + head + rest; `leaned_on`: VLM, head, both or
         neither; `sentence`: the same in words.
     """
-    answer, head = answer[None].float(), head[None].float()
-    logits = gating(answer, head)[0]
-    winner, rival = logits.argsort(descending=True, stable=True)[:2].tolist()
+    silent = torch.zeros_like(head)
+    logits = gating(torch.stack([answer, silent, answer]).float(), torch.stack([head, head, silent]).float()).double()
+    winner, rival = logits[0].argsort(descending=True, stable=True)[:2].tolist()
     said, student = int(answer.argmax()), int(head.argmax())
     if answer.any() and said != student and winner in (said, student):
         rival = student if winner == said else said
-
-    def lead(x: Tensor) -> float:
-        return float(x[winner].double() - x[rival].double())
-
-    margin, classes, linear = lead(logits), len(labels), isinstance(gating, ConcatGate)
-    if linear:
-        weight = gating.linear.weight  # [C, 2C]
-        by_vlm, by_head = lead(weight[:, :classes] @ answer[0]), lead(weight[:, classes:] @ head[0])
-    else:
-        by_vlm = margin - lead(gating(torch.zeros_like(answer), head)[0])
-        by_head = margin - lead(gating(answer, torch.full_like(head, 1 / classes))[0])
+    margin, without_vlm, without_head = (logits[:, winner] - logits[:, rival]).tolist()
+    by_vlm, by_head = margin - without_vlm, margin - without_head
+    rest, emotion, other = margin - by_vlm - by_head, labels[winner], labels[rival]
     leaned = "both" if abs(by_vlm - by_head) < _EVEN else "VLM" if by_vlm > by_head else "head"
     leaned = leaned if max(by_vlm, by_head) > 0 else "neither"
-    who, rest = {"both": "both", "neither": "neither"}.get(leaned, f"the {leaned}"), margin - by_vlm - by_head
-    emotion, other, third = labels[winner], labels[rival], "the bias" if linear else "both together"
+    who = leaned if leaned in ("both", "neither") else f"the {leaned}"
     sentence = (
         f"The gate answers {emotion} and leaned on {who}: to its lead of {margin:+.2f} logits over {other} the VLM "
-        f"adds {by_vlm:+.2f}, the head {by_head:+.2f} and {third} {rest:+.2f}."
+        f"adds {by_vlm:+.2f}, the head {by_head:+.2f} and the rest is {rest:+.2f}."
     )
-    lean = {"method": "halves" if linear else "ablation", "emotion": emotion, "rival": other, "margin": margin}
-    return {**lean, "vlm": by_vlm, "head": by_head, "rest": rest, "leaned_on": leaned, "sentence": sentence}
+    lean = {"emotion": emotion, "rival": other, "margin": margin, "vlm": by_vlm, "head": by_head, "rest": rest}
+    return {**lean, "leaned_on": leaned, "sentence": sentence}
 
 
 def explain_head(
@@ -89,22 +74,18 @@ def explain_head(
     Differences"), with more steps integrated gradients (Sundararajan et al. 2017). It explains the head: not the VLM,
     and not what lies inside a token, which has seen the whole picture through the vision tower's attention.
 
-    With g the gradient of the logit with respect to the mean x of N tokens t_i, token i contributes g . (t_i - b) / N,
-    and all of them together exactly g . (x - b). The baseline b is the mean feature of the training pictures
-    (`StudentHead.mean`; zero for a head that does not standardise): else what all pictures share would dominate.
+    With g the gradient of the logit with respect to the mean x of N tokens t_i, token i contributes g . (t_i - b) / N.
+    The baseline b is the mean feature of the training pictures (`StudentHead.mean`; zero for a head that does not
+    standardise): else what all pictures share would dominate.
 
     Args:
         visual: visual tokens of a batch of pictures; `row` says which.
-        label: whose logit; default: the head's own answer.
-        steps: 1 takes the gradient at x: exact for a linear head, else `missed` says by how much it fails; more
-            average it over the way from b to x, so that `missed` goes to 0.
+        label: whose logit; default: the head's own answer. `EmonbError`: the model does not know it.
+        steps: 1 takes the gradient at x, exact for a linear head; more average it over the way from b to x.
 
     Returns:
         JSON types: label; logit of this picture, and `start`, of the baseline; `tokens`, rows x columns parts in their
         difference, positive for the label; `missed`, what these leave unexplained, in logits.
-
-    Raises:
-        EmonbError: a label that the model does not know.
     """
     if label not in (None, *model.labels):
         raise EmonbError(f"label: {label!r} is none of the model's emotions; use one of: {', '.join(model.labels)}")
@@ -142,8 +123,8 @@ def opinions(
         texts: ask the VLM for key elements and reasons too: the slow part.
 
     Returns:
-        In JSON types, for each picture: image, emotion, confidence, models (answer, confidence and distribution of
-        each of `MODELS`; None for a ViT that was not asked), gate, saliency, key_elements, reasons (None: not asked).
+        JSON types: image, emotion, confidence, models (answer, confidence and distribution of each of `MODELS`; None
+        for a ViT that was not asked), gate, saliency, key_elements, reasons (None: not asked).
     """
     model.eval()
     with torch.inference_mode():

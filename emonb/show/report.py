@@ -12,7 +12,6 @@ import fnmatch
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,9 @@ from emonb.predictions import MODELS, QUARTET, dataset_title, expected_models, g
 from emonb.settings import Settings
 from emonb.show.explorer import explorer_html
 from emonb.show.notebooks import write_site
-from emonb.tables import format_value, numeric_columns, plain_caption, text_rows
+from emonb.tables import display, format_value, numeric_columns, plain_caption
 from emonb.triplets import source_note
 
-_FORMS = {"paper": ("", ".2f"), "ours": ("ci", ".1f"), "gain": ("gain", "+.1f"), "kl": ("kl", ".3g")}  # ends, digits
 _PICTURES = 4000  # thumbnails of all datasets together: about 6 MB
 
 
@@ -38,14 +36,13 @@ class _Results:
     def __init__(self, out: Path) -> None:
         self.out, self.problems = out, []
 
-    def safe(self, what: str, build: Callable[..., Any], *args: Any) -> Any:
+    def safe(self, what: str, build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What `build` makes; if what is in the folder makes it fail, None, and a problem instead of no page."""
         try:
-            return build(*args)
+            return build(*args, **kwargs)
         except Exception as error:
             why = " ".join(str(error).replace(f"{self.out}/", "").split())[:300]
             self.problems.append(f"{what} cannot be shown: {type(error).__name__}: {why}")
-            return None
 
     def links(self, folder: str, id: str, *endings: str) -> list[tuple[str, str]]:
         """Address and ending of those of a result's files that are there."""
@@ -125,32 +122,28 @@ def _blocks(
     results: _Results, records: Mapping[str, Any], datasets: list[str], settings: Settings | None
 ) -> dict[str, dict[str, Any] | None]:
     """Everything that the page can show under `table:ID`, `figure:ID`, `explorer:` and `files:`."""
-    out, blocks, folder = results.out, {}, results.out / "predictions"
-    predictions = results.safe("predictions", lambda: load_all(folder, datasets, split="test", partial=True)) or {}
-    models = expected_models(settings) if settings else dict.fromkeys(model for _, model in predictions)
-    results.problems += gaps(predictions, datasets, models)
-    written = {file for record in records.values() for file in record.get("files", [])}  # else of an earlier run
-    order = {f"confusion_{dataset}_{model}": i for i, (dataset, model) in enumerate(product(datasets, MODELS))}
-    tables, figures = resource("report.yaml", "tables"), resource("report.yaml", "figures")
-    for kind, pattern, build, named in (("table", "*.csv", _table, tables), ("figure", "*.png", _figure, figures)):
-        there = sorted((out / f"{kind}s").glob(pattern), key=lambda path: (order.get(path.stem, -1), path.stem))
-        for path in (path for path in there if not written or f"{kind}s/{path.name}" in written):
-            blocks[f"{kind}:{path.stem}"] = results.safe(f"{kind} {path.stem}", build, results, path)
-        lost = [id for id in named if f"{kind}:{id}" not in blocks]
-        results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
-    blocks["explorer:"] = _explorer(results, predictions, datasets)
-    return blocks | {"files:": results.safe("the files", _files, results, records)}
-
-
-def _explorer(results: _Results, predictions: Any, datasets: list[str]) -> dict[str, Any] | None:
-    """The clickable confusion matrices; datasets that it cannot show are left out and named."""
     from markupsafe import Markup
 
-    known = [dataset for dataset in datasets if any(dataset == name for name, _ in predictions)]
-    probe = partial(explorer_html, predictions, limit=1)
-    shown = [dataset for dataset in known if results.safe(f"{dataset} in the explorer", probe, dataset)]
-    limit = max(100, _PICTURES // max(1, len(shown)))
-    return {"group": "explorer", "html": Markup(explorer_html(predictions, shown, limit=limit))} if shown else None
+    out, safe, blocks = results.out, results.safe, {}
+    predictions = safe("predictions", load_all, out / "predictions", datasets, split="test", partial=True) or {}
+    known = dict.fromkeys(model for _, model in predictions)
+    results.problems += gaps(predictions, datasets, expected_models(settings) if settings else known)
+    written = [out / file for record in records.values() for file in record.get("files", [])]  # else of an earlier run
+    order = {f"confusion_{dataset}_{model}": i for i, (dataset, model) in enumerate(product(datasets, MODELS))}
+    files = sorted(written or [*out.glob("tables/*.csv"), *out.glob("figures/*.png")])
+    for path in sorted(files, key=lambda path: order.get(path.stem, -1)):
+        kind, build = {".csv": ("table", _table), ".png": ("figure", _figure)}.get(path.suffix, ("", None))
+        if build and path.is_file():
+            blocks[f"{kind}:{path.stem}"] = safe(f"{kind} {path.stem}", build, results, path)
+    for kind, named in (("table", resource("report.yaml", "tables")), ("figure", resource("report.yaml", "figures"))):
+        lost = [id for id in named if f"{kind}:{id}" not in blocks]
+        results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
+    there = [dataset for dataset in datasets if any(dataset == name for name, _ in predictions)]
+    shown = [d for d in there if safe(f"{d} in the explorer", explorer_html, predictions, [d], limit=1)]
+    if shown:
+        html = explorer_html(predictions, shown, limit=max(100, _PICTURES // len(shown)))
+        blocks["explorer:"] = {"group": "explorer", "html": Markup(html)}
+    return blocks | {"files:": safe("the files", _files, results, records)}
 
 
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:
@@ -189,64 +182,41 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
         best = frame[frame["row"] != "oracle"].dropna(subset="ours").sort_values("ours").groupby("dataset").tail(1)
         block["best"] = best[["name", "dataset"]].to_numpy().tolist()
         block["own"] = frame.loc[frame["row"] == "emovlmkd", "name"].tolist()
-        block["chart"] = _chart(path) if id == "main" else {}
-        frame = _by_model(frame).rename_axis(index="model").reset_index()
+        if id == "main":  # as a picture, with the head, which the paper's main table lacks
+            there = [file for file in (path, path.with_stem("modules")) if file.is_file()]
+            rows = pd.concat(map(pd.read_csv, there)).dropna(subset="ours").drop_duplicates(["dataset", "row"])
+            parts = rows.groupby("dataset", sort=False)
+            block["chart"] = {dataset: part.set_index("row").to_dict("index") for dataset, part in parts}
+        frame = display(frame, [column for column in ("gain", "kl") if column in frame]).reset_index()
+        frame = frame.replace("\u00a0", " ", regex=True)  # here cells may break before an interval
     elif {"model", "name"} <= set(frame):
         frame = frame.drop(columns="model")
-    head = [("", c) if isinstance(c, str) else c if c[1] else c[::-1] for c in frame.columns]
-    rows, tops = text_rows(frame), [(top, len(list(part))) for top, part in groupby(top for top, _ in head)]
-    return block | {"head": head, "tops": tops, "rows": rows, "right": numeric_columns(rows, len(head))}
-
-
-def _by_model(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of models as texts: a row for each, under each dataset what is known there, with intervals."""
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in frame.to_dict("records"):
-        for column, (ends, form) in _FORMS.items():
-            title = f"paper ({row['paper_dataset']})" if column == "paper" else column
-            texts = cells.setdefault((row["dataset"], title), {})
-            if pd.notna(row.get(column)):
-                interval = f" [{row[f'{ends}_low']:{form}}, {row[f'{ends}_high']:{form}}]" if ends else ""
-                texts[row["name"]] = f"{row[column]:{form}}{interval}"
-    wide = pd.DataFrame(cells, dtype=object).reindex(dict.fromkeys(frame["name"])).fillna("")
-    return wide.loc[:, (wide != "").any()]
-
-
-def _chart(main: Path) -> dict[str, dict[str, Any]]:
-    """The main result as a picture: {dataset: {model: row}}, with the head, which the paper's main table lacks."""
-    frames = [pd.read_csv(path) for path in (main, main.with_stem("modules")) if path.is_file()]
-    frame = pd.concat(frames).dropna(subset="ours").drop_duplicates(["dataset", "row"])
-    return {dataset: part.set_index("row").to_dict("index") for dataset, part in frame.groupby("dataset", sort=False)}
+    texts = frame.map(format_value)
+    head = [("", c) if isinstance(c, str) else c if c[1] else c[::-1] for c in texts.columns]
+    tops = [(top, len(list(part))) for top, part in groupby(top for top, _ in head)]
+    return block | {"head": head, "tops": tops, "rows": texts.to_numpy().tolist(), "right": numeric_columns(texts)}
 
 
 def _figure(results: _Results, path: Path) -> dict[str, Any]:
-    """A figure as data of a few ten kB, with words and links to its files."""
+    """A figure as data of a few ten kB with words and links, also one of a dataset and one that nobody named."""
     from emonb.figures import compact
 
-    photo, links = path.stem.startswith(("qualitative", "samples")), results.links("figures", path.stem, "svg", "png")
-    data = base64.b64encode(compact(path, width=1000 if photo else 1500, photo=photo)).decode()
-    address = f"data:image/{'jpeg' if photo else 'png'};base64,{data}"
-    return {"id": path.stem, **_words(path.stem), "address": address, "links": links}
-
-
-def _words(id: str) -> dict[str, str]:
-    """Title, text and group of any figure, also of one of each dataset and of one that nobody named."""
-    found = resource("report.yaml", "figures").get(id)
+    id, words = path.stem, {"group": "figures", "title": path.stem.replace("_", " ")}
     start = next((start for start in resource("report.yaml", "families") if id.startswith(start)), "")
-    if not found and start:
+    if start:
         rest = id.removeprefix(start)
         model = next((m for m in MODELS if rest.endswith(f"_{m}")), "")
         title = dataset_title(rest.removesuffix(f"_{model}"))
         names = {"which": f"{model_name(model)} on {title}" if model else title, "dataset": title}
-        found = {key: text.format(**names) for key, text in resource("report.yaml", "families")[start].items()}
-    return {"group": "figures", **(found or {"title": id.replace("_", " ")})}
+        words |= {key: text.format(**names) for key, text in resource("report.yaml", "families")[start].items()}
+    photo, links = id.startswith(("qualitative", "samples")), results.links("figures", id, "svg", "png")
+    data = base64.b64encode(compact(path, width=1000 if photo else 1500, photo=photo)).decode()
+    address = f"data:image/{'jpeg' if photo else 'png'};base64,{data}"
+    return {"id": id, **words, **resource("report.yaml", "figures").get(id, {}), "address": address, "links": links}
 
 
 def _files(results: _Results, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The executed notebooks with their pages, and the files beside the page."""
     link, names = results.links, {path.stem for path in (results.out / "notebooks").glob("*.ipynb")} | set(records)
     rows = [(n, link("site", n, "html"), records.get(n, {}), link("notebooks", n, "ipynb")) for n in sorted(names)]
-    pages = sorted((results.out / "integrity").glob("*"))
-    files = {"integrity of the data": [(quote(f"integrity/{page.name}"), page.name) for page in pages]}
-    files["settings, versions, times"] = link(".", "run", "json")
-    return {"group": "files", "notebooks": rows, "files": {what: links for what, links in files.items() if links}}
+    return {"group": "files", "notebooks": rows, "run": link(".", "run", "json")}
