@@ -31,8 +31,8 @@ _START, _END = "<!-- results: make notebooks writes them -->", "<!-- end of resu
 def write_site(out: Path, notes: str) -> list[str]:
     """Write `site/<notebook>.html` for every executed notebook that changed; returns a sentence for each failure.
 
-    Each page begins with links to the report and to all pages, then the notes. Links between notebooks lead to
-    pages, links to results and files of the project to them; what is not there is no link.
+    Each page begins with links to the report, the page before and the page after, then the notes. Links between
+    notebooks lead to pages, links to results and files of the project to them; what is not there is no link.
     """
     from nbconvert import HTMLExporter
 
@@ -41,11 +41,13 @@ def write_site(out: Path, notes: str) -> list[str]:
     pages = {source.stem: site / f"{source.stem}.html" for source in sources}
     for page in {*site.glob("*.html")} - {*pages.values()}:  # of an earlier state
         page.unlink()
-    links = {"../index.html": "Report", **{quote(page.name): name for name, page in pages.items()}}
-    bar = " \u00b7 ".join(f'<a href="{address}" {_BLUE}>{escape(name)}</a>' for address, name in links.items())
-    head = f'<nav aria-label="Pages" style="{_BAR}#ddd">{bar}</nav>'
-    head += f'<p role="note" style="{_BAR}#d9c26a;background:#fff3cd">{escape(notes)}</p>' if notes else ""
-    for source, page in zip(sources, pages.values(), strict=True):
+    note = f'<p role="note" style="{_BAR}#d9c26a;background:#fff3cd">{escape(notes)}</p>' if notes else ""
+    for source, before, after in zip(sources, [None, *sources], [*sources[1:], None], strict=False):
+        page, links = pages[source.stem], {"../index.html": "Report"}
+        links |= {f"{quote(before.stem)}.html": f"\u2190 {before.stem}"} if before else {}
+        links |= {f"{quote(after.stem)}.html": f"{after.stem} \u2192"} if after else {}
+        bar = " \u00b7 ".join(f'<a href="{address}" {_BLUE}>{escape(name)}</a>' for address, name in links.items())
+        head = f'<nav aria-label="Pages" style="{_BAR}#ddd">{bar}</nav>{note}'
         mark = f"<!-- of {hashlib.sha256(source.read_bytes()).hexdigest()} -->"
         if page.is_file() and mark + head in page.read_text(encoding="utf-8"):
             continue
