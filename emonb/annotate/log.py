@@ -63,7 +63,6 @@ class Answers:
         asked: model and hash of the prompt that are asked now; `limit`: what the server calls the token limit.
         done: images that have their triplets.
         tries: image -> why its answers were rejected, and the form of those that could not be read.
-        merged: (image, batch) of rejected answers.
         unread: form -> answers that were not in it; minus infinity once one was, infinity if the server refuses it.
         most, most_usd: tokens in and out that one request takes at most, and what these cost.
         spent: tokens of all paid `answers`, and their `usd` (NaN: a price is unknown).
@@ -80,8 +79,7 @@ class Answers:
         price = asking.find_price(self.prices, self.asked[0])
         self.most = max(asking.most_tokens(settings, labels, form, price["image"]) for form in FORMS)
         self.most_usd = asking.cost(price, *self.most, batch=batch)
-        self.done, self.merged = set[str](), set[tuple[str, str]]()
-        self.tries = defaultdict[str, list[tuple[str, str]]](list)
+        self.done, self.tries = set[str](), defaultdict[str, list[tuple[str, str]]](list)
         self.unread, self.spent, self._reasons = Counter[str](), Counter[str](), Counter[str]()
         self._others = set[tuple[str, str]]()  # models and prompts of the accepted answers
         self._seen = room.NearDuplicates(settings.near_duplicate)
@@ -127,7 +125,7 @@ class Answers:
 
     def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
         """Bodies of the requests for one image; why its last answer could not be used is told."""
-        why = self.tries[row["image_id"]][-1][0] if self.tries[row["image_id"]] else ""
+        why, _ = (self.tries[row["image_id"]] or [("", "")])[-1]
         return asking.requests_for(row, picture, form, self.settings, why, self.limit)
 
     def receive(
@@ -197,7 +195,6 @@ class Answers:
         image_id, reason, form = record["image_id"], record["reason"], record.get("answer_format", "")
         self._note_cost(record)
         self._reasons[reason] += 1
-        self.merged.add((image_id, record.get("batch", "")))
         if reason != _NO_ANSWER and _asked(record) == self.asked:  # what another model failed at does not count
             why = f"{reason} ({record.get('detail') or ''})".replace(" ()", "")
             if reason == "near-duplicate":  # the other image's name tells the model nothing

@@ -46,22 +46,14 @@ class Answer(BaseModel, extra="forbid"):
 
 
 def encode_picture(path: str | Path, max_side: int) -> str:
-    """A picture as it is sent: a data URL with its true media type.
+    """A picture as it is sent: a data URL of a JPEG (quality 90) as people see it, its longer side at most `max_side` px.
 
-    The file itself where it is small enough, upright and of a type that servers take; else as people see it, shrunk
-    to `max_side` px on the longer side, as JPEG (quality 90). Raises `UnreadablePicture`.
+    Never the file itself, which may say where and when a photo was taken. Raises `UnreadablePicture`.
     """
-    image, form, content = open_picture(path), "jpeg", io.BytesIO()
-    with Image.open(path) as raw:
-        upright = raw.getexif().get(0x0112, 1) == 1  # EXIF orientation
-        plain = raw.mode in ("RGB", "L") and "transparency" not in raw.info and not getattr(raw, "is_animated", False)
-        if upright and plain and raw.format in ("JPEG", "PNG", "WEBP", "GIF") and max(raw.size) <= max_side:
-            form = raw.format.lower()
-            content.write(Path(path).read_bytes())
-    if not content.tell():
-        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-        image.save(content, "JPEG", quality=90)
-    return f"data:image/{form};base64,{base64.b64encode(content.getvalue()).decode()}"
+    image, content = open_picture(path), io.BytesIO()
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    image.save(content, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def requests_for(

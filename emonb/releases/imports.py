@@ -1,8 +1,8 @@
 """From a release to a checked table; `python -m emonb data import` makes it a dataset that a run can use.
 
 `OUT/<name>/` gets the sample table, the integrity report and `import.json`, which records where the pictures are:
-they are neither copied nor linked, so that a read-only source and a file system without links serve too. The table
-is written last: an error leaves nothing, or the earlier import; a kill what is refused until the next import.
+they are neither copied nor linked, so that a read-only source and a file system without links serve too. A run reads
+the release itself, as it is then.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -55,12 +54,12 @@ KINDS = LEFT_OUT | KEPT  # of problems, in the order of a report
 
 
 def write_table(
-    release: Release, folder: Path, dataset: str, form: str, *, where: str, partial: bool = False, **imported: str
+    release: Release, folder: Path, dataset: str, form: str, *, where: str, partial: bool = False, source: str = ""
 ) -> dict[str, Any]:
-    """Check every picture of a release, then write `integrity.json` and, last, `samples.parquet`.
+    """Check every picture of a release, then write `integrity.json` and `samples.parquet`, or nothing.
 
     Labels that the format (or "drawn") does not fix follow from the dataset's name, or from the labels found. `where`
-    names the source in messages, `partial` allows a split to be missing as a whole, `imported` is for `import.json`.
+    names the source in messages, `partial` allows a split to be missing as a whole; an import notes its `source`.
 
     Returns:
         `labels` (class order), `format`, and the folder `root` of paths.
@@ -87,7 +86,8 @@ def write_table(
             lacking = ", ".join(row.index[row == 0])
             raise EmonbError(
                 f"{where}: split {split!r} ({row.sum()} readable pictures) has none of {lacking}; add some or leave "
-                "the class out of all splits; without any train or test: data import ... --allow-missing-split"
+                "the class out of all splits; without any train or test (a run needs all): data import ... "
+                "--allow-missing-split"
             )
     within, splits = samples.duplicated(["split", "sha256"], keep=False), samples["split"].groupby(samples["sha256"])
     problems["duplicate"] = samples.loc[within, "image_id"]
@@ -103,60 +103,33 @@ def write_table(
     }
     meta = {"labels": list(labels), "format": form, "root": str(release.root.resolve())}
     make_folder(folder)
-    (folder / "samples.parquet").unlink(missing_ok=True)
-    if imported:
-        write_json(folder / IMPORT_FILE, meta | imported)
+    if source:
+        write_json(folder / IMPORT_FILE, {**meta, "source": source})
     write_json(folder / "integrity.json", report)
     table = pa.Table.from_pandas(samples, preserve_index=False).replace_schema_metadata(None)  # for any reader
     parquet.write_table(table, folder / "samples.parquet", row_group_size=4096)
     return meta
 
 
-def read_dataset(source: Path, folder: Path) -> dict[str, Any]:
-    """As `write_table` for a dataset on disk: an import, or a release as it was unpacked."""
-    if (source / IMPORT_FILE).is_file():
-        return read_import(source, folder)
-    form = recognise(source, source.name)
-    return write_table(read_release(form, source), folder, source.name, form, where=str(source))
+def read_dataset(folder: Path, out: Path) -> dict[str, Any]:
+    """As `write_table`, into `out`, for a dataset on disk: a release as it was unpacked, or an import."""
+    form, source = _origin(folder)
+    return write_table(read_release(form, source), out, folder.name, form, where=str(source))
 
 
-def read_import(imported: Path, folder: Path) -> dict[str, Any]:
-    """As `write_table`, from what `python -m emonb data import` wrote.
-
-    Raises:
-        EmonbError: a file is missing or damaged, the pictures changed since, or the table lacks a split.
-    """
-    record = _record(imported)
-    source = record["source"]
-    words = map(str, (record.get("format"), source, "--out", imported.parent, "--name", imported.name))
-    again = f"import again: python -m emonb data import {shlex.join(words)}"
-    try:
-        pd.read_parquet(imported / "samples.parquet")
-        meta = {key: record[key] for key in ("labels", "format", "root")}
-        counts = read_json(imported / "integrity.json")["counts"]
-        absent = " and no ".join(split for split in SPLITS if not any(counts[split].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EmonbError(f"{imported}: the import is damaged ({error}); {again}") from None
-    if record.get("listing") != listing_digest(Path(source)):
-        raise EmonbError(f"{imported}: files in {source} changed since the import, or it is gone; {again}")
-    if absent:
-        raise EmonbError(f"{imported}: has no {absent}, a run needs all splits; add what is missing and {again}")
-    for name in ("samples.parquet", "integrity.json"):
-        shutil.copyfile(imported / name, folder / name)
-    return meta
-
-
-def _record(imported: Path) -> dict[str, Any]:
-    """The content of `import.json`."""
-    record = read_json(imported / IMPORT_FILE)
-    if not isinstance(record, dict) or not isinstance(record.get("source"), str):
-        raise EmonbError(f"{imported / IMPORT_FILE}: field 'source' missing; delete that folder and import again")
-    return record
+def _origin(folder: Path) -> tuple[str, Path]:
+    """Format and folder of a dataset's release: what was imported, or the dataset's folder itself."""
+    if not (folder / IMPORT_FILE).is_file():
+        return recognise(folder, folder.name), folder
+    record = read_json(folder / IMPORT_FILE)
+    if not isinstance(record, dict) or not {"format", "source"} <= record.keys():
+        raise EmonbError(f"{folder / IMPORT_FILE}: field 'source' missing; delete that folder and import again")
+    return str(record["format"]), Path(str(record["source"]))
 
 
 def listing_digest(folder: Path) -> str:
     """Sixteen digits that change when a file is added, removed, renamed or written, in an import's source too."""
-    roots = [str(folder), *([_record(folder)["source"]] if (folder / IMPORT_FILE).is_file() else [])]
+    roots = dict.fromkeys((str(folder), str(_origin(folder)[1])))
     lines = "".join(line for root in roots for line in _listed(root, "", set()))
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
@@ -185,30 +158,23 @@ def import_release(
     format, a missing list, a name that is taken, a folder that cannot be written, ...
     """
     name = name or (source.resolve().name if form == "folder" else form)
-    target, listed = out / name, listing_digest(source)
-    release = read_release(form, source)
-    _check_target(name, source.resolve(), out)
-    record = {"source": str(source.resolve()), "listing": listed}
-    write_table(release, target, name, form, where=str(source), partial=allow_missing_split, **record)
-    for line in _summary(target):
-        say(line)
-    return target
-
-
-def _check_target(name: str, source: Path, out: Path) -> None:
-    """Raise unless `out/name` can be written and is free, or an earlier import, and no part of the source."""
-    drawn, target = resource("lexicon.yaml", "datasets"), out / name
+    release, target, root = read_release(form, source), out / name, source.resolve()
+    drawn = resource("lexicon.yaml", "datasets")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or "__" in name or name in drawn:
         raise EmonbError(
             f"--name {name!r}: use letters, digits, single _ . and -, and none of the drawn ones ({', '.join(drawn)})"
         )
-    if plain_text(str(source)) != str(source):
-        raise EmonbError(f"{plain_text(str(source))}: this folder's name is not valid UTF-8; rename it")
-    if out.resolve().is_relative_to(source):
-        raise EmonbError(f"--out {out}: lies in the source, which is only read; choose a folder outside {source}")
+    if (plain := plain_text(str(root))) != str(root):
+        raise EmonbError(f"{plain}: this folder's name is not valid UTF-8; rename it")
+    if out.resolve().is_relative_to(root):
+        raise EmonbError(f"--out {out}: lies in the source, which is only read; choose a folder outside {root}")
     if os.path.lexists(target) and not (target / IMPORT_FILE).is_file():
         raise EmonbError(f"{target}: is there already and was not imported; choose another --name or --out")
     make_folder(out)
+    write_table(release, target, name, form, where=str(source), partial=allow_missing_split, source=str(root))
+    for line in _summary(target):
+        say(line)
+    return target
 
 
 def _summary(target: Path) -> Iterator[str]:
