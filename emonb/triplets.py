@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
@@ -70,36 +70,27 @@ def prompts_sha256(*more: str) -> str:
 
 # ---- the offline annotator -----------------------------------------------------------------------------------------
 
-_ATTRIBUTES = {  # conversation and reasoning for EmoSet's fields; the other sentences are in prompts.yaml
-    "facial_expression": (
-        "There is a face with the expression {facial_expression}.",
-        "The {facial_expression} face speaks to the viewer.",
-    ),
-    "human_action": ("Somebody is {human_action}.", "One follows what is being done: {human_action}."),
-}
-
 
 def offline_triplets(row: dict[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
     """The three triplets of one training image, composed from what is known of it; every row says so.
 
-    `row` is one of the sample table; `objects`, `scene` (else `caption`), `facial_expression` and `human_action` are
-    used where present, brightness and colourfulness always.
+    `row` is one of the sample table; `objects` and `scene` (else `caption`) are used where present, brightness and
+    colourfulness always.
     """
     prompts, texts = resource("prompts.yaml"), {}
-    known = {name: row[name] for name in ("objects", "scene", "caption", *_ATTRIBUTES) if _is_known(row.get(name))}
+    known = {name: row[name] for name in ("objects", "scene", "caption") if _is_known(row.get(name))}
     if "objects" in known:
         *names, last = (f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in known["objects"])
         known["objects"] = f"{', '.join(names)} and {last}" if names else last
     if "objects" in known or "scene" in known:
         known.pop("caption", None)
-    known |= {name: str(known[name]).replace("_", " ") for name in known.keys() & _ATTRIBUTES.keys()}
     measured = {
         scale: next((word for bound, word in prompts[scale] if row[scale] < bound), prompts[scale][-1][1])
         for scale in ("brightness", "colorfulness")
     }
-    for side, kind in enumerate(("conversation", "reasoning")):
-        frames = prompts[kind] | {name: sentences[side] for name, sentences in _ATTRIBUTES.items()}
-        texts[kind] = " ".join(frames[name] for name in (*known, "measured")).format(**known, **measured)
+    for kind in ("conversation", "reasoning"):
+        frames = (prompts[kind][name] for name in (*known, "measured"))
+        texts[kind] = " ".join(frames).format(**known, **measured)
     texts["reasoning"] += " " + prompts["reasoning"]["closing"][row["label"]]
     origin = {"source": "offline", "model": "emonb-offline-annotator", "prompt_sha256": prompts_sha256()}
     return make_triplets(row, labels, origin, texts)
@@ -190,29 +181,26 @@ class NearDuplicates:
     def __init__(self, at_least: float) -> None:
         """`at_least`: the similarity from which a text counts as nearly the same."""
         self._at_least = at_least
-        self._texts: list[tuple[str, array[int]]] = []  # name and sequences
-        self._having: dict[int, list[int]] = {}  # sequence -> texts that have it among their first
+        self._having = defaultdict[int, list[tuple[str, Sequence[int]]]](list)  # sequence -> texts that begin with it
 
     def find(self, text: str) -> tuple[str, float] | None:
         """Name and similarity of an earlier text that is similar enough."""
         sequences = _sequences(text)
-        mine = set(sequences)
-        for key in self._first(sequences):
-            for name, others in (self._texts[number] for number in self._having.get(key, ())):
-                shared = len(mine.intersection(others))
-                similarity = shared / (len(mine) + len(others) - shared)
-                if similarity >= self._at_least:
-                    return name, similarity
+        mine = {*sequences}
+        for name, others in (other for key in self._first(sequences) for other in self._having.get(key, ())):
+            shared = len(mine.intersection(others))
+            similarity = shared / (len(mine) + len(others) - shared)
+            if similarity >= self._at_least:
+                return name, similarity
         return None
 
     def add(self, name: str, text: str) -> None:
         """Remember a text."""
-        sequences = _sequences(text)
+        sequences = array("I", _sequences(text))
         for key in self._first(sequences):
-            self._having.setdefault(key, []).append(len(self._texts))
-        self._texts.append((name, array("I", sequences)))
+            self._having[key].append((name, sequences))
 
-    def _first(self, sequences: list[int]) -> list[int]:
+    def _first(self, sequences: Sequence[int]) -> Sequence[int]:
         return sequences[: len(sequences) - int(self._at_least * len(sequences)) + 1]
 
 

@@ -46,7 +46,7 @@ class Answer(BaseModel, extra="forbid"):
 
 
 def encode_picture(path: str | Path, max_side: int) -> str:
-    """A picture as it is sent: a data URL of a JPEG (quality 90) as people see it, its longer side at most `max_side` px.
+    """A picture as it is sent: the data URL of a JPEG (quality 90), as people see it and at most `max_side` px a side.
 
     Never the file itself, which may say where and when a photo was taken. Raises `UnreadablePicture`.
     """

@@ -28,7 +28,6 @@ from emonb.settings import SPLITS
 
 MIKELS, EKMAN, SENTIMENT = (TAXONOMIES[name].labels for name in ("mikels8", "ekman6", "sentiment2"))
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_ATTRIBUTES = ("scene", "facial_expression", "human_action")  # EmoSet's, as text
 _FI = "emotion_dataset"  # a folder that some unpack without
 _PARTS = {  # by which a release is recognised
     "emotion6": "ground_truth.txt",
@@ -90,13 +89,12 @@ def read_emoset(source: Path) -> Release:
     if not lists:
         raise EmonbError(f"{source}: none of train.json, val.json, test.json beside info.json; add the lists")
     release = _release(pd.concat(lists, ignore_index=True), source, MIKELS)
-    frame, files = release.frame.drop(columns="annotation"), release.frame["annotation"]
+    files = release.frame.pop("annotation")
     if (source / "annotation").is_dir():
-        rows = [_attributes(source, file) for file in files]
-        kinds = {"objects": pd.ArrowDtype(pa.list_(pa.string())), **dict.fromkeys(_ATTRIBUTES, "str")}
-        for i, (name, kind) in enumerate(kinds.items()):
-            frame[name] = pd.Series([row[i] for row in rows], dtype=kind)
-    return replace(release, frame=frame)
+        seen = pd.DataFrame([_annotated(source, file) for file in files], columns=["objects", "scene"])
+        types = {"objects": pd.ArrowDtype(pa.list_(pa.string())), "scene": "str"}
+        release = replace(release, frame=release.frame.join(seen.astype(types)))
+    return release
 
 
 def _emoset_list(source: Path, split: str) -> pd.DataFrame:
@@ -112,15 +110,14 @@ def _emoset_list(source: Path, split: str) -> pd.DataFrame:
     return pd.DataFrame(table, columns=["image_id", "label", "path", "annotation"], dtype="str").assign(split=split)
 
 
-def _attributes(root: Path, file: str) -> list[Any]:
-    """An annotation of EmoSet for the triplets alone: `objects`, a list of text, and `_ATTRIBUTES`, text or None."""
-    found = None
-    with suppress(EmonbError):  # damaged: no attributes
-        found = read_json(root / file) if _is_file_below(root, file) else None
-    found = found if isinstance(found, dict) else {}
-    objects = found.get("object") or []
-    objects = [_words(x) for x in (objects if isinstance(objects, list) else [objects])]
-    return [objects, *(_words(found.get(name) or "") or None for name in _ATTRIBUTES)]
+def _annotated(root: Path, file: str) -> tuple[list[str], str | None]:
+    """Objects and scene of an annotation of EmoSet, for the triplets alone; none where it is damaged or absent."""
+    with suppress(EmonbError, AttributeError):
+        found = read_json(root / file) if _is_file_below(root, file) else {}
+        objects = found.get("object") or []
+        objects = [_words(name) for name in (objects if isinstance(objects, list) else [objects])]
+        return objects, _words(found.get("scene") or "") or None
+    return [], None
 
 
 def _words(value: object) -> str:
