@@ -11,12 +11,13 @@ from PIL import Image
 from emonb.data import TAXONOMIES, taxonomy_for_dataset
 from emonb.errors import EmonbError
 from emonb.files import resource
-from emonb.world import DRAWN, draw_dataset
-from emonb.world.scenes import (
+from emonb.world import (
+    DRAWN,
     SIDE,
     Background,
     Camera,
     draw_background,
+    draw_dataset,
     draw_scene,
     glyph_names,
     listing,
