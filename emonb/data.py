@@ -12,11 +12,11 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -125,16 +125,8 @@ def answer_text(label: str) -> str:
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # nothing else: Pillow hands some to other programs
-_MAX_AREA = 89_478_485  # px; Pillow's own bound for its warning
-
-
-@contextmanager
-def _opened(source: Path | str | BinaryIO) -> Iterator[Image.Image]:
-    """A picture of which only the header was read; raises as Pillow does, `DecompressionBombError` included."""
-    with Image.open(source, formats=_FORMATS) as raw:
-        if raw.width * raw.height > _MAX_AREA:
-            raise Image.DecompressionBombError(f"{raw.width} x {raw.height} px, over 89 million pixels")
-        yield raw
+Image.MAX_IMAGE_PIXELS = 89_478_485 // 2  # Pillow refuses twice as many, and would warn of fewer
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_picture(source: Path | str | bytes, name: str = "", *, side: int = 0) -> Image.Image:
@@ -144,7 +136,7 @@ def open_picture(source: Path | str | bytes, name: str = "", *, side: int = 0) -
     decoded as a picture of this longest side (px) needs. Raises `UnreadablePicture`, also over 89 million pixels.
     """
     try:
-        with _opened(io.BytesIO(source) if isinstance(source, bytes) else source) as raw:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as raw:
             if side:
                 raw.draft(None, (2 * side, 2 * side))
             return as_seen(raw)
@@ -217,7 +209,7 @@ def inspect_picture(path: Path) -> Inspection:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             head = file.read(12)
-            with _opened(file) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 kinds = tuple(kind for kind, fits in _ODD.items() if fits(image))
                 with _ONE_LARGE if "very_large" in kinds else nullcontext():
                     return Inspection(kinds, digest, *brightness_colorfulness(as_seen(image)))

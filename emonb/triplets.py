@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from emonb.data import WORD_FORMS, answer_text, question
+from emonb.data import answer_text, question
 from emonb.errors import EmonbError
 from emonb.files import resource, resource_path
 
@@ -106,7 +106,7 @@ def _is_known(value: Any) -> bool:
 # As they stand in rejected.jsonl and in the notebook's table, in the order of checking.
 REASONS = ("refused", "cut off", "empty", "not in the asked form", "names the emotion", "too short", "too long",
            "near-duplicate", "no answer")  # fmt: skip
-# Inflections and derivations of the labels; with WORD_FORMS these are what "naming the emotion" means.
+# Inflections and derivations of the labels: what "naming the emotion" means.
 _STEMS = {
     "amusement": r"amus(?!ement park)\w*",
     "anger": r"ang(?:er|r)\w*",
@@ -116,7 +116,7 @@ _STEMS = {
     r"|deeply|quietly|truly|more|and|a) content(?! of\b| creator)",
     "disgust": r"disgust\w*",
     "excitement": r"excit\w*",
-    "fear": r"fear\w*|scar(?:ed|es|ing|y|ier|iest)|fright\w*",
+    "fear": r"fear\w*|afraid|scar(?:ed|es|ing|y|ier|iest)|fright\w*",
     "sadness": r"sad(?:ly|der|dest|den\w*|ness)?",
     "joy": r"(?:over)?joy\w*|enjoy\w*|rejoic\w*",
     "surprise": r"surpris\w*",
@@ -135,9 +135,7 @@ _REFUSAL = re.compile(
 
 def names_emotion(text: str, label: str) -> str | None:
     """The first word of a text that is a form of the label ("fearfully" for fear), or None."""
-    forms = [re.escape(form) for form in WORD_FORMS.get(label, ()) if form != "content"]
-    forms.insert(0, _STEMS.get(label, re.escape(label)))
-    found = re.search(rf"(?<!\w)(?:{'|'.join(forms)})(?!\w)", text.lower().replace("’", "'"))
+    found = re.search(rf"(?<!\w)(?:{_STEMS.get(label, re.escape(label))})(?!\w)", text.lower().replace("’", "'"))
     return found.group(0) if found else None
 
 
