@@ -45,10 +45,8 @@ def make_triplets(
 ) -> list[dict[str, Any]]:
     """An image's triplets in the order of `KINDS`; the categorical one follows from the label.
 
-    Args:
-        row, labels: a row of the sample table (image_id, label, sha256), and the taxonomy's labels in their order.
-        origin: `source`, `model`, `prompt_sha256`, and what else is known of who wrote them.
-        texts, asked: responses of the other kinds, and the instructions of those that are not in our words.
+    `origin` is all that is known of who wrote them (`source`, `model`, ...), `texts` the responses of the other kinds,
+    `asked` the instructions of those that are not in our words.
     """
     texts = {"categorical": answer_text(row["label"]), **texts}
     asked = {"categorical": question(labels), **asked}

@@ -76,7 +76,7 @@ def test_emoset_without_train_list_only_when_told_and_never_in_a_run(tmp_path):
     assert not [*(tmp_path / "out").iterdir()]
     frame, _, lines = bring("emoset", source, tmp_path / "out", allow_missing_split=True)
     assert set(frame["split"]) == {"val", "test"}
-    assert "  no train: a run needs all splits and will refuse this dataset" in lines
+    assert "no train: a run needs all splits and will refuse this dataset" in lines
     with pytest.raises(EmonbError, match=r"split 'train' \(0 .*a run needs all"):
         stage(tmp_path / "out", "emoset", tmp_path / "run")
 

@@ -166,7 +166,11 @@ class Online:
             self.next_at = max(self.next_at, time.monotonic() + min(pause, _LONGEST))
             again = self.attempts[image_id] <= self.settings.transport_retries
         else:
-            again = self._adapts(f"{getattr(error, 'param', '')} {_said_by(error)}", form, image_id)
+            again, said = False, f"{getattr(error, 'param', '')} {_said_by(error)}"
+            if re.search("max_(completion_)?tokens", said):  # it may understand the limit's other name
+                self.answers.limit, again = self.other_limit, self.attempts[image_id] == 1
+            elif form == "schema" and re.search("response_format|schema", said):  # or another form
+                self.answers.unread[form], again = math.inf, self.settings.answer_format == "auto"
         if replies or not again:
             self.answers.receive(row, replies, form, _said_by(error))
         # a server that answers others may refuse some images for good
@@ -174,16 +178,6 @@ class Online:
         if not again and (no_credit or status in (401, 403, 404) or self.in_a_row >= _IN_A_ROW):
             raise _explained(error, self.sdk)
         return again
-
-    def _adapts(self, said: str, form: str, image_id: str) -> bool:
-        """Whether a server that refuses a request may understand the token limit's other name, or another form."""
-        if re.search("max_(completion_)?tokens", said):
-            self.answers.limit = self.other_limit
-            return self.attempts[image_id] == 1
-        if form == "schema" and re.search("response_format|schema", said):
-            self.answers.unread[form] = math.inf
-            return self.settings.answer_format == "auto"
-        return False
 
 
 # ---- the Batch API -------------------------------------------------------------------------------------------------
@@ -209,7 +203,12 @@ class Batches:
         """
         stopped, rounds = "", list[tuple[int, str]]()
         try:
-            self._look_up()
+            if unsure := [batch for batch in self.open if not batch.get("batch_id")]:
+                # what a killed run did not see submitted: the server has it, or nothing was asked
+                there = {(b.metadata or {}).get("emonb"): b.id for b in self.sdk.batches.list(limit=100)}
+                for batch in unsure:
+                    batch["batch_id"] = there.get(batch["name"])
+                self._note([batch for batch in self.open if batch["batch_id"]])
             while self._fetched(patient) and (now := (self.answers.spent["answers"], self.answers.form)) not in rounds:
                 rounds.append(now)
                 stopped = self._submit_missing()
@@ -221,14 +220,6 @@ class Batches:
     def _note(self, batches: list[dict[str, Any]]) -> None:
         self.open = batches
         write_json(batches_path(self.answers.path), {"parts": batches})
-
-    def _look_up(self) -> None:
-        """Of a batch that a killed run did not see submitted: the server has it, or nothing was asked."""
-        unsure = [batch for batch in self.open if not batch.get("batch_id")]
-        there = {(b.metadata or {}).get("emonb"): b.id for b in self.sdk.batches.list(limit=100)} if unsure else {}
-        for batch in unsure:
-            batch["batch_id"] = there.get(batch["name"])
-        self._note([batch for batch in self.open if batch["batch_id"]])
 
     def _submit_missing(self) -> str:
         """Batches of all that is missing, as large as the API and the money allow; returns why not of all."""

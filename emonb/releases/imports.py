@@ -172,25 +172,18 @@ def import_release(
         raise EmonbError(f"{target}: is there already and was not imported; choose another --name or --out")
     make_folder(out)
     write_table(release, target, name, form, where=str(source), partial=allow_missing_split, source=str(root))
-    for line in _summary(target):
-        say(line)
-    return target
-
-
-def _summary(target: Path) -> Iterator[str]:
     report = read_json(target / "integrity.json")
     sizes = {split: sum(counts.values()) for split, counts in report["counts"].items()}
-    yield f"{target.name}: {sum(sizes.values())} pictures ({', '.join(f'{s} {n}' for s, n in sizes.items())})"
+    say(f"{name}: {sum(sizes.values())} pictures ({', '.join(f'{s} {n}' for s, n in sizes.items())})")
     about = "about " * report["expected"].get("about", False)
     for part, found in report["found"].items():
         official = report["expected"].get(part, found)
         if found != official:
-            yield f"  {part}: {found:,} in the release, officially {about}{official:,}"
+            say(f"  {part}: {found:,} in the release, officially {about}{official:,}")
     for kind, ids in report["problems"].items():
-        yield f"  {kind}: {len(ids)} ({'kept' if kind in KEPT else 'left out'}) {KINDS[kind]}"
+        say(f"  {kind}: {len(ids)} ({'kept' if kind in KEPT else 'left out'}) {KINDS[kind]}")
     empty = " and no ".join(split for split, n in sizes.items() if not n)
-    if empty:
-        yield f"  no {empty}: a run needs all splits and will refuse this dataset"
-    yield f"report: {target / 'integrity.json'}"
-    if not empty:
-        yield f"next: make reproduce DATASETS={target.name} IMAGES={shlex.quote(str(target.parent))}"
+    next_step = f"next: make reproduce DATASETS={name} IMAGES={shlex.quote(str(out))}"
+    say(f"report: {target / 'integrity.json'}")
+    say(f"no {empty}: a run needs all splits and will refuse this dataset" if empty else next_step)
+    return target
