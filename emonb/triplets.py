@@ -216,13 +216,12 @@ def check_rates(
     """
     counts, seen = Counter(dict.fromkeys(["images", *REASONS], 0)), NearDuplicates(near_duplicate)
     texts = triplets.pivot(index="image_id", columns="kind", values="response")
-    texts = texts.reindex(columns=["conversation", "reasoning"], fill_value="").fillna("")
+    texts = texts.reindex(columns=KINDS[1:], fill_value="").fillna("")
     for image_id, *both in texts.itertuples(name=None):
         failure = check_texts(*both, labels[image_id], min_words=min_words, max_words=max_words)
-        if failure is None and seen.find("\n".join(both)):
-            failure = ("near-duplicate", "")
+        similar = ("near-duplicate", "") if seen.find("\n".join(both)) else ()
+        counts.update(["images", *(failure or similar)[:1]])
         seen.add(image_id, "\n".join(both))
-        counts.update(["images", failure[0]] if failure else ["images"])
     return pd.Series(counts)
 
 

@@ -223,40 +223,37 @@ class Batches:
 
     def _submit_missing(self) -> str:
         """Batches of all that is missing, as large as the API and the money allow; returns why not of all."""
-        lines, size = list[bytes](), 0
-        money = (self.settings.max_cost or math.inf) - self.answers.spent["usd"]
-        for line in self._lines(self.answers.form):
-            money -= self.answers.most_usd
-            if money < 0:
-                break
-            size += len(line) + 1
-            if len(lines) == self.settings.batch_requests or (lines and size > self.settings.batch_mb * 1e6):
-                self._submit(lines)
-                lines, size = [], len(line) + 1
-            lines.append(line)
-        if lines:
-            self._submit(lines)
-        return _LIMIT.format(self.settings.max_cost) if money < 0 else ""
-
-    def _lines(self, form: str) -> Iterator[bytes]:
-        """A line of a request file for each missing image."""
+        lines, size, form = list[bytes](), 0, self.answers.form
         if form == "questions":
             raise EmonbError("triplets.answer_format: the Batch API needs a model that can do schema or sections")
+        money = (self.settings.max_cost or math.inf) - self.answers.spent["usd"]
         for row in self.answers.missing():
             try:
                 picture = encode_picture(row["path"], self.settings.max_side)
             except UnreadablePicture as error:
                 self.answers.receive(row, [], form, _said_by(error))
                 continue
-            body = self.answers.requests(row, picture, form)[0]
-            yield json.dumps({"custom_id": _custom_id(row), "method": "POST", "url": _ENDPOINT, "body": body}).encode()
+            money -= self.answers.most_usd
+            if money < 0:
+                break
+            asked = {"custom_id": _custom_id(row), "method": "POST", "url": _ENDPOINT}
+            line = json.dumps({**asked, "body": self.answers.requests(row, picture, form)[0]}).encode() + b"\n"
+            if len(lines) == self.settings.batch_requests or size + len(line) > self.settings.batch_mb * 1e6:
+                self._submit(lines)
+                lines, size = [], 0
+            lines.append(line)
+            size += len(line)
+        self._submit(lines)
+        return _LIMIT.format(self.settings.max_cost) if money < 0 else ""
 
     def _submit(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
         name = f"{self.answers.path.stem}-{secrets.token_hex(6)}"  # its own at the server
         batch = {"name": name, "images": len(lines), "form": self.answers.form, "asked_of": self.answers.asked[0]}
         batch["prompt_sha256"] = self.answers.asked[1]
         self._note([*self.open, batch])
-        file = self.sdk.files.create(file=(f"{name}.jsonl", b"\n".join(lines) + b"\n"), purpose="batch")
+        file = self.sdk.files.create(file=(f"{name}.jsonl", b"".join(lines)), purpose="batch")
         once = self.sdk.with_options(max_retries=0).batches  # a second try could make a second batch
         more = {"completion_window": "24h", "metadata": {"emonb": name}}
         batch["batch_id"] = once.create(input_file_id=file.id, endpoint=_ENDPOINT, **more).id

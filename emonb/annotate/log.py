@@ -14,7 +14,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -33,13 +33,11 @@ _NO_ANSWER, _UNREAD = "no answer", "not in the asked form"
 _FORM_FAILURES = 3  # unread answers in a form that the server never managed, before the next form is tried
 
 
-@contextmanager
-def lock_triplets(path: Path) -> Iterator[None]:
+def lock_triplets(path: Path) -> AbstractContextManager[None]:
     """Hold a triplets file for one writer; raises `EmonbError` while another process has it."""
     make_folder(path.parent)
     busy = f"triplets/{path.name}: another process is asking for these answers; wait until it has ended"
-    with locked(path.with_name(f".{path.stem}.lock"), f"{busy}: nothing shall be paid twice"):
-        yield
+    return locked(path.with_name(f".{path.stem}.lock"), f"{busy}: nothing shall be paid twice")
 
 
 @contextmanager

@@ -47,7 +47,6 @@ class Release:
     labels: Sequence[str] | None = None  # class order; None: to be inferred
     problems: dict[str, list[str]] = field(default_factory=dict)  # kind -> image ids
     found: Mapping[str, int] = field(default_factory=dict)  # pictures in the release, before any is left out
-    placeholders: bool = False  # whether exact copies stand for removed photos
 
 
 def recognise(source: Path, name: str = "") -> str:
@@ -165,7 +164,7 @@ def read_bass(source: Path) -> Release:
 
 def read_oasis(source: Path) -> Release:
     """OASIS: photos with mean valence on 1-7; pictures of one theme (Acorns 1, Acorns 2, ...) stay in one split."""
-    table = _table(source / "OASIS.csv", ["Theme", "Category"], ["Valence_mean"])
+    table = _table(source / "OASIS.csv", ["Theme"], ["Valence_mean"])
     # some themes end with a space, in the table or in the file's name
     files, themes = {p.stem.strip(): p.name for p in (source / "images").iterdir()}, table["Theme"].str.strip()
     paths = [f"images/{files.get(theme, f'{theme}.jpg')}" for theme in themes]
@@ -173,7 +172,7 @@ def read_oasis(source: Path) -> Release:
     valence = table["Valence_mean"]  # ours: the same share of 1-7 as BASS' of 1-9
     label = np.select([valence <= 3.625, valence >= 4.375], ["negative", "positive"], "")
     frame = pd.DataFrame({"image_id": paths, "path": paths, "label": label, "caption": words, "group": words})
-    return _release(frame.assign(category=table["Category"].str.strip()), source, SENTIMENT)
+    return _release(frame, source, SENTIMENT)
 
 
 def _table(file: Path, text: list[str], numbers: list[str], **options: Any) -> pd.DataFrame:
@@ -222,7 +221,7 @@ def plain_text(text: str) -> str:
 
 def read_fi(source: Path) -> Release:
     """FI: `emotion_dataset/<emotion>/*.jpg`, where one and the same picture stands for photos that were removed."""
-    return replace(read_tree(source / _FI if (source / _FI).is_dir() else source, MIKELS), placeholders=True)
+    return read_tree(source / _FI if (source / _FI).is_dir() else source, MIKELS)
 
 
 def read_tree(root: Path, labels: Sequence[str] | None = None) -> Release:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def write_table(
     if odd := {*frame["label"]} - {*labels}:
         raise EmonbError(f"{where}: label {min(odd)!r} is not one of: {', '.join(labels)}; rename its folder")
     samples, problems = inspected(frame, release.root, f"pictures of {dataset}")
-    if release.placeholders:  # copies that are no accident: five and more in a web-crawled set (ours), or two labels
+    if form == "fi":  # copies that are no accident: five and more in a web-crawled set (ours), or two labels
         groups = samples["label"].groupby(samples["sha256"])
         copies = (groups.transform("size") >= 5) | (groups.transform("nunique") > 1)
         problems["placeholder"], samples = samples.loc[copies, "image_id"], samples[~copies].reset_index(drop=True)
@@ -129,23 +129,19 @@ def _origin(folder: Path) -> tuple[str, Path]:
 
 def listing_digest(folder: Path) -> str:
     """Sixteen digits that change when a file is added, removed, renamed or written, in an import's source too."""
-    roots = dict.fromkeys((str(folder), str(_origin(folder)[1])))
-    lines = "".join(line for root in roots for line in _listed(root, "", set()))
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _listed(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
-    """Path, bytes and time (ns) of every file below a folder, in order; each folder once, so that loops end."""
-    if (place := os.path.realpath(folder)) in seen:
-        return
-    seen.add(place)
-    with suppress(OSError):  # no permission, or gone since
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            with suppress(OSError):  # a broken link
-                if entry.is_dir():
-                    yield from _listed(entry.path, f"{prefix}{entry.name}/", seen)
-                elif entry.is_file():
-                    yield f"{prefix}{entry.name}|{entry.stat().st_size}|{entry.stat().st_mtime_ns}\n"
+    lines, seen = list[str](), set[str]()
+    for root in (folder, _origin(folder)[1]):
+        for place, folders, files in os.walk(root, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:  # each folder once, so that loops end
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            for file in sorted(files):
+                with suppress(OSError):  # a broken link
+                    about = os.stat(os.path.join(place, file))
+                    lines.append(f"{os.path.relpath(place, root)}/{file}|{about.st_size}|{about.st_mtime_ns}\n")
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def import_release(
