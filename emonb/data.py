@@ -227,17 +227,15 @@ def inspected(frame: pd.DataFrame, root: Path, what: str) -> tuple[pd.DataFrame,
 
     `frame` has the columns `image_id` and `path`, relative to `root`; `what` stands beside the progress bar.
     """
-    problems: dict[str, list[str]] = {}
     threads = Parallel(max(2, min(8, cores())), prefer="threads", return_as="generator")  # Pillow decodes without GIL
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files would fill the screen
         each = threads(delayed(inspect_picture)(root / path) for path in frame["path"])
         found = pd.DataFrame(progress(each, what, total=len(frame)), columns=Inspection._fields, index=frame.index)
-    for image_id, kinds in zip(frame["image_id"], found.pop("kinds"), strict=True):
-        for kind in kinds:
-            problems.setdefault(kind, []).append(image_id)
+    told = frame[["image_id"]].assign(kind=found.pop("kinds")).explode("kind").dropna()
     frame = frame.assign(**found)
-    return frame[frame["sha256"] != ""].reset_index(drop=True), problems
+    usable = frame[frame["sha256"] != ""].reset_index(drop=True)
+    return usable, told.groupby("kind")["image_id"].agg(list).to_dict()
 
 
 # ---- the sample table ----------------------------------------------------------------------------------------------

@@ -284,7 +284,7 @@ def triplet_sources(out: Path) -> dict[str, str]:
     """Who wrote the triplets of each dataset of a results folder: dataset -> words; from its `triplets/*.jsonl`."""
     words = {"offline": "offline annotator, no paid model", "openai": "a paid model ({})"}
     words, found = {**words, "imported": "somebody else's file"}, {}
-    for path in sorted((out / "triplets").glob("*.jsonl")):
+    for path in sorted({*(out / "triplets").glob("*.jsonl")} - {*(out / "triplets").glob("*.rejected.jsonl")}):
         images = Counter[str]()
         with suppress(EmonbError, AttributeError, TypeError):  # damage is named by those who need the file
             for _, triplet in json_lines(path):
@@ -292,7 +292,7 @@ def triplet_sources(out: Path) -> dict[str, str]:
                 images[who] += triplet.get("kind") == KINDS[0]
         counted = (f"{who}: {n:,} images" if len(images) > 1 else who for who, n in images.items())
         found[path.stem] = ", ".join(counted) or "unknown"
-    return {dataset: who for dataset, who in found.items() if not dataset.endswith(".rejected")}
+    return found
 
 
 def source_note(out: Path, datasets: Sequence[str]) -> str:

@@ -41,15 +41,9 @@ def import_triplets(
 ) -> dict[str, Any]:
     """Append the triplets of somebody else's file for training images that have none, and report what was not usable.
 
-    An image is known by the end of its path, as far as no other image's ends alike.
-
-    Args:
-        file: JSON, a list of rows.
-        samples, labels, path, settings: as for `write_triplets`; the report stands in `<dataset>.import.json`.
-        say: gets the messages.
-
-    Raises:
-        EmonbError: no list of rows, or nothing in it that fits the dataset.
+    `file` is JSON, a list of rows; the other arguments are those of `write_triplets`. An image is known by the end of
+    its path, as far as no other image's ends alike. The report is returned, and stands in `<dataset>.import.json`.
+    Raises `EmonbError` where there is no list of rows, or nothing in it that fits the dataset.
     """
     try:
         data = file.read_bytes()

@@ -62,8 +62,7 @@ def recognise(source: Path, name: str = "") -> str:
 def read_release(form: str, source: Path) -> Release:
     """Read a release of a named format, a key of `READERS`.
 
-    Raises:
-        EmonbError: unknown format, no such folder, files of another format or none, or no permission to read.
+    Raises `EmonbError`: unknown format, no such folder, files of another format or none, or no permission to read.
     """
     if form not in READERS:
         raise EmonbError(f"format {form!r}: unknown; use one of {', '.join(READERS)}")
@@ -227,8 +226,7 @@ def read_fi(source: Path) -> Release:
 def read_tree(root: Path, labels: Sequence[str] | None = None) -> Release:
     """`<train|val|test>/<emotion>/*` or `<emotion>/*`; folder names count in lower case, the rest is reported.
 
-    Raises:
-        EmonbError: no pictures.
+    Raises `EmonbError` where there are no pictures.
     """
     unused: list[Path] = []
     top = list(_entries(root, unused))

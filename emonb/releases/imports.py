@@ -60,12 +60,8 @@ def write_table(
 
     Labels that the format (or "drawn") does not fix follow from the dataset's name, or from the labels found. `where`
     names the source in messages, `partial` allows a split to be missing as a whole; an import notes its `source`.
-
-    Returns:
-        `labels` (class order), `format`, and the folder `root` of paths.
-
-    Raises:
-        EmonbError: a label outside the taxonomy, no usable picture, or a class or split missing.
+    Returns `labels` (class order), `format`, and the folder `root` of paths. Raises `EmonbError` for a label outside
+    the taxonomy, no usable picture, or a class or split missing.
     """
     frame, labels = release.frame, release.labels
     if labels is None:
