@@ -14,7 +14,6 @@ import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +33,7 @@ SPLIT_SEED = 42  # authors' code: the seed of every split they make
 # ---- emotions ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Taxonomy:
+class Taxonomy(NamedTuple):
     """An emotion model: its name, its labels in their fixed order, and the datasets of the field that use it.
 
     The authors' code takes the class order from the directory listing, so that label indices of teacher, student and

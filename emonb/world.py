@@ -11,12 +11,11 @@ from __future__ import annotations
 import colorsys
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import util
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -99,8 +98,7 @@ def _swap_labels(rng: np.random.Generator, labels: list[str], share: float) -> l
 # ---- scenes --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Background:
+class Background(NamedTuple):
     """What is behind the stickers: names from the lexicon, `value` = mean HSV value aimed at (0-1)."""
 
     hue: str
@@ -109,8 +107,7 @@ class Background:
     light: str
 
 
-@dataclass(frozen=True)
-class Camera:
+class Camera(NamedTuple):
     """How a dataset's pictures were taken: factors, grain (sd, 0-255), darkening towards the corners (0-1)."""
 
     grain: float = 3.0
@@ -119,8 +116,7 @@ class Camera:
     vignette: float = 0.0
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """Ground truth of one picture; objects in reading order, boxes (x, y, side) in pixels."""
 
     objects: tuple[str, ...]
@@ -240,7 +236,7 @@ def draw_background(rng: np.random.Generator, background: Background, camera: Ca
 
 
 def draw_scene(
-    rng: np.random.Generator, objects: Sequence[str], background: Background, camera: Camera = Camera()
+    rng: np.random.Generator, objects: Sequence[str], background: Background, camera: Camera
 ) -> tuple[np.ndarray, Scene]:
     """Draw one picture of one to four glyphs: [96, 96, 3] uint8, and its description.
 
