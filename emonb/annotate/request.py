@@ -153,15 +153,13 @@ def parse_reply(texts: list[str], form: str) -> Answer | None:
 
 def public_name(model: str) -> str:
     """A model's name without the folder that a local server may put before it."""
-    is_path = model.startswith(("/", "~", ".")) or re.match(r"[A-Za-z]:\\", model)
-    return re.split(r"[/\\]", model.rstrip("/\\"))[-1] if is_path else model
+    return re.sub(r"^(?:[/~.]|[A-Za-z]:\\)(?:.*[/\\])?", "", model.rstrip("/\\"))
 
 
 def scrub(text: str) -> str:
     """A server's message without keys and local paths, on one line of at most 300 characters."""
-    key, home = os.environ.get("OPENAI_API_KEY", "").strip(), str(Path.home())
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
     text = text.replace(key, "[key]") if len(key) >= 4 else text
-    text = text.replace(home, "[home]") if home != "/" else text
     for pattern, shown in _PRIVATE.items():
         text = re.sub(pattern, shown, text)
     return " ".join(text.split())[:300]
