@@ -12,11 +12,10 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,8 +33,7 @@ SPLIT_SEED = 42  # authors' code: the seed of every split they make
 # ---- emotions ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Taxonomy:
+class Taxonomy(NamedTuple):
     """An emotion model: its name, its labels in their fixed order, and the datasets of the field that use it.
 
     The authors' code takes the class order from the directory listing, so that label indices of teacher, student and
@@ -125,16 +123,8 @@ def answer_text(label: str) -> str:
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # nothing else: Pillow hands some to other programs
-_MAX_AREA = 89_478_485  # px; Pillow's own bound for its warning
-
-
-@contextmanager
-def _opened(source: Path | str | BinaryIO) -> Iterator[Image.Image]:
-    """A picture of which only the header was read; raises as Pillow does, `DecompressionBombError` included."""
-    with Image.open(source, formats=_FORMATS) as raw:
-        if raw.width * raw.height > _MAX_AREA:
-            raise Image.DecompressionBombError(f"{raw.width} x {raw.height} px, over 89 million pixels")
-        yield raw
+Image.MAX_IMAGE_PIXELS = 89_478_485 // 2  # Pillow refuses twice as many, and would warn of fewer
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_picture(source: Path | str | bytes, name: str = "", *, side: int = 0) -> Image.Image:
@@ -144,7 +134,7 @@ def open_picture(source: Path | str | bytes, name: str = "", *, side: int = 0) -
     decoded as a picture of this longest side (px) needs. Raises `UnreadablePicture`, also over 89 million pixels.
     """
     try:
-        with _opened(io.BytesIO(source) if isinstance(source, bytes) else source) as raw:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as raw:
             if side:
                 raw.draft(None, (2 * side, 2 * side))
             return as_seen(raw)
@@ -217,7 +207,7 @@ def inspect_picture(path: Path) -> Inspection:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             head = file.read(12)
-            with _opened(file) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 kinds = tuple(kind for kind, fits in _ODD.items() if fits(image))
                 with _ONE_LARGE if "very_large" in kinds else nullcontext():
                     return Inspection(kinds, digest, *brightness_colorfulness(as_seen(image)))
@@ -235,17 +225,15 @@ def inspected(frame: pd.DataFrame, root: Path, what: str) -> tuple[pd.DataFrame,
 
     `frame` has the columns `image_id` and `path`, relative to `root`; `what` stands beside the progress bar.
     """
-    problems: dict[str, list[str]] = {}
     threads = Parallel(max(2, min(8, cores())), prefer="threads", return_as="generator")  # Pillow decodes without GIL
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files would fill the screen
         each = threads(delayed(inspect_picture)(root / path) for path in frame["path"])
         found = pd.DataFrame(progress(each, what, total=len(frame)), columns=Inspection._fields, index=frame.index)
-    for image_id, kinds in zip(frame["image_id"], found.pop("kinds"), strict=True):
-        for kind in kinds:
-            problems.setdefault(kind, []).append(image_id)
+    told = frame[["image_id"]].assign(kind=found.pop("kinds")).explode("kind").dropna()
     frame = frame.assign(**found)
-    return frame[frame["sha256"] != ""].reset_index(drop=True), problems
+    usable = frame[frame["sha256"] != ""].reset_index(drop=True)
+    return usable, told.groupby("kind")["image_id"].agg(list).to_dict()
 
 
 # ---- the sample table ----------------------------------------------------------------------------------------------

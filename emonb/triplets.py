@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from emonb.data import WORD_FORMS, answer_text, question
+from emonb.data import answer_text, question
 from emonb.errors import EmonbError
 from emonb.files import resource, resource_path
 
@@ -45,10 +45,8 @@ def make_triplets(
 ) -> list[dict[str, Any]]:
     """An image's triplets in the order of `KINDS`; the categorical one follows from the label.
 
-    Args:
-        row, labels: a row of the sample table (image_id, label, sha256), and the taxonomy's labels in their order.
-        origin: `source`, `model`, `prompt_sha256`, and what else is known of who wrote them.
-        texts, asked: responses of the other kinds, and the instructions of those that are not in our words.
+    `origin` is all that is known of who wrote them (`source`, `model`, ...), `texts` the responses of the other kinds,
+    `asked` the instructions of those that are not in our words.
     """
     texts = {"categorical": answer_text(row["label"]), **texts}
     asked = {"categorical": question(labels), **asked}
@@ -70,36 +68,27 @@ def prompts_sha256(*more: str) -> str:
 
 # ---- the offline annotator -----------------------------------------------------------------------------------------
 
-_ATTRIBUTES = {  # conversation and reasoning for EmoSet's fields; the other sentences are in prompts.yaml
-    "facial_expression": (
-        "There is a face with the expression {facial_expression}.",
-        "The {facial_expression} face speaks to the viewer.",
-    ),
-    "human_action": ("Somebody is {human_action}.", "One follows what is being done: {human_action}."),
-}
-
 
 def offline_triplets(row: dict[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
     """The three triplets of one training image, composed from what is known of it; every row says so.
 
-    `row` is one of the sample table; `objects`, `scene` (else `caption`), `facial_expression` and `human_action` are
-    used where present, brightness and colourfulness always.
+    `row` is one of the sample table; `objects` and `scene` (else `caption`) are used where present, brightness and
+    colourfulness always.
     """
     prompts, texts = resource("prompts.yaml"), {}
-    known = {name: row[name] for name in ("objects", "scene", "caption", *_ATTRIBUTES) if _is_known(row.get(name))}
+    known = {name: row[name] for name in ("objects", "scene", "caption") if _is_known(row.get(name))}
     if "objects" in known:
         *names, last = (f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in known["objects"])
         known["objects"] = f"{', '.join(names)} and {last}" if names else last
     if "objects" in known or "scene" in known:
         known.pop("caption", None)
-    known |= {name: str(known[name]).replace("_", " ") for name in known.keys() & _ATTRIBUTES.keys()}
     measured = {
         scale: next((word for bound, word in prompts[scale] if row[scale] < bound), prompts[scale][-1][1])
         for scale in ("brightness", "colorfulness")
     }
-    for side, kind in enumerate(("conversation", "reasoning")):
-        frames = prompts[kind] | {name: sentences[side] for name, sentences in _ATTRIBUTES.items()}
-        texts[kind] = " ".join(frames[name] for name in (*known, "measured")).format(**known, **measured)
+    for kind in ("conversation", "reasoning"):
+        frames = (prompts[kind][name] for name in (*known, "measured"))
+        texts[kind] = " ".join(frames).format(**known, **measured)
     texts["reasoning"] += " " + prompts["reasoning"]["closing"][row["label"]]
     origin = {"source": "offline", "model": "emonb-offline-annotator", "prompt_sha256": prompts_sha256()}
     return make_triplets(row, labels, origin, texts)
@@ -115,7 +104,7 @@ def _is_known(value: Any) -> bool:
 # As they stand in rejected.jsonl and in the notebook's table, in the order of checking.
 REASONS = ("refused", "cut off", "empty", "not in the asked form", "names the emotion", "too short", "too long",
            "near-duplicate", "no answer")  # fmt: skip
-# Inflections and derivations of the labels; with WORD_FORMS these are what "naming the emotion" means.
+# Inflections and derivations of the labels: what "naming the emotion" means.
 _STEMS = {
     "amusement": r"amus(?!ement park)\w*",
     "anger": r"ang(?:er|r)\w*",
@@ -125,7 +114,7 @@ _STEMS = {
     r"|deeply|quietly|truly|more|and|a) content(?! of\b| creator)",
     "disgust": r"disgust\w*",
     "excitement": r"excit\w*",
-    "fear": r"fear\w*|scar(?:ed|es|ing|y|ier|iest)|fright\w*",
+    "fear": r"fear\w*|afraid|scar(?:ed|es|ing|y|ier|iest)|fright\w*",
     "sadness": r"sad(?:ly|der|dest|den\w*|ness)?",
     "joy": r"(?:over)?joy\w*|enjoy\w*|rejoic\w*",
     "surprise": r"surpris\w*",
@@ -144,9 +133,7 @@ _REFUSAL = re.compile(
 
 def names_emotion(text: str, label: str) -> str | None:
     """The first word of a text that is a form of the label ("fearfully" for fear), or None."""
-    forms = [re.escape(form) for form in WORD_FORMS.get(label, ()) if form != "content"]
-    forms.insert(0, _STEMS.get(label, re.escape(label)))
-    found = re.search(rf"(?<!\w)(?:{'|'.join(forms)})(?!\w)", text.lower().replace("’", "'"))
+    found = re.search(rf"(?<!\w)(?:{_STEMS.get(label, re.escape(label))})(?!\w)", text.lower().replace("’", "'"))
     return found.group(0) if found else None
 
 
@@ -190,29 +177,26 @@ class NearDuplicates:
     def __init__(self, at_least: float) -> None:
         """`at_least`: the similarity from which a text counts as nearly the same."""
         self._at_least = at_least
-        self._texts: list[tuple[str, array[int]]] = []  # name and sequences
-        self._having: dict[int, list[int]] = {}  # sequence -> texts that have it among their first
+        self._having = defaultdict[int, list[tuple[str, Sequence[int]]]](list)  # sequence -> texts that begin with it
 
     def find(self, text: str) -> tuple[str, float] | None:
         """Name and similarity of an earlier text that is similar enough."""
         sequences = _sequences(text)
-        mine = set(sequences)
-        for key in self._first(sequences):
-            for name, others in (self._texts[number] for number in self._having.get(key, ())):
-                shared = len(mine.intersection(others))
-                similarity = shared / (len(mine) + len(others) - shared)
-                if similarity >= self._at_least:
-                    return name, similarity
+        mine = {*sequences}
+        for name, others in (other for key in self._first(sequences) for other in self._having.get(key, ())):
+            shared = len(mine.intersection(others))
+            similarity = shared / (len(mine) + len(others) - shared)
+            if similarity >= self._at_least:
+                return name, similarity
         return None
 
     def add(self, name: str, text: str) -> None:
         """Remember a text."""
-        sequences = _sequences(text)
+        sequences = array("I", _sequences(text))
         for key in self._first(sequences):
-            self._having.setdefault(key, []).append(len(self._texts))
-        self._texts.append((name, array("I", sequences)))
+            self._having[key].append((name, sequences))
 
-    def _first(self, sequences: list[int]) -> list[int]:
+    def _first(self, sequences: Sequence[int]) -> Sequence[int]:
         return sequences[: len(sequences) - int(self._at_least * len(sequences)) + 1]
 
 
@@ -232,13 +216,12 @@ def check_rates(
     """
     counts, seen = Counter(dict.fromkeys(["images", *REASONS], 0)), NearDuplicates(near_duplicate)
     texts = triplets.pivot(index="image_id", columns="kind", values="response")
-    texts = texts.reindex(columns=["conversation", "reasoning"], fill_value="").fillna("")
+    texts = texts.reindex(columns=KINDS[1:], fill_value="").fillna("")
     for image_id, *both in texts.itertuples(name=None):
         failure = check_texts(*both, labels[image_id], min_words=min_words, max_words=max_words)
-        if failure is None and seen.find("\n".join(both)):
-            failure = ("near-duplicate", "")
+        similar = ("near-duplicate", "") if seen.find("\n".join(both)) else ()
+        counts.update(["images", *(failure or similar)[:1]])
         seen.add(image_id, "\n".join(both))
-        counts.update(["images", failure[0]] if failure else ["images"])
     return pd.Series(counts)
 
 
@@ -301,7 +284,7 @@ def triplet_sources(out: Path) -> dict[str, str]:
     """Who wrote the triplets of each dataset of a results folder: dataset -> words; from its `triplets/*.jsonl`."""
     words = {"offline": "offline annotator, no paid model", "openai": "a paid model ({})"}
     words, found = {**words, "imported": "somebody else's file"}, {}
-    for path in sorted((out / "triplets").glob("*.jsonl")):
+    for path in sorted({*(out / "triplets").glob("*.jsonl")} - {*(out / "triplets").glob("*.rejected.jsonl")}):
         images = Counter[str]()
         with suppress(EmonbError, AttributeError, TypeError):  # damage is named by those who need the file
             for _, triplet in json_lines(path):
@@ -309,7 +292,7 @@ def triplet_sources(out: Path) -> dict[str, str]:
                 images[who] += triplet.get("kind") == KINDS[0]
         counted = (f"{who}: {n:,} images" if len(images) > 1 else who for who, n in images.items())
         found[path.stem] = ", ".join(counted) or "unknown"
-    return {dataset: who for dataset, who in found.items() if not dataset.endswith(".rejected")}
+    return found
 
 
 def source_note(out: Path, datasets: Sequence[str]) -> str:

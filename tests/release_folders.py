@@ -87,7 +87,6 @@ def emoset(root: Path, with_id: bool = False, sizes: dict[str, int] | None = Non
                 (root / annotation).parent.mkdir(parents=True, exist_ok=True)
                 found = {"image_id": stem, "emotion": emotion, "brightness": 0.5, "colorfulness": 0.4}
                 found |= {"scene": "dark_street", "object": ["Street light", "Dog"]} if i == 0 else {}
-                found |= {"facial_expression": "happy", "human_action": "playing_guitar"} if emotion == "awe" else {}
                 (root / annotation).write_text(json.dumps(found))
                 rows.append([emotion, *([stem] if with_id else []), image, annotation])
         (root / f"{split}.json").write_text(json.dumps(rows))

@@ -154,7 +154,7 @@ def test_large_files_are_split_and_other_forms_found(small, server):
     with pytest.raises(EmonbError, match=r"triplets.answer_format.*schema or sections"):
         ask(small, answer_format="questions")
     server.schemas = False
-    ask(small, batch_requests=50, batch_mb=1.08)
+    ask(small, batch_requests=50, batch_mb=0.05)
     assert_complete(small, server)
     assert len(server.batches) > 3
     assert {t["answer_format"] for t in small.accepted} == {"sections"}
@@ -183,7 +183,7 @@ def test_what_is_gone_at_the_server_is_said(small, server):
     server.batch_seconds = 3600
     ask(small, patient=False)
     server.batches.clear()
-    with pytest.raises(EmonbError, match=r"no such object.* is to be removed from small.batches.json"):
+    with pytest.raises(EmonbError, match=r"no such object.* is to be removed from <dataset>.batches.json"):
         ask(small)
 
 

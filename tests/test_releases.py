@@ -49,7 +49,7 @@ def test_emoset_in_both_forms_of_rows(tmp_path, with_id):
     rows = frame.set_index("image_id")
     first, other = rows.loc["image/awe/awe_train_00000.jpg"], rows.loc["image/fear/fear_train_00001.jpg"]
     assert list(first["objects"]) == ["Street light", "Dog"]
-    assert tuple(first[["scene", "facial_expression", "human_action"]]) == ("dark street", "happy", "playing guitar")
+    assert first["scene"] == "dark street"
     assert list(other["objects"]) == []
     assert pd.isna(other["scene"])
     assert report["expected"] == {"total": 118_102, "train": 94_481, "val": 5_905, "test": 17_716, "about": False}
@@ -76,8 +76,8 @@ def test_emoset_without_train_list_only_when_told_and_never_in_a_run(tmp_path):
     assert not [*(tmp_path / "out").iterdir()]
     frame, _, lines = bring("emoset", source, tmp_path / "out", allow_missing_split=True)
     assert set(frame["split"]) == {"val", "test"}
-    assert "  no train: a run needs all splits and will refuse this dataset" in lines
-    with pytest.raises(EmonbError, match=r"has no train, a run needs all splits"):
+    assert "no train: a run needs all splits and will refuse this dataset" in lines
+    with pytest.raises(EmonbError, match=r"split 'train' \(0 .*a run needs all"):
         stage(tmp_path / "out", "emoset", tmp_path / "run")
 
 
@@ -264,22 +264,19 @@ def test_an_error_leaves_nothing_and_an_earlier_import_and_foreign_files_stay(tm
     assert (folder / "my notes.txt").read_text() == "keep me"
 
 
-def test_a_killed_import_is_refused_and_the_next_one_works(tmp_path):
+def test_a_killed_import_harms_nothing_and_the_next_one_works(tmp_path):
     source, out = make_tree(tmp_path / "src"), tmp_path / "out"
-    bring("flickr", source, out)
-    paint(source / "test" / "negative" / "new.jpg", (9, 9, 9), 1)
     code = (
         "import sys, os, pathlib, emonb.releases.imports as i\n"  # killed with all written but the table
         "i.parquet.write_table = lambda *table, **options: os.kill(os.getpid(), 9)\n"
         "i.import_release('flickr', *map(pathlib.Path, sys.argv[1:]))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(source), str(out)], cwd=ROOT).returncode == -9
-    with pytest.raises(EmonbError, match=r"the import is damaged .*import again: python -m emonb data import flickr"):
-        stage(out, "flickr", tmp_path / "run")
-    assert len(bring("flickr", source, out)[0]) == 15
+    assert len(read_samples(stage(out, "flickr", tmp_path / "run").path)) == 14
+    assert len(bring("flickr", source, out)[0]) == 14
 
 
-def test_a_change_or_loss_of_the_source_is_noticed_and_what_to_type_is_quoted(tmp_path):
+def test_a_run_reads_the_release_as_it_is_now_and_what_to_type_is_quoted(tmp_path):
     source, out = make_tree(tmp_path / "a; release"), tmp_path / "my images"
     (tmp_path / "elsewhere").mkdir()
     (source / "train").rename(tmp_path / "elsewhere" / "Train")  # a linked folder, in capitals, with a loop in it
@@ -289,31 +286,23 @@ def test_a_change_or_loss_of_the_source_is_noticed_and_what_to_type_is_quoted(tm
     assert report["counts"]["train"] == {"positive": 3, "negative": 3}
     assert lines[-1] == f"next: make reproduce DATASETS=flickr IMAGES='{out}'"
     before = listing_digest(out / "flickr")
-    stage(out, "flickr", tmp_path / "run")
+    assert len(read_samples(stage(out, "flickr", tmp_path / "run").path)) == 14
     paint(tmp_path / "elsewhere" / "Train" / "positive" / "new.jpg", (9, 9, 9), 1)
     assert listing_digest(out / "flickr") != before
-    with pytest.raises(EmonbError, match=r"changed since .* import flickr '.*a; release' --out '.*my images' --name"):
-        stage(out, "flickr", tmp_path / "run")
+    assert len(read_samples(stage(out, "flickr", tmp_path / "run").path)) == 15
     source.rename(tmp_path / "moved")
-    with pytest.raises(EmonbError, match="or it is gone; import again"):
+    with pytest.raises(EmonbError, match=r"a; release: no such folder"):
         stage(out, "flickr", tmp_path / "run")
-
-
-@pytest.mark.parametrize("file", ["samples.parquet", "integrity.json", "import.json"])
-def test_a_damaged_import_is_named(tmp_path, file):
-    bring("flickr", make_tree(tmp_path / "src"), tmp_path / "out")
-    (tmp_path / "out" / "flickr" / file).write_text("[]")
-    words = r"import\.json: field 'source' missing" if file == "import.json" else "flickr: the import is damaged"
-    with pytest.raises(EmonbError, match=words):
-        stage(tmp_path / "out", "flickr", tmp_path / "run")
+    (out / "flickr" / "import.json").write_text("[]")
+    with pytest.raises(EmonbError, match=r"import\.json: field 'source' missing; delete that folder and import again"):
+        stage(out, "flickr", tmp_path / "run")
 
 
 def test_an_import_of_an_earlier_version_is_read(tmp_path):
     folder = tmp_path / "out" / "flickr"
     bring("flickr", make_tree(tmp_path / "src"), tmp_path / "out")
-    record, report = (json.loads((folder / name).read_text()) for name in ("import.json", "integrity.json"))
-    (folder / "import.json").write_text(json.dumps({**record, "pictures": record["root"]}))
-    (folder / "integrity.json").write_text(json.dumps({**report, "problems": {"truncated": ["x.jpg"]}}))
+    record = json.loads((folder / "import.json").read_text())
+    (folder / "import.json").write_text(json.dumps({**record, "pictures": record["root"], "listing": "0" * 16}))
     (folder / "integrity.html").touch()
     assert len(read_samples(stage(tmp_path / "out", "flickr", tmp_path / "run").path)) == 14
 

@@ -98,7 +98,7 @@ def test_every_link_leads_somewhere_and_pages_lead_on(made):
     assert broken_links(made) == []
     page = (made / "site" / "04_teacher.html").read_text()
     links = _Links(page).links
-    pages = ["../index.html", *(f"{name}.html" for name in NAMES)]
+    pages = ["../index.html", "01_data.html", "07_tables.html"]
     text = ["../tables/main.csv", "07_tables.html#End"]
     assert [a for a in links if not a.startswith(("#", "data:"))] == [*pages, *text]
     last = (made / "site" / "08_complementarity.html").read_text()

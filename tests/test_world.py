@@ -11,12 +11,13 @@ from PIL import Image
 from emonb.data import TAXONOMIES, taxonomy_for_dataset
 from emonb.errors import EmonbError
 from emonb.files import resource
-from emonb.world import DRAWN, draw_dataset
-from emonb.world.scenes import (
+from emonb.world import (
+    DRAWN,
     SIDE,
     Background,
     Camera,
     draw_background,
+    draw_dataset,
     draw_scene,
     glyph_names,
     listing,
@@ -97,10 +98,10 @@ def test_glyphs_look_different_and_none_is_missing_from_the_font():
 def test_stickers_stay_inside_and_apart_and_background_is_as_bright_as_asked():
     rng = np.random.default_rng(2)
     for _ in range(60):
-        _, scene = draw_scene(rng, ["skull", "atom", "rook"], mood_background(rng, "awe"))
+        _, scene = draw_scene(rng, ["skull", "atom", "rook"], mood_background(rng, "awe"), Camera())
         for i, (x, y, side) in enumerate(scene.boxes):
             assert 0 <= min(x, y) <= max(x, y) <= SIDE - side
             assert all(max(abs(x - u), abs(y - v)) >= min(side, s) - 2 for u, v, s in scene.boxes[:i])
     looks = (Background("blue", value, "rain", "even") for value in (0.2, 0.85))
-    assert [draw_scene(rng, ["skull"], look)[1].brightness for look in looks] == ["dark", "bright"]
+    assert [draw_scene(rng, ["skull"], look, Camera())[1].brightness for look in looks] == ["dark", "bright"]
     assert measured_words(np.zeros((4, 4, 3), np.uint8)) == ("dark", "grey")

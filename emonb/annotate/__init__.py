@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from emonb.annotate.log import lock_triplets, open_answers, open_batches, refuse_open_batches
 from emonb.errors import EmonbError
 from emonb.files import atomic_write
 from emonb.settings import TripletSettings
@@ -35,7 +36,6 @@ def write_triplets(
     Args:
         samples: the sample table (image_id, path, label, split, sha256); its training images are asked for.
         labels, path: the taxonomy's labels in order; `OUT/triplets/<dataset>.jsonl`.
-        settings: whom to ask and on what terms.
         batch, patient: by the Batch API (half the price, within a day); wait for it, or fetch what is ready.
         say: gets the messages for people.
 
@@ -43,18 +43,14 @@ def write_triplets(
         EmonbError: nothing can be asked (no key, unknown model, no credit left, server down, damaged files).
             Answers that arrived before are on disk.
     """
-    from emonb.annotate.log import open_answers, open_batches, refuse_open_batches
-
     stopped = ""
     with open_answers(samples, labels, path, settings, batch=batch) as answers:
         answers.check_fit()
         try:
             if answers.missing() or open_batches(path):
-                from emonb.annotate.ask import Batches, Online
+                from emonb.annotate.ask import Batches, Online  # with the SDK, which takes a second
 
-                if not batch:
-                    refuse_open_batches(path)
-                stopped = Batches(answers, say).run(patient) if batch else Online(answers).run(say)
+                stopped = Batches(answers, say).run(patient) if batch else Online(answers, say).run()
         finally:
             say(f"{answers}\nstopped: {stopped}" if stopped else str(answers))
     return stopped
@@ -62,8 +58,6 @@ def write_triplets(
 
 def refuse_offline(path: Path) -> None:
     """Raise `EmonbError` where the offline annotator would replace a file that was paid for, or is being asked for."""
-    from emonb.annotate.log import lock_triplets, refuse_open_batches
-
     with lock_triplets(path):
         refuse_open_batches(path)
         if has_paid_answers(path):
@@ -75,8 +69,6 @@ def refuse_offline(path: Path) -> None:
 
 def show_offline(made: Path, path: Path) -> None:
     """Put the offline annotator's triplets where people look for them, unless there are answers that were paid for."""
-    from emonb.annotate.log import lock_triplets
-
     with lock_triplets(path):
         if not has_paid_answers(path):
             atomic_write(path, made.read_bytes())

@@ -18,12 +18,13 @@ from typing import Any
 
 import openai
 
-from emonb.annotate.log import Answers, batches_path, open_batches
+from emonb.annotate.log import Answers, batches_path, open_batches, refuse_open_batches
 from emonb.annotate.request import dig, encode_picture, read_reply, scrub
 from emonb.errors import EmonbError, UnreadablePicture
 from emonb.files import write_json
 from emonb.progress import progress
 from emonb.settings import TripletSettings
+from emonb.triplets import json_lines, rejected_path
 
 _LIMIT = "the next answer could exceed the limit of ${:g}; raise --max-cost to go on"
 _MINUTE = 61.0  # seconds; requests travel for different times, and the server counts arrivals
@@ -33,7 +34,8 @@ _ENDPOINT = "/v1/chat/completions"
 _REMEDIES = {
     401: "set a valid key in OPENAI_API_KEY",
     403: "set a key that may do this in OPENAI_API_KEY",
-    404: "set triplets.model or --model, and OPENAI_BASE_URL up to and including /v1",
+    404: "set triplets.model or --model, and OPENAI_BASE_URL up to and including /v1; a batch that is gone there is "
+    "to be removed from <dataset>.batches.json",
     429: "add credit, or wait, and start again",
 }
 
@@ -58,9 +60,9 @@ def _token_limits(sdk: openai.OpenAI) -> tuple[str, str]:
     return names if sdk.base_url.host.endswith("openai.com") else names[::-1]
 
 
-def _explained(error: Exception, sdk: openai.OpenAI, missing: str = _REMEDIES[404]) -> EmonbError:
-    """What to tell the user of an error that ends the run, without key or path; `missing`: what to do about a 404."""
-    remedy = {**_REMEDIES, 404: missing}.get(getattr(error, "status_code", 0), "start again to go on")
+def _explained(error: Exception, sdk: openai.OpenAI) -> EmonbError:
+    """What to tell the user of an error that ends the run, without key or path."""
+    remedy = _REMEDIES.get(getattr(error, "status_code", 0), "start again to go on")
     return EmonbError(f"{sdk.base_url.host}: {_said_by(error)}; {remedy} (what was answered is saved)")
 
 
@@ -70,33 +72,27 @@ def _said_by(error: Exception) -> str:
     return scrub(str(words or f"{error} ({type(error.__cause__ or error).__name__})"))
 
 
-def _pause(error: Exception, attempt: int) -> float:
-    """Seconds until anything may be sent again: as the server says, or longer each time."""
-    headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
-    told = re.fullmatch(r"\d{1,6}(\.\d*)?", headers.get("retry-after", ""))
-    return min(float(told[0]) if told else _BACKOFF * 2 ** min(attempt - 1, 4), _LONGEST)
-
-
 # ---- one by one ----------------------------------------------------------------------------------------------------
 
 
 class Online:
-    """One thread says when the next image may be asked for; others ask, and write down the answer at once.
+    """One thread says when the next image may be asked for; others ask, and write down at once what came.
 
     What the answers under way may cost at most is reserved; a request that got none (a time-out, a cut connection, an
     error of the server) may be billed all the same, and stays reserved to the end of the run (`lost`). Nothing is sent
     that could make these and what was spent exceed the limit.
     """
 
-    def __init__(self, answers: Answers) -> None:
-        self.answers, self.settings, self.lock = answers, answers.settings, threading.Lock()
+    def __init__(self, answers: Answers, say: Callable[[str], None]) -> None:
+        refuse_open_batches(answers.path)
+        self.answers, self.settings, self.say, self.lock = answers, answers.settings, say, threading.Lock()
         self.sdk = connect(self.settings).with_options(max_retries=0)  # retries keep the limits, too
         answers.limit, self.other_limit = _token_limits(self.sdk)
         self.waiting, self.attempts = deque(answers.missing()), Counter[str]()
-        self.under_way = set[Future[Any]]()
+        self.under_way = set[Future[dict[str, Any] | None]]()
         self.next_at, self.lost, self.in_a_row = 0.0, 0.0, 0
 
-    def run(self, say: Callable[[str], None]) -> str:
+    def run(self) -> str:
         """Ask until nothing is missing; returns why it ended early, or "".
 
         Raises `EmonbError` where nothing can be asked: no key, unknown model, no credit left, server down, disk full.
@@ -107,7 +103,7 @@ class Online:
                 for _ in progress(self._finished(pool), what, total, "image", note=lambda: self.answers.bill):
                     pass
             except KeyboardInterrupt:
-                say(f"\ninterrupted: waiting for {len(self.under_way)} images that are paid for")
+                self.say(f"\ninterrupted: waiting for {len(self.under_way)} images that are paid for")
                 raise
         return _LIMIT.format(self.settings.max_cost) if self.waiting else ""
 
@@ -127,9 +123,9 @@ class Online:
             elif self.under_way:
                 pause = min(max(delay, 0.01), 1.0) if sendable else 1.0
                 done, self.under_way = wait(self.under_way, pause, FIRST_COMPLETED)
-                for row, *answer in (future.result() for future in done):
-                    if self._again(row, *answer):
-                        self.waiting.appendleft(row)
+                for again in (future.result() for future in done):
+                    if again:
+                        self.waiting.appendleft(again)
                     else:
                         yield
             elif affordable:
@@ -137,56 +133,51 @@ class Online:
             else:
                 return
 
-    def _ask(self, row: dict[str, Any], form: str) -> tuple[Any, ...]:
-        """In a thread: ask for an image and write down the answer; returns also the replies and what went wrong."""
-        replies = list[dict[str, Any]]()
+    def _ask(self, row: dict[str, Any], form: str) -> dict[str, Any] | None:
+        """In a thread: ask for an image and write down what came; returns the image if it is to be asked for again."""
+        replies, error = list[dict[str, Any]](), None
         try:
             picture = encode_picture(row["path"], self.settings.max_side)
             for body in self.answers.requests(row, picture, form):
                 raw = self.sdk.chat.completions.with_raw_response.create(**body)
                 replies.append(read_reply(raw.http_response.json()))
-        except (openai.APIError, UnreadablePicture, ValueError, RecursionError) as error:
-            return row, form, replies, error
+        except (openai.APIError, UnreadablePicture, ValueError, RecursionError) as caught:
+            error = caught
         with self.lock:
+            if error:
+                return row if self._failed(row, form, replies, error) else None
             self.answers.receive(row, replies, form)
-        return row, form, replies, None
+            self.in_a_row = self.attempts[row["image_id"]] = 0
+            return row if self.answers.is_missing(row["image_id"]) else None
 
-    def _again(self, row: dict[str, Any], form: str, replies: list[dict[str, Any]], error: Exception | None) -> bool:
-        """Whether an image is to be asked for again; if not, and it got no (whole) answer, that is written down.
+    def _failed(self, row: dict[str, Any], form: str, replies: list[dict[str, Any]], error: Exception) -> bool:
+        """Whether an image that got no (whole) answer is to be asked for again; if not, that is written down.
 
         Raises `EmonbError` where it is not the image's fault: the key, the model, no credit, the server is down.
         """
         image_id, status = row["image_id"], getattr(error, "status_code", 0)
-        if error is None:
-            self.in_a_row = self.attempts[image_id] = 0
-            return self.answers.is_missing(image_id)
         self.attempts[image_id] += 1
         no_credit = getattr(error, "code", None) == "insufficient_quota"
         refused = 400 <= status < 500 or isinstance(error, UnreadablePicture)  # nobody worked on it: not billed
         if not refused or (status in (408, 409, 429) and not no_credit):  # it may pass
             self.lost += 0.0 if refused else self.answers.most_usd
-            self.next_at = max(self.next_at, time.monotonic() + _pause(error, self.attempts[image_id]))
+            told = re.fullmatch(r"\d{1,6}(\.\d*)?", error.response.headers.get("retry-after", "")) if status else None
+            pause = float(told[0]) if told else _BACKOFF * 2 ** min(self.attempts[image_id] - 1, 4)
+            self.next_at = max(self.next_at, time.monotonic() + min(pause, _LONGEST))
             again = self.attempts[image_id] <= self.settings.transport_retries
         else:
-            again = self._adapts(f"{getattr(error, 'param', '')} {_said_by(error)}", form, image_id)
+            again, said = False, f"{getattr(error, 'param', '')} {_said_by(error)}"
+            if re.search("max_(completion_)?tokens", said):  # it may understand the limit's other name
+                self.answers.limit, again = self.other_limit, self.attempts[image_id] == 1
+            elif form == "schema" and re.search("response_format|schema", said):  # or another form
+                self.answers.unread[form], again = math.inf, self.settings.answer_format == "auto"
         if replies or not again:
-            with self.lock:
-                self.answers.receive(row, replies, form, _said_by(error))
+            self.answers.receive(row, replies, form, _said_by(error))
         # a server that answers others may refuse some images for good
         self.in_a_row += not again and (status not in (400, 422) or not self.answers.spent["answers"])
         if not again and (no_credit or status in (401, 403, 404) or self.in_a_row >= _IN_A_ROW):
             raise _explained(error, self.sdk)
         return again
-
-    def _adapts(self, said: str, form: str, image_id: str) -> bool:
-        """Whether a server that refuses a request may understand the token limit's other name, or another form."""
-        if re.search("max_(completion_)?tokens", said):
-            self.answers.limit = self.other_limit
-            return self.attempts[image_id] == 1
-        if form == "schema" and re.search("response_format|schema", said):
-            self.answers.unread[form] = math.inf
-            return self.settings.answer_format == "auto"
-        return False
 
 
 # ---- the Batch API -------------------------------------------------------------------------------------------------
@@ -210,82 +201,74 @@ class Batches:
 
         Raises `EmonbError` where the server refuses the key, the model or a batch.
         """
+        stopped, rounds = "", list[tuple[int, str]]()
         try:
-            self._look_up()
-            self._fetch(patient)
-            while not self.open:
-                before = self.answers.spent["answers"], self.answers.form
+            if unsure := [batch for batch in self.open if not batch.get("batch_id")]:
+                # what a killed run did not see submitted: the server has it, or nothing was asked
+                there = {(b.metadata or {}).get("emonb"): b.id for b in self.sdk.batches.list(limit=100)}
+                for batch in unsure:
+                    batch["batch_id"] = there.get(batch["name"])
+                self._note([batch for batch in self.open if batch["batch_id"]])
+            while self._fetched(patient) and (now := (self.answers.spent["answers"], self.answers.form)) not in rounds:
+                rounds.append(now)
                 stopped = self._submit_missing()
-                self._fetch(patient)
-                if not self.open and before == (self.answers.spent["answers"], self.answers.form):
-                    return stopped
         except (openai.APIError, AttributeError) as error:  # a page instead of an answer has no attributes
-            note = batches_path(self.answers.path).name
-            raise _explained(error, self.sdk, f"a batch that is gone there is to be removed from {note}") from None
-        return f"{len(self.open)} batches are under way at the server; the same command fetches them"
+            raise _explained(error, self.sdk) from None
+        under_way = f"{len(self.open)} batches are under way at the server; the same command fetches them"
+        return under_way if self.open else stopped
 
     def _note(self, batches: list[dict[str, Any]]) -> None:
         self.open = batches
         write_json(batches_path(self.answers.path), {"parts": batches})
 
-    def _look_up(self) -> None:
-        """Of a batch that a killed run did not see submitted: the server has it, or nothing was asked."""
-        unsure = [batch for batch in self.open if not batch.get("batch_id")]
-        there = {(b.metadata or {}).get("emonb"): b.id for b in self.sdk.batches.list(limit=100)} if unsure else {}
-        for batch in unsure:
-            batch["batch_id"] = there.get(batch["name"])
-        self._note([batch for batch in self.open if batch["batch_id"]])
-
     def _submit_missing(self) -> str:
         """Batches of all that is missing, as large as the API and the money allow; returns why not of all."""
-        lines, size = list[bytes](), 0
-        money = (self.settings.max_cost or math.inf) - self.answers.spent["usd"]
-        for line in self._lines(self.answers.form):
-            money -= self.answers.most_usd
-            if money < 0:
-                break
-            lines.append(line)
-            size += len(line)
-            if len(lines) == self.settings.batch_requests or size > self.settings.batch_mb * 0.95e6 - 1e6:
-                self._submit(lines)
-                lines, size = [], 0
-        if lines:
-            self._submit(lines)
-        return _LIMIT.format(self.settings.max_cost) if money < 0 else ""
-
-    def _lines(self, form: str) -> Iterator[bytes]:
-        """A line of a request file for each missing image."""
+        lines, size, form = list[bytes](), 0, self.answers.form
         if form == "questions":
             raise EmonbError("triplets.answer_format: the Batch API needs a model that can do schema or sections")
+        money = (self.settings.max_cost or math.inf) - self.answers.spent["usd"]
         for row in self.answers.missing():
             try:
                 picture = encode_picture(row["path"], self.settings.max_side)
             except UnreadablePicture as error:
                 self.answers.receive(row, [], form, _said_by(error))
                 continue
-            body = self.answers.requests(row, picture, form)[0]
-            yield json.dumps({"custom_id": _custom_id(row), "method": "POST", "url": _ENDPOINT, "body": body}).encode()
+            money -= self.answers.most_usd
+            if money < 0:
+                break
+            asked = {"custom_id": _custom_id(row), "method": "POST", "url": _ENDPOINT}
+            line = json.dumps({**asked, "body": self.answers.requests(row, picture, form)[0]}).encode() + b"\n"
+            if len(lines) == self.settings.batch_requests or size + len(line) > self.settings.batch_mb * 1e6:
+                self._submit(lines)
+                lines, size = [], 0
+            lines.append(line)
+            size += len(line)
+        self._submit(lines)
+        return _LIMIT.format(self.settings.max_cost) if money < 0 else ""
 
     def _submit(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
         name = f"{self.answers.path.stem}-{secrets.token_hex(6)}"  # its own at the server
         batch = {"name": name, "images": len(lines), "form": self.answers.form, "asked_of": self.answers.asked[0]}
         batch["prompt_sha256"] = self.answers.asked[1]
         self._note([*self.open, batch])
-        file = self.sdk.files.create(file=(f"{name}.jsonl", b"\n".join(lines) + b"\n"), purpose="batch")
+        file = self.sdk.files.create(file=(f"{name}.jsonl", b"".join(lines)), purpose="batch")
         once = self.sdk.with_options(max_retries=0).batches  # a second try could make a second batch
         more = {"completion_window": "24h", "metadata": {"emonb": name}}
         batch["batch_id"] = once.create(input_file_id=file.id, endpoint=_ENDPOINT, **more).id
         self._note(self.open)
         self.say(f"submitted {name}: {len(lines):,} images")
 
-    def _fetch(self, patient: bool) -> None:
-        """Merge what is ready; with patience, wait for everything."""
+    def _fetched(self, patient: bool) -> bool:
+        """Merge what is ready; with patience, wait for everything. Whether nothing is under way any more."""
         while self.open:
             for batch in self.open:
                 self._look(batch)
             if not patient:
                 break
             time.sleep(self.settings.batch_poll_s if self.open else 0)
+        return not self.open
 
     def _look(self, batch: dict[str, Any]) -> None:
         """If a batch is over, merge its answers; raises `EmonbError` if it was refused or cancelled."""
@@ -304,15 +287,16 @@ class Batches:
 
     def _merge(self, batch: dict[str, Any], lines: list[bytes]) -> None:
         """Judge the answers of a batch; a merge that was interrupted goes on where it was."""
-        rows = {_custom_id(row): row for row in self.answers.rows if row["image_id"] not in self.answers.done}
+        rejected = [record for _, record in json_lines(rejected_path(self.answers.path))]
+        merged = {record["image_id"] for record in rejected if record.get("batch") == batch["name"]}
+        rows = {_custom_id(row): row for row in self.answers.rows if row["image_id"] not in self.answers.done | merged}
         more = {"batch": batch["name"], "asked_of": batch["asked_of"], "prompt_sha256": batch["prompt_sha256"]}
         for text in lines:
             try:
                 line = json.loads(text)
             except ValueError:  # its image is asked for again
                 continue
-            row = rows.pop(str(dig(line, "custom_id")), None)
-            if row and (row["image_id"], batch["name"]) not in self.answers.merged:
+            if row := rows.pop(str(dig(line, "custom_id")), None):
                 replies, body = list[dict[str, Any]](), dig(line, "response", "body")
                 with suppress(ValueError):
                     replies.append(read_reply(body))

@@ -14,7 +14,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -33,13 +33,11 @@ _NO_ANSWER, _UNREAD = "no answer", "not in the asked form"
 _FORM_FAILURES = 3  # unread answers in a form that the server never managed, before the next form is tried
 
 
-@contextmanager
-def lock_triplets(path: Path) -> Iterator[None]:
+def lock_triplets(path: Path) -> AbstractContextManager[None]:
     """Hold a triplets file for one writer; raises `EmonbError` while another process has it."""
     make_folder(path.parent)
     busy = f"triplets/{path.name}: another process is asking for these answers; wait until it has ended"
-    with locked(path.with_name(f".{path.stem}.lock"), f"{busy}: nothing shall be paid twice"):
-        yield
+    return locked(path.with_name(f".{path.stem}.lock"), f"{busy}: nothing shall be paid twice")
 
 
 @contextmanager
@@ -63,7 +61,6 @@ class Answers:
         asked: model and hash of the prompt that are asked now; `limit`: what the server calls the token limit.
         done: images that have their triplets.
         tries: image -> why its answers were rejected, and the form of those that could not be read.
-        merged: (image, batch) of rejected answers.
         unread: form -> answers that were not in it; minus infinity once one was, infinity if the server refuses it.
         most, most_usd: tokens in and out that one request takes at most, and what these cost.
         spent: tokens of all paid `answers`, and their `usd` (NaN: a price is unknown).
@@ -80,10 +77,8 @@ class Answers:
         price = asking.find_price(self.prices, self.asked[0])
         self.most = max(asking.most_tokens(settings, labels, form, price["image"]) for form in FORMS)
         self.most_usd = asking.cost(price, *self.most, batch=batch)
-        self.done, self.merged = set[str](), set[tuple[str, str]]()
-        self.tries = defaultdict[str, list[tuple[str, str]]](list)
-        self.unread, self.spent, self._reasons = Counter[str](), Counter[str](), Counter[str]()
-        self._others = set[tuple[str, str]]()  # models and prompts of the accepted answers
+        self.done, self.tries = set[str](), defaultdict[str, list[tuple[str, str]]](list)
+        self.unread, self.spent = Counter[str](), Counter[str]()
         self._seen = room.NearDuplicates(settings.near_duplicate)
         for _, group in groupby(room.triplet_lines(path), lambda triplet: triplet["image_id"]):
             self._note_accepted([*group])
@@ -97,8 +92,8 @@ class Answers:
 
         That is: answers, or batches under way, of another model or prompt; a limit on the cost without a price.
         """
-        under_way = {(batch["asked_of"], batch["prompt_sha256"]) for batch in open_batches(self.path)}
-        others = (self._others | under_way) - {self.asked}
+        accepted = [triplet for triplet in room.triplet_lines(self.path) if triplet["source"] == "openai"]
+        others = {_asked(record) for record in (*accepted, *open_batches(self.path))} - {self.asked}
         if others and not self.settings.mix:
             theirs, now = (f"{model} (prompt {prompt[:8]})" for model, prompt in (min(others), self.asked))
             raise EmonbError(
@@ -127,25 +122,27 @@ class Answers:
 
     def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
         """Bodies of the requests for one image; why its last answer could not be used is told."""
-        why = self.tries[row["image_id"]][-1][0] if self.tries[row["image_id"]] else ""
+        why, _ = (self.tries[row["image_id"]] or [("", "")])[-1]
         return asking.requests_for(row, picture, form, self.settings, why, self.limit)
 
     def receive(
         self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str, problem: str = "", **more: Any
     ) -> None:
-        """Judge the replies for one image and write them down.
+        """Judge what the server said to a form of the question about one image, and write it down.
 
-        Args:
-            row, replies, form: the image, what the server said, and the form that it was asked for.
-            problem: why there was no (whole) answer; such an image is asked for again by the next run.
-            more: what else is to stand in every record.
+        `problem`: why there was no (whole) answer; such an image is asked for again by the next run. `more` is to
+        stand in every record, too.
         """
         verdict = (_NO_ANSWER, problem) if problem else self._judge(row, replies, form)
         model = asking.public_name(replies[-1]["model"] if replies else "") or self.asked[0]
         now = datetime.now(UTC).isoformat(timespec="seconds")
         origin = {"source": "openai", "model": model, "created": now, "prompt_sha256": self.asked[1]}
         origin |= {"asked_of": self.asked[0], "answer_format": form, **more}
-        usage = self._usage(replies) if replies else None
+        usage = None
+        if replies:  # where the server does not count, the most that it can be
+            most = dict(zip(TOKENS, self.most, strict=True))
+            usage = {name: sum((reply["usage"] or most)[name] for reply in replies) for name in TOKENS}
+            usage |= {"batch": True} if self.batch else {}
         if isinstance(verdict, Answer):
             answer = verdict.model_dump()
             elements = answer.pop("key_elements")
@@ -178,26 +175,17 @@ class Answers:
         similar = self._seen.find(f"{answer.conversation}\n{answer.reasoning}")
         return ("near-duplicate", f"{similar[1]:.2f} like that of {similar[0]}") if similar else answer
 
-    def _usage(self, replies: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Tokens of an image's replies; where the server does not count, the most that it can be."""
-        most = dict(zip(TOKENS, self.most, strict=True))
-        tokens = {name: sum((reply["usage"] or most)[name] for reply in replies) for name in TOKENS}
-        return {**tokens, "batch": True} if self.batch else tokens
-
     def _note_accepted(self, triplets: list[dict[str, Any]]) -> None:
         image_id, record = triplets[0]["image_id"], next((t for t in triplets if t["usage"]), triplets[-1])
         self.done.add(image_id)
         self._seen.add(image_id, "\n".join(t["response"] for t in triplets if t["kind"] != room.KINDS[0]))
         self._note_cost(record)
-        self._others |= {_asked(record)} if record["source"] == "openai" else set()
         if _asked(record) == self.asked:
             self.unread[record.get("answer_format", "")] = -math.inf
 
     def _note_rejected(self, record: dict[str, Any]) -> None:
         image_id, reason, form = record["image_id"], record["reason"], record.get("answer_format", "")
         self._note_cost(record)
-        self._reasons[reason] += 1
-        self.merged.add((image_id, record.get("batch", "")))
         if reason != _NO_ANSWER and _asked(record) == self.asked:  # what another model failed at does not count
             why = f"{reason} ({record.get('detail') or ''})".replace(" ()", "")
             if reason == "near-duplicate":  # the other image's name tells the model nothing
@@ -219,7 +207,8 @@ class Answers:
 
     def __str__(self) -> str:
         done, missing = sum(row["image_id"] in self.done for row in self.rows), len(self.missing())
-        rejected = ", ".join(f"{reason} {n:,}" for reason, n in self._reasons.most_common())
+        reasons = room.rejected_answers(self.path)["reason"].value_counts()
+        rejected = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
         return (
             f"{done:,} of {len(self.rows):,} training images have triplets, "
             f"{len(self.rows) - done - missing:,} were given up, {missing:,} are missing\n"

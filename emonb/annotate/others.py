@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,9 @@ def import_triplets(
 ) -> dict[str, Any]:
     """Append the triplets of somebody else's file for training images that have none, and report what was not usable.
 
-    An image is known by the end of its path, as far as no other image's ends alike.
-
-    Args:
-        file: JSON, a list of rows.
-        samples, labels, path, settings: as for `write_triplets`; the report stands in `<dataset>.import.json`.
-        say: gets the messages.
-
-    Raises:
-        EmonbError: no list of rows, or nothing in it that fits the dataset.
+    `file` is JSON, a list of rows; the other arguments are those of `write_triplets`. An image is known by the end of
+    its path, as far as no other image's ends alike. The report is returned, and stands in `<dataset>.import.json`.
+    Raises `EmonbError` where there is no list of rows, or nothing in it that fits the dataset.
     """
     try:
         data = file.read_bytes()
@@ -61,33 +55,40 @@ def import_triplets(
     counts = Counter(end for image_id in known for end in _ends(image_id))
     images = {end: image_id for image_id in known for end in _ends(image_id) if counts[end] == 1 or end == image_id}
     found: dict[str, dict[str, dict[str, str]]] = {}  # image -> kind -> question -> answer
-    origins, problems = {}, dict[str, list[str]]()
-    origin = {"source": "imported", "imported_from": file.name, "import_sha256": hashlib.sha256(data).hexdigest()}
+    models, problems = dict[str, str](), defaultdict[str, list[str]](list)
     for number, row in enumerate(rows, start=1):
         names = [end for field in _NAMES if isinstance(row.get(field), str) for end in _ends(row[field])]
         image_id = next((images[name] for name in names if name in images), "")
         turns, problem = _usable(row, known.get(image_id), labels)
         for kind, question, answer in turns:
             found.setdefault(image_id, {}).setdefault(kind, {}).setdefault(question, answer)
-            origins.setdefault(image_id, {**origin, "model": _text(row.get("model")) or "unknown"})
+            models.setdefault(image_id, _text(row.get("model")) or "unknown")
         if problem:
-            problems.setdefault(problem, []).append(visible(f"row {number}: {image_id or ''.join(names[-1:])}")[:120])
+            problems[problem].append(visible(f"row {number}: {image_id or ''.join(names[-1:])}")[:120])
     if not found:
         first = next((f"{why} ({where[0]})" for why, where in problems.items()), "it is no list of rows")
         raise EmonbError(
             f"{file}: nothing to import: {first}; give rows with gpt_response, img_path, label (the authors' "
             "annotations) or image, conversations (EmoVIT), made for this dataset"
         )
+    origin = {"source": "imported", "imported_from": file.name, "import_sha256": hashlib.sha256(data).hexdigest()}
     with open_answers(samples, labels, path, settings) as answers:
         new = [image_id for image_id in known if image_id in found and image_id not in answers.done]
-        answers.accept(*(_composed(known[image_id], labels, origins[image_id], found[image_id]) for image_id in new))
+        made = []
+        for image_id in new:
+            texts = {kind: " ".join(said.values()) for kind, said in found[image_id].items()}
+            asked = {kind: " ".join(said).strip() for kind, said in found[image_id].items()}
+            by = {**origin, "model": models[image_id]}
+            made.append(make_triplets(known[image_id], labels, by, texts, **asked))
+        answers.accept(*made)
     report = {
         **{"file": file.name, "rows": len(rows), "images": len(found), "images_added": len(new)},
         "problems": {why: {"count": len(where), "examples": where[:5]} for why, where in problems.items()},
     }
     write_json(path.with_name(f"{path.stem}.import.json"), report)
-    said = [f"{file.name}: {len(new):,} images added, {len(found) - len(new):,} had triplets already"]
-    say("\n  ".join([*said, *(f"{len(where):,} x {why}, e.g. {where[0]}" for why, where in problems.items())]))
+    say(f"{file.name}: {len(new):,} images added, {len(found) - len(new):,} had triplets already")
+    for why, where in problems.items():
+        say(f"  {len(where):,} x {why}, e.g. {where[0]}")
     return report
 
 
@@ -126,15 +127,6 @@ def _talk(row: dict[str, Any]) -> list[tuple[str, str, str]]:
             turns.append(("reasoning" if _ASKS_WHY.search(question) else "conversation", question, text))
         question = text if who in ("human", "user") else ""
     return turns
-
-
-def _composed(
-    row: dict[str, Any], labels: Sequence[str], origin: dict[str, Any], found: dict[str, dict[str, str]]
-) -> list[dict[str, Any]]:
-    texts = {kind: " ".join(turns.values()) for kind, turns in found.items()}
-    return make_triplets(
-        row, labels, origin, texts, **{kind: " ".join(turns).strip() for kind, turns in found.items()}
-    )
 
 
 def _text(value: Any) -> str:

@@ -29,7 +29,7 @@ from emonb.data import open_picture
 from emonb.errors import EmonbError
 from emonb.files import resource, resource_path
 from emonb.settings import TripletSettings, project_root
-from emonb.triplets import has_paid_answers, instruction, triplet_lines
+from emonb.triplets import KINDS, has_paid_answers, instruction, triplet_lines
 
 FORMS = ("schema", "sections", "questions")  # in this order: from the strictest to what any model can do
 TOKENS = ("prompt_tokens", "completion_tokens")
@@ -46,45 +46,30 @@ class Answer(BaseModel, extra="forbid"):
 
 
 def encode_picture(path: str | Path, max_side: int) -> str:
-    """A picture as it is sent: a data URL with its true media type.
+    """A picture as it is sent: the data URL of a JPEG (quality 90), as people see it and at most `max_side` px a side.
 
-    The file itself where it is small enough, upright and of a type that servers take; else as people see it, shrunk
-    to `max_side` px on the longer side, as JPEG (quality 90). Raises `UnreadablePicture`.
+    Never the file itself, which may say where and when a photo was taken. Raises `UnreadablePicture`.
     """
-    image, form, content = open_picture(path), "jpeg", io.BytesIO()
-    with Image.open(path) as raw:
-        upright = raw.getexif().get(0x0112, 1) == 1  # EXIF orientation
-        plain = raw.mode in ("RGB", "L") and "transparency" not in raw.info and not getattr(raw, "is_animated", False)
-        if upright and plain and raw.format in ("JPEG", "PNG", "WEBP", "GIF") and max(raw.size) <= max_side:
-            form = raw.format.lower()
-            content.write(Path(path).read_bytes())
-    if not content.tell():
-        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-        image.save(content, "JPEG", quality=90)
-    return f"data:image/{form};base64,{base64.b64encode(content.getvalue()).decode()}"
+    image, content = open_picture(path), io.BytesIO()
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    image.save(content, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def requests_for(
     row: dict[str, Any], picture: str, form: str, settings: TripletSettings, again: str = "", limit: str = "max_tokens"
 ) -> list[dict[str, Any]]:
-    """Bodies of the chat completions for one image: one, or two in the form `questions`.
+    """Bodies of the chat completions for one image of the sample table: one, or two in the form `questions`.
 
-    Args:
-        row, picture: `image_id`, `label` and `sha256` of a training image, and what `encode_picture` gave.
-        form, settings: one of `FORMS`; model, detail, temperature and token limit.
-        again: why the last answer could not be used; it is told, so that the next one is another.
-        limit: what the server calls the token limit.
+    `picture` is what `encode_picture` gave, `again` says why the last answer could not be used, and `limit` is what
+    the server calls the token limit.
     """
     asked = resource("annotator.yaml")
-    user = asked["user"].format(label=row["label"])
-    if form == "sections":
-        user += "\n\n" + asked["sections"]
-    if again:
-        user += "\n\n" + asked["again"].format(reason=again)
-    system, texts = asked["system"], [user]
     if form == "questions":
-        system = resource("prompts.yaml", "system")
-        texts = [instruction(row, kind) for kind in ("conversation", "reasoning")]
+        system, texts = resource("prompts.yaml", "system"), [instruction(row, kind) for kind in KINDS[1:]]
+    else:
+        more = [asked["sections"]] * (form == "sections") + [asked["again"].format(reason=again)] * bool(again)
+        system, texts = asked["system"], ["\n\n".join([asked["user"].format(label=row["label"]), *more])]
     body: dict[str, Any] = {"model": settings.model, limit: settings.max_output_tokens}
     if settings.temperature is not None:
         body["temperature"] = settings.temperature
@@ -168,15 +153,13 @@ def parse_reply(texts: list[str], form: str) -> Answer | None:
 
 def public_name(model: str) -> str:
     """A model's name without the folder that a local server may put before it."""
-    is_path = model.startswith(("/", "~", ".")) or re.match(r"[A-Za-z]:\\", model)
-    return re.split(r"[/\\]", model.rstrip("/\\"))[-1] if is_path else model
+    return re.sub(r"^(?:[/~.]|[A-Za-z]:\\)(?:.*[/\\])?", "", model.rstrip("/\\"))
 
 
 def scrub(text: str) -> str:
     """A server's message without keys and local paths, on one line of at most 300 characters."""
-    key, home = os.environ.get("OPENAI_API_KEY", "").strip(), str(Path.home())
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
     text = text.replace(key, "[key]") if len(key) >= 4 else text
-    text = text.replace(home, "[home]") if home != "/" else text
     for pattern, shown in _PRIVATE.items():
         text = re.sub(pattern, shown, text)
     return " ".join(text.split())[:300]
@@ -243,11 +226,11 @@ def picture_tokens(rule: dict[str, Any], size: tuple[int, int], settings: Triple
 def _text_tokens(settings: TripletSettings, labels: Sequence[str], form: str, again: str = "") -> list[float]:
     """Input tokens of the text of each request for an image, at most."""
     row = {"image_id": "", "label": max(labels, key=len), "sha256": "0" * 8}
-    bodies = requests_for(row, "", form, settings, again)
-    said = [
-        (*(message["content"] for message in body["messages"]), body.get("response_format", "")) for body in bodies
-    ]
-    return [len(f"{system}{user[1]['text']}{schema}") / 4 + 8 for system, user, schema in said]
+    sizes = []
+    for body in requests_for(row, "", form, settings, again):
+        system, user = (message["content"] for message in body["messages"])
+        sizes.append(len(f"{system}{user[1]['text']}{body.get('response_format', '')}") / 4 + 8)
+    return sizes
 
 
 def most_tokens(settings: TripletSettings, labels: Sequence[str], form: str, rule: dict[str, Any]) -> tuple[int, int]:

@@ -28,7 +28,6 @@ from emonb.settings import SPLITS
 
 MIKELS, EKMAN, SENTIMENT = (TAXONOMIES[name].labels for name in ("mikels8", "ekman6", "sentiment2"))
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_ATTRIBUTES = ("scene", "facial_expression", "human_action")  # EmoSet's, as text
 _FI = "emotion_dataset"  # a folder that some unpack without
 _PARTS = {  # by which a release is recognised
     "emotion6": "ground_truth.txt",
@@ -48,7 +47,6 @@ class Release:
     labels: Sequence[str] | None = None  # class order; None: to be inferred
     problems: dict[str, list[str]] = field(default_factory=dict)  # kind -> image ids
     found: Mapping[str, int] = field(default_factory=dict)  # pictures in the release, before any is left out
-    placeholders: bool = False  # whether exact copies stand for removed photos
 
 
 def recognise(source: Path, name: str = "") -> str:
@@ -64,8 +62,7 @@ def recognise(source: Path, name: str = "") -> str:
 def read_release(form: str, source: Path) -> Release:
     """Read a release of a named format, a key of `READERS`.
 
-    Raises:
-        EmonbError: unknown format, no such folder, files of another format or none, or no permission to read.
+    Raises `EmonbError`: unknown format, no such folder, files of another format or none, or no permission to read.
     """
     if form not in READERS:
         raise EmonbError(f"format {form!r}: unknown; use one of {', '.join(READERS)}")
@@ -90,13 +87,12 @@ def read_emoset(source: Path) -> Release:
     if not lists:
         raise EmonbError(f"{source}: none of train.json, val.json, test.json beside info.json; add the lists")
     release = _release(pd.concat(lists, ignore_index=True), source, MIKELS)
-    frame, files = release.frame.drop(columns="annotation"), release.frame["annotation"]
+    files = release.frame.pop("annotation")
     if (source / "annotation").is_dir():
-        rows = [_attributes(source, file) for file in files]
-        kinds = {"objects": pd.ArrowDtype(pa.list_(pa.string())), **dict.fromkeys(_ATTRIBUTES, "str")}
-        for i, (name, kind) in enumerate(kinds.items()):
-            frame[name] = pd.Series([row[i] for row in rows], dtype=kind)
-    return replace(release, frame=frame)
+        seen = pd.DataFrame([_annotated(source, file) for file in files], columns=["objects", "scene"])
+        types = {"objects": pd.ArrowDtype(pa.list_(pa.string())), "scene": "str"}
+        release = replace(release, frame=release.frame.join(seen.astype(types)))
+    return release
 
 
 def _emoset_list(source: Path, split: str) -> pd.DataFrame:
@@ -112,15 +108,14 @@ def _emoset_list(source: Path, split: str) -> pd.DataFrame:
     return pd.DataFrame(table, columns=["image_id", "label", "path", "annotation"], dtype="str").assign(split=split)
 
 
-def _attributes(root: Path, file: str) -> list[Any]:
-    """An annotation of EmoSet for the triplets alone: `objects`, a list of text, and `_ATTRIBUTES`, text or None."""
-    found = None
-    with suppress(EmonbError):  # damaged: no attributes
-        found = read_json(root / file) if _is_file_below(root, file) else None
-    found = found if isinstance(found, dict) else {}
-    objects = found.get("object") or []
-    objects = [_words(x) for x in (objects if isinstance(objects, list) else [objects])]
-    return [objects, *(_words(found.get(name) or "") or None for name in _ATTRIBUTES)]
+def _annotated(root: Path, file: str) -> tuple[list[str], str | None]:
+    """Objects and scene of an annotation of EmoSet, for the triplets alone; none where it is damaged or absent."""
+    with suppress(EmonbError, AttributeError):
+        found = read_json(root / file) if _is_file_below(root, file) else {}
+        objects = found.get("object") or []
+        objects = [_words(name) for name in (objects if isinstance(objects, list) else [objects])]
+        return objects, _words(found.get("scene") or "") or None
+    return [], None
 
 
 def _words(value: object) -> str:
@@ -168,7 +163,7 @@ def read_bass(source: Path) -> Release:
 
 def read_oasis(source: Path) -> Release:
     """OASIS: photos with mean valence on 1-7; pictures of one theme (Acorns 1, Acorns 2, ...) stay in one split."""
-    table = _table(source / "OASIS.csv", ["Theme", "Category"], ["Valence_mean"])
+    table = _table(source / "OASIS.csv", ["Theme"], ["Valence_mean"])
     # some themes end with a space, in the table or in the file's name
     files, themes = {p.stem.strip(): p.name for p in (source / "images").iterdir()}, table["Theme"].str.strip()
     paths = [f"images/{files.get(theme, f'{theme}.jpg')}" for theme in themes]
@@ -176,7 +171,7 @@ def read_oasis(source: Path) -> Release:
     valence = table["Valence_mean"]  # ours: the same share of 1-7 as BASS' of 1-9
     label = np.select([valence <= 3.625, valence >= 4.375], ["negative", "positive"], "")
     frame = pd.DataFrame({"image_id": paths, "path": paths, "label": label, "caption": words, "group": words})
-    return _release(frame.assign(category=table["Category"].str.strip()), source, SENTIMENT)
+    return _release(frame, source, SENTIMENT)
 
 
 def _table(file: Path, text: list[str], numbers: list[str], **options: Any) -> pd.DataFrame:
@@ -225,14 +220,13 @@ def plain_text(text: str) -> str:
 
 def read_fi(source: Path) -> Release:
     """FI: `emotion_dataset/<emotion>/*.jpg`, where one and the same picture stands for photos that were removed."""
-    return replace(read_tree(source / _FI if (source / _FI).is_dir() else source, MIKELS), placeholders=True)
+    return read_tree(source / _FI if (source / _FI).is_dir() else source, MIKELS)
 
 
 def read_tree(root: Path, labels: Sequence[str] | None = None) -> Release:
     """`<train|val|test>/<emotion>/*` or `<emotion>/*`; folder names count in lower case, the rest is reported.
 
-    Raises:
-        EmonbError: no pictures.
+    Raises `EmonbError` where there are no pictures.
     """
     unused: list[Path] = []
     top = list(_entries(root, unused))

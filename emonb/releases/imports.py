@@ -1,8 +1,8 @@
 """From a release to a checked table; `python -m emonb data import` makes it a dataset that a run can use.
 
 `OUT/<name>/` gets the sample table, the integrity report and `import.json`, which records where the pictures are:
-they are neither copied nor linked, so that a read-only source and a file system without links serve too. The table
-is written last: an error leaves nothing, or the earlier import; a kill what is refused until the next import.
+they are neither copied nor linked, so that a read-only source and a file system without links serve too. A run reads
+the release itself, as it is then.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import hashlib
 import os
 import re
 import shlex
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -55,18 +54,14 @@ KINDS = LEFT_OUT | KEPT  # of problems, in the order of a report
 
 
 def write_table(
-    release: Release, folder: Path, dataset: str, form: str, *, where: str, partial: bool = False, **imported: str
+    release: Release, folder: Path, dataset: str, form: str, *, where: str, partial: bool = False, source: str = ""
 ) -> dict[str, Any]:
-    """Check every picture of a release, then write `integrity.json` and, last, `samples.parquet`.
+    """Check every picture of a release, then write `integrity.json` and `samples.parquet`, or nothing.
 
     Labels that the format (or "drawn") does not fix follow from the dataset's name, or from the labels found. `where`
-    names the source in messages, `partial` allows a split to be missing as a whole, `imported` is for `import.json`.
-
-    Returns:
-        `labels` (class order), `format`, and the folder `root` of paths.
-
-    Raises:
-        EmonbError: a label outside the taxonomy, no usable picture, or a class or split missing.
+    names the source in messages, `partial` allows a split to be missing as a whole; an import notes its `source`.
+    Returns `labels` (class order), `format`, and the folder `root` of paths. Raises `EmonbError` for a label outside
+    the taxonomy, no usable picture, or a class or split missing.
     """
     frame, labels = release.frame, release.labels
     if labels is None:
@@ -74,7 +69,7 @@ def write_table(
     if odd := {*frame["label"]} - {*labels}:
         raise EmonbError(f"{where}: label {min(odd)!r} is not one of: {', '.join(labels)}; rename its folder")
     samples, problems = inspected(frame, release.root, f"pictures of {dataset}")
-    if release.placeholders:  # copies that are no accident: five and more in a web-crawled set (ours), or two labels
+    if form == "fi":  # copies that are no accident: five and more in a web-crawled set (ours), or two labels
         groups = samples["label"].groupby(samples["sha256"])
         copies = (groups.transform("size") >= 5) | (groups.transform("nunique") > 1)
         problems["placeholder"], samples = samples.loc[copies, "image_id"], samples[~copies].reset_index(drop=True)
@@ -87,7 +82,8 @@ def write_table(
             lacking = ", ".join(row.index[row == 0])
             raise EmonbError(
                 f"{where}: split {split!r} ({row.sum()} readable pictures) has none of {lacking}; add some or leave "
-                "the class out of all splits; without any train or test: data import ... --allow-missing-split"
+                "the class out of all splits; without any train or test (a run needs all): data import ... "
+                "--allow-missing-split"
             )
     within, splits = samples.duplicated(["split", "sha256"], keep=False), samples["split"].groupby(samples["sha256"])
     problems["duplicate"] = samples.loc[within, "image_id"]
@@ -103,76 +99,45 @@ def write_table(
     }
     meta = {"labels": list(labels), "format": form, "root": str(release.root.resolve())}
     make_folder(folder)
-    (folder / "samples.parquet").unlink(missing_ok=True)
-    if imported:
-        write_json(folder / IMPORT_FILE, meta | imported)
+    if source:
+        write_json(folder / IMPORT_FILE, {**meta, "source": source})
     write_json(folder / "integrity.json", report)
     table = pa.Table.from_pandas(samples, preserve_index=False).replace_schema_metadata(None)  # for any reader
     parquet.write_table(table, folder / "samples.parquet", row_group_size=4096)
     return meta
 
 
-def read_dataset(source: Path, folder: Path) -> dict[str, Any]:
-    """As `write_table` for a dataset on disk: an import, or a release as it was unpacked."""
-    if (source / IMPORT_FILE).is_file():
-        return read_import(source, folder)
-    form = recognise(source, source.name)
-    return write_table(read_release(form, source), folder, source.name, form, where=str(source))
+def read_dataset(folder: Path, out: Path) -> dict[str, Any]:
+    """As `write_table`, into `out`, for a dataset on disk: a release as it was unpacked, or an import."""
+    form, source = _origin(folder)
+    return write_table(read_release(form, source), out, folder.name, form, where=str(source))
 
 
-def read_import(imported: Path, folder: Path) -> dict[str, Any]:
-    """As `write_table`, from what `python -m emonb data import` wrote.
-
-    Raises:
-        EmonbError: a file is missing or damaged, the pictures changed since, or the table lacks a split.
-    """
-    record = _record(imported)
-    source = record["source"]
-    words = map(str, (record.get("format"), source, "--out", imported.parent, "--name", imported.name))
-    again = f"import again: python -m emonb data import {shlex.join(words)}"
-    try:
-        pd.read_parquet(imported / "samples.parquet")
-        meta = {key: record[key] for key in ("labels", "format", "root")}
-        counts = read_json(imported / "integrity.json")["counts"]
-        absent = " and no ".join(split for split in SPLITS if not any(counts[split].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EmonbError(f"{imported}: the import is damaged ({error}); {again}") from None
-    if record.get("listing") != listing_digest(Path(source)):
-        raise EmonbError(f"{imported}: files in {source} changed since the import, or it is gone; {again}")
-    if absent:
-        raise EmonbError(f"{imported}: has no {absent}, a run needs all splits; add what is missing and {again}")
-    for name in ("samples.parquet", "integrity.json"):
-        shutil.copyfile(imported / name, folder / name)
-    return meta
-
-
-def _record(imported: Path) -> dict[str, Any]:
-    """The content of `import.json`."""
-    record = read_json(imported / IMPORT_FILE)
-    if not isinstance(record, dict) or not isinstance(record.get("source"), str):
-        raise EmonbError(f"{imported / IMPORT_FILE}: field 'source' missing; delete that folder and import again")
-    return record
+def _origin(folder: Path) -> tuple[str, Path]:
+    """Format and folder of a dataset's release: what was imported, or the dataset's folder itself."""
+    if not (folder / IMPORT_FILE).is_file():
+        return recognise(folder, folder.name), folder
+    record = read_json(folder / IMPORT_FILE)
+    if not isinstance(record, dict) or not {"format", "source"} <= record.keys():
+        raise EmonbError(f"{folder / IMPORT_FILE}: field 'source' missing; delete that folder and import again")
+    return str(record["format"]), Path(str(record["source"]))
 
 
 def listing_digest(folder: Path) -> str:
     """Sixteen digits that change when a file is added, removed, renamed or written, in an import's source too."""
-    roots = [str(folder), *([_record(folder)["source"]] if (folder / IMPORT_FILE).is_file() else [])]
-    lines = "".join(line for root in roots for line in _listed(root, "", set()))
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _listed(folder: str, prefix: str, seen: set[str]) -> Iterator[str]:
-    """Path, bytes and time (ns) of every file below a folder, in order; each folder once, so that loops end."""
-    if (place := os.path.realpath(folder)) in seen:
-        return
-    seen.add(place)
-    with suppress(OSError):  # no permission, or gone since
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            with suppress(OSError):  # a broken link
-                if entry.is_dir():
-                    yield from _listed(entry.path, f"{prefix}{entry.name}/", seen)
-                elif entry.is_file():
-                    yield f"{prefix}{entry.name}|{entry.stat().st_size}|{entry.stat().st_mtime_ns}\n"
+    lines, seen = list[str](), set[str]()
+    for root in (folder, _origin(folder)[1]):
+        for place, folders, files in os.walk(root, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:  # each folder once, so that loops end
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            for file in sorted(files):
+                with suppress(OSError):  # a broken link
+                    about = os.stat(os.path.join(place, file))
+                    lines.append(f"{os.path.relpath(place, root)}/{file}|{about.st_size}|{about.st_mtime_ns}\n")
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def import_release(
@@ -185,46 +150,32 @@ def import_release(
     format, a missing list, a name that is taken, a folder that cannot be written, ...
     """
     name = name or (source.resolve().name if form == "folder" else form)
-    target, listed = out / name, listing_digest(source)
-    release = read_release(form, source)
-    _check_target(name, source.resolve(), out)
-    record = {"source": str(source.resolve()), "listing": listed}
-    write_table(release, target, name, form, where=str(source), partial=allow_missing_split, **record)
-    for line in _summary(target):
-        say(line)
-    return target
-
-
-def _check_target(name: str, source: Path, out: Path) -> None:
-    """Raise unless `out/name` can be written and is free, or an earlier import, and no part of the source."""
-    drawn, target = resource("lexicon.yaml", "datasets"), out / name
+    release, target, root = read_release(form, source), out / name, source.resolve()
+    drawn = resource("lexicon.yaml", "datasets")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or "__" in name or name in drawn:
         raise EmonbError(
             f"--name {name!r}: use letters, digits, single _ . and -, and none of the drawn ones ({', '.join(drawn)})"
         )
-    if plain_text(str(source)) != str(source):
-        raise EmonbError(f"{plain_text(str(source))}: this folder's name is not valid UTF-8; rename it")
-    if out.resolve().is_relative_to(source):
-        raise EmonbError(f"--out {out}: lies in the source, which is only read; choose a folder outside {source}")
+    if (plain := plain_text(str(root))) != str(root):
+        raise EmonbError(f"{plain}: this folder's name is not valid UTF-8; rename it")
+    if out.resolve().is_relative_to(root):
+        raise EmonbError(f"--out {out}: lies in the source, which is only read; choose a folder outside {root}")
     if os.path.lexists(target) and not (target / IMPORT_FILE).is_file():
         raise EmonbError(f"{target}: is there already and was not imported; choose another --name or --out")
     make_folder(out)
-
-
-def _summary(target: Path) -> Iterator[str]:
+    write_table(release, target, name, form, where=str(source), partial=allow_missing_split, source=str(root))
     report = read_json(target / "integrity.json")
     sizes = {split: sum(counts.values()) for split, counts in report["counts"].items()}
-    yield f"{target.name}: {sum(sizes.values())} pictures ({', '.join(f'{s} {n}' for s, n in sizes.items())})"
+    say(f"{name}: {sum(sizes.values())} pictures ({', '.join(f'{s} {n}' for s, n in sizes.items())})")
     about = "about " * report["expected"].get("about", False)
     for part, found in report["found"].items():
         official = report["expected"].get(part, found)
         if found != official:
-            yield f"  {part}: {found:,} in the release, officially {about}{official:,}"
+            say(f"  {part}: {found:,} in the release, officially {about}{official:,}")
     for kind, ids in report["problems"].items():
-        yield f"  {kind}: {len(ids)} ({'kept' if kind in KEPT else 'left out'}) {KINDS[kind]}"
+        say(f"  {kind}: {len(ids)} ({'kept' if kind in KEPT else 'left out'}) {KINDS[kind]}")
     empty = " and no ".join(split for split, n in sizes.items() if not n)
-    if empty:
-        yield f"  no {empty}: a run needs all splits and will refuse this dataset"
-    yield f"report: {target / 'integrity.json'}"
-    if not empty:
-        yield f"next: make reproduce DATASETS={target.name} IMAGES={shlex.quote(str(target.parent))}"
+    next_step = f"next: make reproduce DATASETS={name} IMAGES={shlex.quote(str(out))}"
+    say(f"report: {target / 'integrity.json'}")
+    say(f"no {empty}: a run needs all splits and will refuse this dataset" if empty else next_step)
+    return target

@@ -20,7 +20,7 @@ from torch import Tensor
 from emonb.data import TAXONOMIES
 from emonb.files import resource
 from emonb.progress import progress
-from emonb.world.scenes import (
+from emonb.world import (
     SIDE,
     Background,
     Camera,

@@ -23,7 +23,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 from transformers.vision_utils import get_vision_position_ids
 
 from emonb.progress import progress
-from emonb.world.scenes import SIDE
+from emonb.world import SIDE
 from tools.pretrain.checkpoint import MERGE, PATCH, build_processor, model_config, save
 from tools.pretrain.lessons import (
     CELLS,

@@ -1,31 +1,104 @@
-"""Scenes of the drawn world: 96 x 96 pictures of pictograms on a background, and what can be said about them.
+"""The drawn world: five labelled datasets of drawn scenes, 96 x 96 pictures of pictograms on a background.
 
-A scene has *content* (glyphs of matplotlib's DejaVu Sans, drawn as stickers) and a *mood* (hue, brightness, texture,
-light). What can be drawn, and which emotion it is associated with, is read from `resources/lexicon.yaml`.
+They stand in for the paper's datasets where none is on disk (our choice: a laptop run needs no download); accuracies
+on them are not comparable with the paper's. A scene has *content* (glyphs of matplotlib's DejaVu Sans, drawn as
+stickers) and a *mood* (hue, brightness, texture, light); its emotion shows in one of them, or in both. What can be
+drawn, and which emotion it is associated with, is read from `resources/lexicon.yaml`.
 """
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import util
 from itertools import combinations
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from emonb.data import TAXONOMIES, brightness_colorfulness
+from emonb.errors import EmonbError
 from emonb.files import resource
+from emonb.settings import SPLITS
 
 SIDE = 96  # pixels; 16 merged visual tokens of the stand-in
 INK, HALO = (22, 20, 28), (250, 250, 250)
+COLUMNS = ("image_id", "path", "split", "label", "caption", "objects", "scene", "evidence", "noisy")
+DRAWN = ("mini-fi", "mini-emoset", "mini-emotion6", "mini-flickr", "mini-instagram")
+
+# ---- datasets ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Background:
+def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int]) -> pd.DataFrame:
+    """Draw one of the datasets in `DRAWN`, byte-equal every time: `folder/images/<split>/<label>/<number>.png`.
+
+    `sizes` are images per split; fewer than classes raise `EmonbError`. Returns one row per image, with `COLUMNS`:
+    path (relative to folder), label (after noise), evidence (content, mood or both), noisy (label was swapped), ...
+    """
+    domain = resource("lexicon.yaml", "datasets")[name]
+    labels, own, pools = TAXONOMIES[domain["taxonomy"]].labels, np.random.default_rng(zlib.crc32(name.encode())), {}
+    for label in ("", *labels):  # the glyphs that this dataset uses, "": neutral ones; fixed by its name
+        names = glyph_names(domain["taxonomy"], label)
+        keep = own.permutation(len(names))[: max(3, round(domain["glyphs"] * len(names)))]
+        pools[label] = [names[i] for i in sorted(keep)]
+    camera = Camera(domain["grain"], domain["saturation"], domain["contrast"], domain["vignette"])
+    rows = []
+    for number, split in enumerate(SPLITS):
+        size = sizes[split]
+        if size < len(labels):
+            raise EmonbError(f"dataset {name}: {split} has {size} images for {len(labels)} classes; raise world sizes")
+        rng = np.random.default_rng([0, zlib.crc32(name.encode()), number])
+        latent = [labels[i % len(labels)] for i in rng.permutation(size)]
+        evidence = rng.choice(("content", "mood", "both"), size, p=domain["evidence"]).tolist()
+        given = _swap_labels(rng, latent, domain["noise"])
+        for label in labels:
+            (folder / "images" / split / label).mkdir(parents=True, exist_ok=True)
+        for i in range(size):
+            objects, background = _compose(rng, latent[i], evidence[i], domain, pools)
+            pixels, scene = draw_scene(rng, objects, background, camera)
+            image_id = f"{split}/{given[i]}/{i:05d}"
+            path = f"images/{image_id}.png"
+            Image.fromarray(pixels).save(folder / path, compress_level=1)
+            told = (scene.caption, list(scene.objects), scene.phrase, evidence[i], given[i] != latent[i])
+            rows.append((image_id, path, split, given[i], *told))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _compose(
+    rng: np.random.Generator, label: str, evidence: str, domain: Mapping[str, Any], pools: Mapping[str, list[str]]
+) -> tuple[list[str], Background]:
+    """Choose objects and background so that the emotion shows only where `evidence` says."""
+    moods = resource("lexicon.yaml", "labels")[domain["taxonomy"]]
+    count, telling = int(rng.integers(2, 4)), int(rng.integers(1, 3))
+    objects = [] if evidence == "mood" else rng.choice(pools[label], telling, replace=False).tolist()
+    objects += rng.choice(pools[""], count - len(objects), replace=False).tolist()
+    mood = str(rng.choice(moods[label]))
+    if evidence == "content":
+        others = [m for other, names in moods.items() if other != label for m in names]
+        mood = str(rng.choice(others)) if rng.random() < domain["off_mood"] else "neutral"
+    return objects, mood_background(rng, mood)
+
+
+def _swap_labels(rng: np.random.Generator, labels: list[str], share: float) -> list[str]:
+    """Label noise as swaps between two images of different classes: the class counts stay as they are."""
+    given, order = list(labels), rng.permutation(len(labels)).tolist()
+    for _ in range(round(share * len(labels) / 2)):
+        i = order.pop()
+        j = next(k for k in order if labels[k] != labels[i])
+        order.remove(j)
+        given[i], given[j] = labels[j], labels[i]
+    return given
+
+
+# ---- scenes --------------------------------------------------------------------------------------------------------
+
+
+class Background(NamedTuple):
     """What is behind the stickers: names from the lexicon, `value` = mean HSV value aimed at (0-1)."""
 
     hue: str
@@ -34,8 +107,7 @@ class Background:
     light: str
 
 
-@dataclass(frozen=True)
-class Camera:
+class Camera(NamedTuple):
     """How a dataset's pictures were taken: factors, grain (sd, 0-255), darkening towards the corners (0-1)."""
 
     grain: float = 3.0
@@ -44,8 +116,7 @@ class Camera:
     vignette: float = 0.0
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """Ground truth of one picture; objects in reading order, boxes (x, y, side) in pixels."""
 
     objects: tuple[str, ...]
@@ -165,7 +236,7 @@ def draw_background(rng: np.random.Generator, background: Background, camera: Ca
 
 
 def draw_scene(
-    rng: np.random.Generator, objects: Sequence[str], background: Background, camera: Camera = Camera()
+    rng: np.random.Generator, objects: Sequence[str], background: Background, camera: Camera
 ) -> tuple[np.ndarray, Scene]:
     """Draw one picture of one to four glyphs: [96, 96, 3] uint8, and its description.
 
