@@ -171,11 +171,10 @@ def doctor(out: Annotated[str, typer.Option(help="results folder to check")] = "
     """Check this environment: [OK] or [FAIL] with the remedy, line by line."""
     from emonb.machine import doctor as examine
 
-    findings = examine(Path(out).absolute())
+    findings = [*examine(Path(out).absolute())]
     for what, fine, finding in findings:
         typer.echo(f"[{'OK' if fine else 'FAIL'}] {what}: {finding}")
-    if not all(fine for _, fine, _ in findings):
-        raise typer.Exit(1)
+    raise typer.Exit(not all(fine for _, fine, _ in findings))
 
 
 @app.command()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from emonb.cost import PICTURES, WARM_UP, Measured, count, measure, parts_of
 from emonb.data import parse_emotion, question, read_samples, sample_labels, taxonomy_for_dataset
 from emonb.distill import Cached, train_head
 from emonb.errors import EmonbError
-from emonb.files import read_json, resource, write_json
+from emonb.files import link_or_copy, read_json, resource, write_json
 from emonb.gate import Opinions, gate_inputs, train_gate
 from emonb.machine import get_device, is_main, process_count, process_index, wait_for_all
 from emonb.model import EmoVLMKD, load_gate, load_head, save_module
@@ -35,7 +34,7 @@ from emonb.predictions import make_predictions, probabilities, read_predictions,
 from emonb.progress import progress
 from emonb.releases import Release
 from emonb.releases.imports import listing_digest, read_dataset, write_table
-from emonb.settings import SPLITS, NetworkSettings, VLMSettings, checkpoint_of, project_root
+from emonb.settings import SPLITS, NetworkSettings, Settings, VLMSettings, checkpoint_of, project_root
 from emonb.store import Artifact, Recipe, stage
 from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network
 from emonb.training import outputs
@@ -47,6 +46,7 @@ from emonb.world import DRAWN, draw_dataset
 if TYPE_CHECKING:
     from emonb.run import Run
 
+Trained = tuple[torch.nn.Module, list[dict[str, Any]], dict[str, Tensor]]  # net, training curve, logits
 SHARD = 512  # pictures; ours: minutes of work for a 7B model, and a multiple of the usual batch sizes
 
 
@@ -59,14 +59,26 @@ def samples(run: Run, dataset: str) -> Recipe:
 
     Files: `samples.parquet`, `meta.json` (labels, root), `integrity.json`; of a drawn one also `images/`.
     """
+    folder = dataset_folder(run.settings, dataset)
+    return _on_disk(folder) if folder else _drawn(run, dataset)
+
+
+def dataset_folder(settings: Settings, dataset: str) -> Path | None:
+    """Where a dataset lies; None: it is drawn. Raises `EmonbError` for one that is neither drawn nor there."""
+    root = settings.images_path
+    if root is not None and not root.is_dir():
+        raise EmonbError(f"images: {root} is no folder; give the parent of the datasets' folders (--images, IMAGES)")
     if dataset in DRAWN:
-        return _drawn(run, dataset)
-    if run.settings.images_path is None:
+        return None
+    if root is None:
         raise EmonbError(
             f"unknown dataset {dataset!r}: drawn ones are {', '.join(DRAWN)}; "
-            "for a dataset on disk also give its folder's parent: IMAGES=ROOT"
+            "for one on disk also give its parent folder: --images ROOT (IMAGES=ROOT)"
         )
-    return _on_disk(run.settings.images_path / dataset)
+    if not (root / dataset).is_dir():
+        there = ", ".join(sorted(path.name for path in root.glob("*/"))[:20]) or "no folder"
+        raise EmonbError(f"{root / dataset}: no such folder; IMAGES must be its parent, but holds: {there}")
+    return root / dataset
 
 
 def _drawn(run: Run, dataset: str) -> Recipe:
@@ -78,20 +90,17 @@ def _drawn(run: Run, dataset: str) -> Recipe:
         meta = write_table(release, folder, dataset, "drawn", where=dataset)
         write_json(folder / "meta.json", {**meta, "root": ".", "drawn": True})
 
-    return Recipe(build, {"source": "drawn", "sizes": sizes}, root="_drawn")
+    return Recipe(build, {"source": "drawn", "sizes": sizes})
 
 
 def _on_disk(source: Path) -> Recipe:
-    if not source.is_dir():
-        raise EmonbError(f"{source}: no such folder; IMAGES must be the folder that contains {source.name!r}")
-
     def build(folder: Path, parts: Path) -> None:
         meta = read_dataset(source, folder)
         root = os.path.relpath(meta["root"], project_root())
         write_json(folder / "meta.json", {**meta, "root": root, "drawn": False})
 
     params = {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
-    return Recipe(build, params, root="_on_disk")
+    return Recipe(build, params)
 
 
 @stage("02_triplets")
@@ -124,7 +133,7 @@ def _offline_triplets(dataset: str, samples: Artifact) -> Recipe:
             for row in progress(rows, f"offline triplets of {dataset}"):
                 file.writelines(map(triplet_line, offline_triplets(row, labels)))
 
-    return Recipe(build, {"annotator": "offline"}, root="_offline_triplets")
+    return Recipe(build, {"annotator": "offline"})
 
 
 def _written_triplets(dataset: str, samples: Artifact, path: Path) -> Recipe:
@@ -150,7 +159,7 @@ def _written_triplets(dataset: str, samples: Artifact, path: Path) -> Recipe:
 
     with path.open("rb") as file:
         written = hashlib.file_digest(file, "sha256").hexdigest()
-    return Recipe(build, {"written": written}, root="_written_triplets")
+    return Recipe(build, {"written": written})
 
 
 # ---- 03: the vision-language model ---------------------------------------------------------------------------------
@@ -181,28 +190,26 @@ def features(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
     config = run.settings.vlm
 
     def build(folder: Path, parts: Path) -> None:
-        frames = {s: read_samples(samples.path, s, ["image_id", "path"]) for s in SPLITS}
+        tables = _tables(samples.path)
 
-        def see(split: str, rows: range, file: Path) -> None:
-            seen = list(_see(base_vlm(run), frames[split]["path"].iloc[rows].tolist(), config.batch_size))
+        def see(split: str, rows: range) -> dict[str, Tensor]:
+            seen = list(_see(base_vlm(run), tables[split]["path"].iloc[rows].tolist(), config.batch_size))
             found = {"pooled": torch.cat([v.pooled().half().cpu() for v in seen])}
             found["grid"] = torch.cat([v.grid for v in seen])
             if config.cache_visual_tokens:
                 found["tokens"] = torch.cat([t.cpu() for v in seen for t in v.tokens])
             if not found["pooled"].isfinite().all():
                 raise EmonbError(f"visual tokens of {dataset}: more than float16 holds; check vlm.base")
-            save_file(found, file)
+            return found
 
-        shards = _make_shards({s: len(f) for s, f in frames.items()}, parts, see, f"visual tokens of {dataset}")
-        if not is_main():
-            return
-        for split, files in shards.items():
+        shards = _make_shards(tables, parts, see, f"visual tokens of {dataset}")
+        if is_main():
             for name in ("pooled", "grid"):
-                np.save(folder / f"{split}.{name}.npy", np.concatenate([load_file(f)[name].numpy() for f in files]))
-            if config.cache_visual_tokens:
-                for file in files:
-                    _link(file, folder / file.name)
-        write_json(folder / "ids.json", {s: frame["image_id"].tolist() for s, frame in frames.items()})
+                for split, tensor in _joined(shards, name).items():
+                    np.save(folder / f"{split}.{name}.npy", tensor.numpy())
+            for file in (file for files in shards.values() for file in files if config.cache_visual_tokens):
+                link_or_copy(file, folder / file.name)
+            write_json(folder / "ids.json", {s: table["image_id"].tolist() for s, table in tables.items()})
 
     return Recipe(build, _base(config))
 
@@ -212,8 +219,9 @@ def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Art
     """Zero-shot answers: `predictions.parquet` of val and test, p = softmax over the candidates' log-probabilities."""
 
     def build(folder: Path, parts: Path) -> None:
-        frame = _answers(run, base_vlm(run), dataset, samples, features, SPLITS[1:], parts, {})
+        scores = _answers(run, base_vlm(run), samples, features, SPLITS[1:], parts)
         if is_main():
+            frame = _predictions(_tables(samples.path), scores, sample_labels(samples.path), run.settings.seed, {})
             write_predictions(folder / "predictions.parquet", frame)
 
     return Recipe(build, {**_base(run.settings.vlm), "seed": run.settings.seed})
@@ -253,16 +261,17 @@ def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Arti
     config, seed, labels = run.settings.vlm, run.settings.seed, sample_labels(samples.path)
 
     def build(folder: Path, parts: Path) -> None:
-        test = read_samples(samples.path, "test", ["image_id", "path", "label"])
+        tables = _tables(samples.path)
+        test = tables["test"]
         some = np.unique(np.linspace(0, len(test) - 1, min(config.reasons, len(test))).astype(int))
         asked = test.iloc[some if config.reasons else []]
         with adapted(base_vlm(run), adapter.path) as tuned:
             why = resource("prompts.yaml", "reasoning", "instructions")[0]
             said = _texts(tuned, asked, why, config, parts / "reasons.json")
             answers = _texts(tuned, asked, question(labels), config, parts / "free_answers.json")
-            frame = _answers(run, tuned, dataset, samples, features, SPLITS, parts, said)
+            scores = _answers(run, tuned, samples, features, SPLITS, parts)
         if is_main():
-            write_predictions(folder / "predictions.parquet", frame)
+            write_predictions(folder / "predictions.parquet", _predictions(tables, scores, labels, seed, said))
             if config.reasons:
                 write_predictions(folder / "generated.parquet", _free_answers(asked, answers, labels, seed))
 
@@ -280,26 +289,22 @@ class Source:
             raise EmonbError(f"{features}: made of other samples; delete the folder and run notebook 03 again")
         self.row = {image_id: i for i, image_id in enumerate(self.ids)}
         self.grid = torch.from_numpy(np.load(features / f"{split}.grid.npy"))
-        self.shards = [load_file(file)["tokens"] for file in sorted(features.glob(f"{split}-*.safetensors"))]
-        counts = self.grid.prod(1) // vlm.merge_size**2
-        self.ends = [part.cumsum(0).tolist() for part in counts.split(SHARD)]
+        counts, self.tokens = self.grid.prod(1) // vlm.merge_size**2, []
+        for file, of_shard in zip(sorted(features.glob(f"{split}-*.safetensors")), counts.split(SHARD), strict=False):
+            self.tokens += load_file(file)["tokens"].split(of_shard.tolist())
 
     def __call__(self, image_ids: Sequence[str]) -> VisualTokens:
         """Visual tokens of the given pictures, in the given order."""
         rows = [self.row[i] for i in image_ids]
-        if not self.shards:
+        if not self.tokens:
             return visual_tokens(self.vlm, [self.paths[row] for row in rows])
-        return VisualTokens([self._tokens(row) for row in rows], self.grid[rows], self.vlm.width)
-
-    def _tokens(self, row: int) -> Tensor:
-        ends, at = self.ends[row // SHARD], row % SHARD
-        return self.shards[row // SHARD][ends[at - 1] if at else 0 : ends[at]]
+        return VisualTokens([self.tokens[row] for row in rows], self.grid[rows], self.vlm.width)
 
     def batches(self, rows: range, size: int) -> Iterator[VisualTokens]:
         """Visual tokens of the pictures at these positions, batch after batch."""
-        if not self.shards:
+        if not self.tokens:
             return _see(self.vlm, [self.paths[row] for row in rows], size)
-        return (self([self.ids[i] for i in rows[start : start + size]]) for start in range(0, len(rows), size))
+        return (self(self.ids[i : min(i + size, rows.stop)]) for i in rows[::size])
 
 
 def _see(vlm: VLM, paths: Sequence[str], size: int) -> Iterator[VisualTokens]:
@@ -310,34 +315,18 @@ def _see(vlm: VLM, paths: Sequence[str], size: int) -> Iterator[VisualTokens]:
 
 
 def _answers(
-    run: Run,
-    vlm: VLM,
-    dataset: str,
-    samples: Artifact,
-    features: Artifact,
-    splits: Sequence[str],
-    parts: Path,
-    said: Mapping[str, str],
-) -> pd.DataFrame:
-    """Predictions from scored answers about every picture of some splits; `said`: image id -> the VLM's words."""
+    run: Run, vlm: VLM, samples: Artifact, features: Artifact, splits: Sequence[str], parts: Path
+) -> dict[str, Tensor]:
+    """[N, C] log-probabilities of the candidate answers about every picture of some splits."""
     labels, size = sample_labels(samples.path), run.settings.vlm.batch_size
     sources = {s: Source(vlm, features.path, samples.path, s) for s in splits}
 
-    def ask(split: str, rows: range, file: Path) -> None:
+    def ask(split: str, rows: range) -> dict[str, Tensor]:
         scores = [answer_distribution(vlm, batch, labels).cpu() for batch in sources[split].batches(rows, size)]
-        save_file({"scores": torch.cat(scores)}, file)
+        return {"scores": torch.cat(scores)}
 
-    shards = _make_shards({s: len(source.ids) for s, source in sources.items()}, parts, ask, f"answers for {dataset}")
-    if not is_main():
-        return pd.DataFrame()
-    frames = []
-    for split, files in shards.items():
-        scores, rows = torch.cat([load_file(f)["scores"] for f in files]), read_samples(samples.path, split)
-        text = [said.get(image_id, "") for image_id in rows["image_id"]]
-        frames.append(
-            _scored(rows["image_id"], split, rows["label"], scores, labels, run.settings.seed, raw_text=text)
-        )
-    return pd.concat(frames, ignore_index=True)
+    ids = {s: source.ids for s, source in sources.items()}
+    return _joined(_make_shards(ids, parts, ask, f"answers for {samples.name}"), "scores")
 
 
 def _texts(vlm: VLM, asked: pd.DataFrame, instruction: str, config: VLMSettings, kept: Path) -> dict[str, str]:
@@ -361,50 +350,65 @@ def _free_answers(asked: pd.DataFrame, texts: Mapping[str, str], labels: Sequenc
     return make_predictions(asked["image_id"], ["test"] * len(asked), asked["label"], p, labels, seed=seed, **more)
 
 
-def _scored(
-    ids: Sequence[str], split: str, label: Sequence[str], scores: Tensor, labels: Sequence[str], seed: int, **more: Any
+def _predictions(
+    tables: Mapping[str, pd.DataFrame],
+    scores: Mapping[str, Tensor],
+    labels: Sequence[str],
+    seed: int,
+    said: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Predictions of a split from [N, C] logits or log-probabilities."""
-    p = scores.double().softmax(-1).numpy()
-    return make_predictions(ids, [split] * len(p), label, p, labels, seed=seed, **more)
+    """Predictions of some splits.
+
+    Args:
+        tables: of each split `image_id` and `label`.
+        scores: of each split [N, C] logits or log-probabilities.
+        said: image id -> the VLM's own words.
+    """
+    frames = []
+    for split, logits in scores.items():
+        ids, p = tables[split]["image_id"], logits.double().softmax(-1).numpy()
+        text = None if said is None else [said.get(image_id, "") for image_id in ids]
+        options = {"seed": seed, "raw_text": text}
+        frames.append(make_predictions(ids, [split] * len(p), tables[split]["label"], p, labels, **options))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _tables(samples: Path) -> dict[str, pd.DataFrame]:
+    return {s: read_samples(samples, s, ["image_id", "path", "label"]) for s in SPLITS}
 
 
 # ---- work in shards ------------------------------------------------------------------------------------------------
 
 
 def _make_shards(
-    sizes: Mapping[str, int], parts: Path, make: Callable[[str, range, Path], None], what: str
+    pictures: Mapping[str, Sized], parts: Path, make: Callable[[str, range], dict[str, Tensor]], what: str
 ) -> dict[str, list[Path]]:
     """Work on many pictures in shards: each is one file, made once, by any process, and kept until all are there.
 
     A shard's size is fixed, so that the batches, and with them the results, are the same whoever works on it.
 
     Args:
-        sizes: pictures per split.
+        pictures: those of each split.
         parts: where the files are kept; all processes must see it.
-        make: called with split, positions and the file to write.
+        make: called with split and positions; gives what is in the file.
         what: for the progress bar.
 
     Returns:
         The files of each split, in the order of its pictures.
     """
-    todo = [(s, range(i, min(i + SHARD, n))) for s, n in sizes.items() for i in range(0, n, SHARD)]
-    files = [parts / f"{split}-{rows.start // SHARD:05d}.safetensors" for split, rows in todo]
-    mine = range(process_index(), len(files), process_count())
-    for i in progress([i for i in mine if not files[i].is_file()], what, unit="shard"):
-        partial_file = files[i].with_name(f".{files[i].name}.partial")
-        make(*todo[i], partial_file)
-        os.replace(partial_file, files[i])
+    todo = [(s, range(i, min(i + SHARD, len(x)))) for s, x in pictures.items() for i in range(0, len(x), SHARD)]
+    files = {(split, rows): parts / f"{split}-{rows.start // SHARD:05d}.safetensors" for split, rows in todo}
+    mine = [shard for shard in todo[process_index() :: process_count()] if not files[shard].is_file()]
+    for shard in progress(mine, what, unit="shard"):
+        partial_file = parts / f".{files[shard].name}.partial"
+        save_file(make(*shard), partial_file)
+        partial_file.replace(files[shard])
     wait_for_all()
-    return {s: [file for file, (split, _) in zip(files, todo, strict=True) if split == s] for s in sizes}
+    return {s: [file for (split, _), file in files.items() if split == s] for s in pictures}
 
 
-def _link(source: Path, target: Path) -> None:
-    """Put a finished file into another folder without copying it, where the file system can."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def _joined(shards: Mapping[str, Sequence[Path]], name: str) -> dict[str, Tensor]:
+    return {s: torch.cat([load_file(file)[name] for file in files]) for s, files in shards.items()}
 
 
 # ---- 04: teachers --------------------------------------------------------------------------------------------------
@@ -421,28 +425,24 @@ def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Recip
 
     def build(folder: Path, parts: Path) -> None:
         torch.manual_seed(seed)
-        frames = {s: read_samples(samples.path, s, ["image_id", "path", "label"]) for s in SPLITS}
+        tables = _tables(samples.path)
         net = build_network(classes=len(labels), **config.building).to(get_device(), **LAYOUT)
-        pictures = {s: _pictures(frame, labels, config) for s, frame in frames.items()}
+        pictures = {s: _pictures(table, labels, config) for s, table in tables.items()}
         options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"{network} on {dataset}"}
         train = pictures["train"].augmented(seed)
         history = train_network(net, train, pictures["val"], **config.training, **options)
 
-        def see(split: str, rows: range, file: Path) -> None:
-            save_file({"logits": predict_network(net, pictures[split], rows)}, file)
+        def see(split: str, rows: range) -> dict[str, Tensor]:
+            return {"logits": predict_network(net, pictures[split], rows)}
 
-        sizes = {s: len(frame) for s, frame in frames.items()}
-        shards = _make_shards(sizes, parts, see, f"{network}'s answers for {dataset}")
-        if not is_main():
-            return
-        logits = {s: torch.cat([load_file(file)["logits"] for file in files]) for s, files in shards.items()}
-        save_module(net, folder / "model.safetensors")
-        save_file(logits, folder / "logits.safetensors")
-        write_json(folder / "ids.json", {s: frame["image_id"].tolist() for s, frame in frames.items()})
-        write_json(folder / "config.json", {"labels": labels, "network": config.model_dump()})
-        write_json(folder / "history.json", history)
-        found = [_scored(f["image_id"], s, f["label"], logits[s], labels, seed) for s, f in frames.items()]
-        write_predictions(folder / "predictions.parquet", pd.concat(found, ignore_index=True))
+        logits = _joined(_make_shards(tables, parts, see, f"{network}'s answers for {dataset}"), "logits")
+        if is_main():
+            save_module(net, folder / "model.safetensors")
+            save_file(logits, folder / "logits.safetensors")
+            write_json(folder / "ids.json", {s: table["image_id"].tolist() for s, table in tables.items()})
+            write_json(folder / "config.json", {"labels": labels, "network": config.model_dump()})
+            write_json(folder / "history.json", history)
+            write_predictions(folder / "predictions.parquet", _predictions(tables, logits, labels, seed))
 
     return Recipe(build, {**config.model_dump(), "network": network, "seed": seed})
 
@@ -487,33 +487,53 @@ def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teach
 
     def build(folder: Path, parts: Path) -> None:
         data = {s: cached_tensors(samples.path, features.path, teacher.path, s) for s in SPLITS}
-        history, logits = [], {}
-        for name, setting in progress(config.heads.items(), f"heads of {dataset}", unit="head"):
-            frames = []
-            for seed in seeds:
-                net, curve = train_head(data["train"][1], data["val"][1], **setting, **config.training, seed=seed)
-                save_module(net, folder / f"{name}.seed{seed}.safetensors")
-                for split, (ids, cached) in data.items():
-                    scores, gold = outputs(net, cached.features), [labels[i] for i in cached.labels.tolist()]
-                    frames.append(_scored(ids, split, gold, scores, labels, seed))
-                    if name == "head":
-                        logits[f"{split}.seed{seed}"] = scores
-                history += [row | {"seed": seed} for row in curve if name == "head"]
-            write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
-        save_file(logits, folder / "logits.safetensors")
+        gold = {s: [labels[i] for i in cached.labels.tolist()] for s, (_, cached) in data.items()}
+        tables = {s: pd.DataFrame({"image_id": ids, "label": gold[s]}) for s, (ids, _) in data.items()}
+
+        def train(name: str, seed: int) -> Trained:
+            options = {**config.heads[name], **config.training, "seed": seed}
+            net, curve = train_head(data["train"][1], data["val"][1], **options)
+            return net, curve, {s: outputs(net, cached.features) for s, (_, cached) in data.items()}
+
+        _train_all(folder, config.heads, seeds, train, tables, labels, f"heads of {dataset}")
         sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
         width = data["train"][1].features.shape[1]
         write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": labels})
-        write_json(folder / "history.json", history)
 
     return Recipe(build, {**config.model_dump(), "seeds": seeds})
+
+
+def _train_all(
+    folder: Path,
+    names: Iterable[str],
+    seeds: Sequence[int],
+    train: Callable[[str, int], Trained],
+    tables: Mapping[str, pd.DataFrame],
+    labels: Sequence[str],
+    what: str,
+) -> None:
+    """Train and write every head or gate of every seed; of the first one also logits and training curve."""
+    history, kept = [], {}
+    for name in progress([*names], what, unit="model"):
+        frames = []
+        for seed in seeds:
+            net, curve, scores = train(name, seed)
+            save_module(net, folder / f"{name}.seed{seed}.safetensors")
+            frames.append(_predictions(tables, scores, labels, seed))
+            if name == next(iter(names)):
+                kept |= {f"{split}.seed{seed}": logits for split, logits in scores.items()}
+                history += [row | {"seed": seed} for row in curve]
+        write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
+    save_file(kept, folder / "logits.safetensors")
+    write_json(folder / "history.json", history)
 
 
 @stage("06_gate", side_by_side=True)
 def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -> Recipe:
     """All gates of all seeds; seed k of a gate reads seed k of the head.
 
-    Files: `<model>.seed<k>.safetensors`, `gates.json`, `history.json` (of `emovlmkd`), `<model>.parquet`.
+    Files: `<model>.seed<k>.safetensors`, `gates.json`, `<model>.parquet`; of `emovlmkd` also `history.json` and
+    `logits.safetensors`.
     """
     config, seeds = run.settings.gate, run.settings.seeds
 
@@ -524,21 +544,16 @@ def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -
             raise EmonbError(f"{head.path}: no head of seed {missing}; run notebook 05 with these seeds")
         answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
         order = {s: rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
-        history = []
-        for name, (kind, inputs) in progress(config.gates.items(), f"gates of {dataset}", unit="gate"):
-            frames = []
-            for seed in seeds:
-                data = {s: opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
-                net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
-                save_module(net, folder / f"{name}.seed{seed}.safetensors")
-                for split, frame in answers.items():
-                    scores = outputs(net, data[split].vlm, data[split].head)
-                    frames.append(_scored(frame["image_id"], split, frame["label"], scores, labels, seed))
-                history += [row | {"seed": seed} for row in curve if name == "emovlmkd"]
-            write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
+
+        def train(name: str, seed: int) -> Trained:
+            kind, inputs = config.gates[name]
+            data = {s: opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
+            net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
+            return net, curve, {s: outputs(net, x.vlm, x.head) for s, x in data.items()}
+
+        _train_all(folder, config.gates, seeds, train, answers, labels, f"gates of {dataset}")
         kinds = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in config.gates.items()}
         write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
-        write_json(folder / "history.json", history)
 
     return Recipe(build, {**config.model_dump(), "seeds": seeds})
 
@@ -562,16 +577,21 @@ def rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
 @stage("06_gate")
 def model(run: Run, dataset: str, *, adapter: Artifact, head: Artifact, gate: Artifact) -> Recipe:
     """The assembled model of the first seed; also copied to `OUT/models/<dataset>`."""
-    settings, labels = run.settings, read_json(head.path / "heads.json")["labels"]
-    hidden, kind = list(settings.distill.hidden), settings.gate.kind
-    config = {"model_type": "emovlm-kd", "dataset": dataset, "labels": labels, "hidden": hidden, "gate": kind}
-    config |= {"vlm": settings.vlm.model_dump(mode="json"), "seed": settings.seed}
+    config = _config(run, dataset, head)
 
     def build(folder: Path, parts: Path) -> None:
         with adapted(base_vlm(run), adapter.path) as tuned:
             assemble(tuned, head.path, gate.path, config).save_pretrained(folder)
 
     return Recipe(build, config)
+
+
+def _config(run: Run, dataset: str, head: Artifact) -> dict[str, Any]:
+    """What `EmoVLMKD.from_pretrained` needs to know."""
+    settings, labels = run.settings, read_json(head.path / "heads.json")["labels"]
+    hidden, kind = list(settings.distill.hidden), settings.gate.kind
+    config = {"model_type": "emovlm-kd", "dataset": dataset, "labels": labels, "hidden": hidden, "gate": kind}
+    return {**config, "vlm": settings.vlm.model_dump(mode="json"), "seed": settings.seed}
 
 
 def assemble(tuned: VLM, head: Path, gate: Path, config: Mapping[str, Any]) -> EmoVLMKD:
@@ -584,17 +604,15 @@ def assemble(tuned: VLM, head: Path, gate: Path, config: Mapping[str, Any]) -> E
 @stage("06_gate")
 def cost(run: Run, dataset: str, *, samples: Artifact, adapter: Artifact, head: Artifact, gate: Artifact) -> Recipe:
     """What an answer of each model costs (`cost.json`); a stored result stays as it was measured."""
-    settings, labels, networks = run.settings, read_json(head.path / "heads.json")["labels"], {}
+    settings, networks = run.settings, {}
     for name in settings.teacher.networks:
         with suppress(EmonbError):  # a network that failed has no cost
             networks[name] = run.find("teacher", dataset, name)
 
     def build(folder: Path, parts: Path) -> None:
         paths = read_samples(samples.path, "test", ["path"])["path"].head(PICTURES).tolist()
-        config = {"labels": labels, "seed": settings.seed}
-        config |= {"hidden": settings.distill.hidden, "gate": settings.gate.kind}
         with adapted(base_vlm(run), adapter.path) as tuned:
-            models = parts_of(assemble(tuned, head.path, gate.path, config))
+            models = parts_of(assemble(tuned, head.path, gate.path, _config(run, dataset, head)))
             models |= {name: _measured(artifact.path) for name, artifact in networks.items()}
             write_json(folder / "cost.json", measure(models, paths, tuned.device))
 
