@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import filecmp
 import functools
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from emonb.distill import Cached
 from emonb.errors import EmonbError
 from emonb.files import atomic_write, make_folder, read_json
 from emonb.gate import Opinions
-from emonb.machine import get_device, is_main, keep_freed_memory, library_versions, process_count, side_by_side
+from emonb.machine import get_device, is_main, library_versions, process_count, side_by_side
 from emonb.predictions import (
     LoadedPredictions,
     dataset_title,
@@ -42,10 +41,11 @@ if TYPE_CHECKING:
 
     from emonb.vlm import VLM
 
-# Prediction files of a stage's result that people read: its file -> the model's name in OUT/predictions.
+# Models of OUT/predictions whose file in the result of their stage has another name.
 _PUBLISHED = {
-    "base_predictions": {"predictions": "vlm_zero_shot"},
-    "vlm_predictions": {"predictions": "vlm_tuned", "generated": "vlm_generated"},
+    ("base_predictions", "predictions"): "vlm_zero_shot",
+    ("vlm_predictions", "predictions"): "vlm_tuned",
+    ("vlm_predictions", "generated"): "vlm_generated",
 }
 
 
@@ -84,8 +84,8 @@ class Run:
         if stage.side_by_side and self.settings.side_by_side and alone:
             missing = [job for job in jobs if not self.store.has(*self._order(stage, job))]
             calls = [(self.settings, self.store.force, self.store.keep, name, job) for job in missing]
-            for artifact in progress(side_by_side(_make_elsewhere, calls, name), name, total=len(calls)):
-                self.store.was_made(artifact)
+            for _ in progress(side_by_side(_make_elsewhere, calls, name), name, total=len(calls)):
+                pass
         return {job if len(job) > 1 else job[0]: self.make_one(name, *job) for job in jobs}
 
     def make_one(self, name: str, *job: str) -> Artifact:
@@ -93,14 +93,11 @@ class Run:
         artifact = self.store.get(*self._order(STAGES[name], job))
         if not is_main():
             return artifact
-        names = _PUBLISHED.get(name, {file.stem: file.stem for file in artifact.path.glob("*.parquet")})
-        names = {"predictions": job[1]} if name == "teacher" else {} if name == "samples" else names
-        for file, model in names.items():
-            if (artifact.path / f"{file}.parquet").is_file():
-                self._copy(artifact.path / f"{file}.parquet", f"predictions/{job[0]}__{model}.parquet")
-        for file in sorted(artifact.path.rglob("*")) if name == "model" else ():
-            if file.is_file() and file.name != "provenance.json":
-                self._copy(file, f"models/{job[0]}/{file.relative_to(artifact.path).as_posix()}")
+        for file in artifact.path.glob("*.parquet") if name != "samples" else ():
+            model = job[1] if name == "teacher" else _PUBLISHED.get((name, file.stem), file.stem)
+            self._save(f"predictions/{job[0]}__{model}.parquet", file.read_bytes())
+        for path in artifact.provenance["files"] if name == "model" else ():
+            self._save(f"models/{job[0]}/{path}", (artifact.path / path).read_bytes())
         if name == "triplets":
             annotate.show_offline(artifact.path / "triplets.jsonl", self.out / "triplets" / f"{job[0]}.jsonl")
             self._note(f"triplets/{job[0]}.jsonl")
@@ -108,23 +105,20 @@ class Run:
 
     def find(self, name: str, *job: str) -> Artifact:
         """The result of a stage that an earlier notebook made."""
-        artifact = self.store.find(name, "--".join(job))
-        self.store.note_use(artifact)
-        return artifact
+        return self.store.find(name, "--".join(job))
 
     def jobs(self, name: str) -> list[tuple[str, ...]]:
         """What a stage is done for: datasets, or datasets and networks."""
-        networks = self.settings.teacher.networks if name == "teacher" else ()
-        return list(product(self.datasets, networks)) if networks else [(dataset,) for dataset in self.datasets]
+        networks = [self.settings.teacher.networks] if name == "teacher" else []
+        return list(product(self.datasets, *networks))
 
     def _order(self, stage: Stage, job: Sequence[str]) -> tuple:
         """What the store is asked for: the stage's recipe for a job, with the results that it needs."""
-        needs = {}
-        for need in stage.needs:
-            about = (job[0], self.settings.teacher.teacher) if need == "teacher" else (job[0],)
-            needs[need] = self.find(need, *about)
+        teacher = (job[0], self.settings.teacher.teacher)
+        needs = {need: self.find(need, *(teacher if need == "teacher" else job[:1])) for need in stage.needs}
         recipe = stage.recipe(self, *job, **needs)
-        return stage.name, "--".join(job), recipe.made_of(needs.values()), stage_code(recipe.root or stage.name)
+        made_of = replace(recipe, inputs=(*needs.values(), *recipe.inputs))
+        return stage.name, "--".join(job), made_of, stage_code(recipe.root)
 
     # ---- what notebooks read
 
@@ -174,10 +168,9 @@ class Run:
 
     def histories(self, stage: str, what: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
         """(what, dataset's title) -> training curve; of the stage `teacher`, `what` is the network."""
-        jobs = {d: (d, what) if stage == "teacher" else (d,) for d in self.datasets}
-        return {
-            (what, self.title(d)): read_json(self.find(stage, *job).path / "history.json") for d, job in jobs.items()
-        }
+        names = {d: f"{d}--{what}" if stage == "teacher" else d for d in self.datasets}
+        files = {d: self.find(stage, name).path / "history.json" for d, name in names.items()}
+        return {(what, self.title(d)): read_json(file) for d, file in files.items()}
 
     def distribution(self, dataset: str, model: str, image_id: str) -> dict[str, float]:
         """A model's answer about one test picture: emotion -> probability, the mean of its seeds."""
@@ -224,7 +217,6 @@ class Run:
     def save_predictions(self, frame: pd.DataFrame, dataset: str, model: str) -> None:
         """Save `predictions/<dataset>__<model>.parquet`."""
         path = f"predictions/{dataset}__{model}.parquet"
-        make_folder((self.out / path).parent)
         write_predictions(self.out / path, frame)
         self._note(path)
 
@@ -237,15 +229,6 @@ class Run:
     def _save(self, path: str, data: str | bytes) -> None:
         make_folder((self.out / path).parent)
         atomic_write(self.out / path, data)
-        self._note(path)
-
-    def _copy(self, source: Path, path: str) -> None:
-        target = self.out / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
-            partial = target.with_name(f".{target.name}.partial")
-            shutil.copyfile(source, partial)
-            partial.replace(target)
         self._note(path)
 
     def _note(self, path: str) -> None:
@@ -272,7 +255,6 @@ def open_run(
     Raises:
         EmonbError: invalid settings, an unknown stage in `force` or `keep`, or no write permission.
     """
-    keep_freed_memory()
     settings = load_settings(profile, datasets=datasets, images=images, out=out, seeds=seeds)
     keep = keep or os.environ.get("EMONB_KEEP", "")
     return Run(settings, force=parse_stages("force", force), keep=parse_stages("keep", keep))
@@ -306,13 +288,13 @@ def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> N
 
     Under `accelerate launch` all processes call this; the first one tells of each result by `say`.
     """
-    if name not in (*STAGES, "all"):
-        raise EmonbError(f"stage {name!r}: unknown; use one of {', '.join(STAGES)}, all")
-    wanted = {"gate"} if name == "all" else {name}
+    order = list(STAGES)
+    if name not in (*order, "all"):
+        raise EmonbError(f"stage {name!r}: unknown; use one of {', '.join(order)}, all")
+    wanted = {*order[: order.index("gate") + 1]} if name == "all" else {name}
     for stage in reversed(STAGES.values()):
         wanted |= {*stage.needs} if stage.name in wanted else set()
-    wanted |= {"base_predictions"} if name == "all" else set()
-    for stage in [stage for stage in STAGES if stage in wanted]:
+    for stage in sorted(wanted, key=order.index):
         for artifact in run.make(stage).values():
             how = artifact.provenance
             if is_main():
