@@ -46,7 +46,8 @@ from emonb.world import DRAWN, draw_dataset
 if TYPE_CHECKING:
     from emonb.run import Run
 
-Trained = tuple[torch.nn.Module, list[dict[str, Any]], dict[str, Tensor]]  # net, training curve, logits
+Tables = Mapping[str, pd.DataFrame]  # of each split: image_id, label and perhaps path
+Trained = tuple[torch.nn.Module, list[dict[str, Any]], dict[str, Tensor]]  # net, training curve, logits of each split
 SHARD = 512  # pictures; ours: minutes of work for a 7B model, and a multiple of the usual batch sizes
 
 
@@ -190,7 +191,7 @@ def features(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
     config = run.settings.vlm
 
     def build(folder: Path, parts: Path) -> None:
-        tables = _tables(samples.path)
+        tables = _tables(samples)
 
         def see(split: str, rows: range) -> dict[str, Tensor]:
             seen = list(_see(base_vlm(run), tables[split]["path"].iloc[rows].tolist(), config.batch_size))
@@ -221,7 +222,7 @@ def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Art
     def build(folder: Path, parts: Path) -> None:
         scores = _answers(run, base_vlm(run), samples, features, SPLITS[1:], parts)
         if is_main():
-            frame = _predictions(_tables(samples.path), scores, sample_labels(samples.path), run.settings.seed, {})
+            frame = _predictions(_tables(samples), scores, run.settings.seed, {})
             write_predictions(folder / "predictions.parquet", frame)
 
     return Recipe(build, {**_base(run.settings.vlm), "seed": run.settings.seed})
@@ -238,7 +239,7 @@ def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, fe
         tuned = add_lora(base, **config.lora)
         lines = triplet_lines(triplets.path / "triplets.jsonl")
         rows = [row for row in lines if row["kind"] in config.triplet_kinds]
-        see = Source(tuned, features.path, samples.path, "train")
+        see = Source(tuned, features, samples, "train")
         options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"LoRA of {dataset}"}
         try:
             history = tune(tuned, rows, see, **config.tuning, **options)
@@ -261,7 +262,7 @@ def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Arti
     config, seed, labels = run.settings.vlm, run.settings.seed, sample_labels(samples.path)
 
     def build(folder: Path, parts: Path) -> None:
-        tables = _tables(samples.path)
+        tables = _tables(samples)
         test = tables["test"]
         some = np.unique(np.linspace(0, len(test) - 1, min(config.reasons, len(test))).astype(int))
         asked = test.iloc[some if config.reasons else []]
@@ -271,9 +272,14 @@ def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Arti
             answers = _texts(tuned, asked, question(labels), config, parts / "free_answers.json")
             scores = _answers(run, tuned, samples, features, SPLITS, parts)
         if is_main():
-            write_predictions(folder / "predictions.parquet", _predictions(tables, scores, labels, seed, said))
-            if config.reasons:
-                write_predictions(folder / "generated.parquet", _free_answers(asked, answers, labels, seed))
+            write_predictions(folder / "predictions.parquet", _predictions(tables, scores, seed, said))
+        if is_main() and config.reasons:  # an answer that cannot be parsed stays unparsed
+            texts = [answers[image_id] for image_id in asked["image_id"]]
+            named = [parse_emotion(text, labels) for text in texts]
+            p = np.array([[float(label == name) for label in labels] for name in named])
+            options = {"seed": seed, "raw_text": texts, "parsed": [name is not None for name in named]}
+            frame = make_predictions(asked["image_id"], ["test"] * len(asked), asked["label"], p, labels, **options)
+            write_predictions(folder / "generated.parquet", frame)
 
     words = {"reasons": config.reasons, "max_new_tokens": config.max_new_tokens, "seed": seed}
     return Recipe(build, {**_base(config), **words})
@@ -282,15 +288,15 @@ def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Arti
 class Source:
     """Visual tokens of a split by image id: from the cache of `features`, or from the picture where there is none."""
 
-    def __init__(self, vlm: VLM, features: Path, samples: Path, split: str):
-        frame = read_samples(samples, split, ["image_id", "path"])
-        self.vlm, self.ids, self.paths = vlm, frame["image_id"].tolist(), frame["path"].tolist()
-        if self.ids != read_json(features / "ids.json")[split]:
-            raise EmonbError(f"{features}: made of other samples; delete the folder and run notebook 03 again")
+    def __init__(self, vlm: VLM, features: Artifact, samples: Artifact, split: str):
+        table = _tables(samples, features)[split]
+        self.vlm, self.ids, self.paths = vlm, table["image_id"].tolist(), table["path"].tolist()
         self.row = {image_id: i for i, image_id in enumerate(self.ids)}
-        self.grid = torch.from_numpy(np.load(features / f"{split}.grid.npy"))
+        self.grid = torch.from_numpy(np.load(features.path / f"{split}.grid.npy"))
         counts, self.tokens = self.grid.prod(1) // vlm.merge_size**2, []
-        for file, of_shard in zip(sorted(features.glob(f"{split}-*.safetensors")), counts.split(SHARD), strict=False):
+        for file, of_shard in zip(
+            sorted(features.path.glob(f"{split}-*.safetensors")), counts.split(SHARD), strict=False
+        ):
             self.tokens += load_file(file)["tokens"].split(of_shard.tolist())
 
     def __call__(self, image_ids: Sequence[str]) -> VisualTokens:
@@ -319,7 +325,7 @@ def _answers(
 ) -> dict[str, Tensor]:
     """[N, C] log-probabilities of the candidate answers about every picture of some splits."""
     labels, size = sample_labels(samples.path), run.settings.vlm.batch_size
-    sources = {s: Source(vlm, features.path, samples.path, s) for s in splits}
+    sources = {s: Source(vlm, features, samples, s) for s in splits}
 
     def ask(split: str, rows: range) -> dict[str, Tensor]:
         scores = [answer_distribution(vlm, batch, labels).cpu() for batch in sources[split].batches(rows, size)]
@@ -341,40 +347,26 @@ def _texts(vlm: VLM, asked: pd.DataFrame, instruction: str, config: VLMSettings,
     return read_json(kept)
 
 
-def _free_answers(asked: pd.DataFrame, texts: Mapping[str, str], labels: Sequence[str], seed: int) -> pd.DataFrame:
-    """Greedy generation instead of scoring; an answer that cannot be parsed stays unparsed."""
-    said = [texts[image_id] for image_id in asked["image_id"]]
-    named = [parse_emotion(text, labels) for text in said]
-    p = np.array([[float(label == name) for label in labels] for name in named])
-    more = {"raw_text": said, "parsed": [name is not None for name in named]}
-    return make_predictions(asked["image_id"], ["test"] * len(asked), asked["label"], p, labels, seed=seed, **more)
-
-
 def _predictions(
-    tables: Mapping[str, pd.DataFrame],
-    scores: Mapping[str, Tensor],
-    labels: Sequence[str],
-    seed: int,
-    said: Mapping[str, str] | None = None,
+    tables: Tables, scores: Mapping[str, Tensor], seed: int, said: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """Predictions of some splits.
-
-    Args:
-        tables: of each split `image_id` and `label`.
-        scores: of each split [N, C] logits or log-probabilities.
-        said: image id -> the VLM's own words.
-    """
+    """Predictions of the splits of `scores` ([N, C] logits or log-probabilities); `said`: image id -> VLM's words."""
     frames = []
     for split, logits in scores.items():
-        ids, p = tables[split]["image_id"], logits.double().softmax(-1).numpy()
-        text = None if said is None else [said.get(image_id, "") for image_id in ids]
-        options = {"seed": seed, "raw_text": text}
+        ids, labels, p = tables[split]["image_id"], tables[split].attrs["labels"], logits.double().softmax(-1).numpy()
+        options = {"seed": seed, "raw_text": None if said is None else [said.get(image_id, "") for image_id in ids]}
         frames.append(make_predictions(ids, [split] * len(p), tables[split]["label"], p, labels, **options))
     return pd.concat(frames, ignore_index=True)
 
 
-def _tables(samples: Path) -> dict[str, pd.DataFrame]:
-    return {s: read_samples(samples, s, ["image_id", "path", "label"]) for s in SPLITS}
+def _tables(samples: Artifact, *made: Artifact) -> Tables:
+    """The sample tables; raises `EmonbError` for a result that was made of other ones."""
+    tables = {s: read_samples(samples.path, s, ["image_id", "path", "label"]) for s in SPLITS}
+    ids = {s: table["image_id"].tolist() for s, table in tables.items()}
+    for artifact in made:
+        if read_json(artifact.path / "ids.json") != ids:
+            raise EmonbError(f"{artifact.path}: made of other samples; delete the folder and run again")
+    return tables
 
 
 # ---- work in shards ------------------------------------------------------------------------------------------------
@@ -383,18 +375,10 @@ def _tables(samples: Path) -> dict[str, pd.DataFrame]:
 def _make_shards(
     pictures: Mapping[str, Sized], parts: Path, make: Callable[[str, range], dict[str, Tensor]], what: str
 ) -> dict[str, list[Path]]:
-    """Work on many pictures in shards: each is one file, made once, by any process, and kept until all are there.
+    """Work on the pictures of each split in shards, made once each, by any process, and kept until all are there.
 
-    A shard's size is fixed, so that the batches, and with them the results, are the same whoever works on it.
-
-    Args:
-        pictures: those of each split.
-        parts: where the files are kept; all processes must see it.
-        make: called with split and positions; gives what is in the file.
-        what: for the progress bar.
-
-    Returns:
-        The files of each split, in the order of its pictures.
+    A shard's size is fixed, so that the batches, and with them the results, are the same whoever works on it. `make`,
+    called with split and positions, gives what is in its file; returns the files of each split in their order.
     """
     todo = [(s, range(i, min(i + SHARD, len(x)))) for s, x in pictures.items() for i in range(0, len(x), SHARD)]
     files = {(split, rows): parts / f"{split}-{rows.start // SHARD:05d}.safetensors" for split, rows in todo}
@@ -425,7 +409,7 @@ def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Recip
 
     def build(folder: Path, parts: Path) -> None:
         torch.manual_seed(seed)
-        tables = _tables(samples.path)
+        tables = _tables(samples)
         net = build_network(classes=len(labels), **config.building).to(get_device(), **LAYOUT)
         pictures = {s: _pictures(table, labels, config) for s, table in tables.items()}
         options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"{network} on {dataset}"}
@@ -442,7 +426,7 @@ def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Recip
             write_json(folder / "ids.json", {s: table["image_id"].tolist() for s, table in tables.items()})
             write_json(folder / "config.json", {"labels": labels, "network": config.model_dump()})
             write_json(folder / "history.json", history)
-            write_predictions(folder / "predictions.parquet", _predictions(tables, logits, labels, seed))
+            write_predictions(folder / "predictions.parquet", _predictions(tables, logits, seed))
 
     return Recipe(build, {**config.model_dump(), "network": network, "seed": seed})
 
@@ -466,14 +450,13 @@ def load_network(folder: Path) -> tuple[torch.nn.Module, NetworkSettings, list[s
 # ---- 05, 06: head, gate, the assembled model -----------------------------------------------------------------------
 
 
-def cached_tensors(samples: Path, features: Path, teacher: Path, split: str) -> tuple[list[str], Cached]:
-    """What the heads learn from: image ids of a split, and its features (mapped, not read), logits and labels."""
-    ids, order = read_json(features / "ids.json")[split], sample_labels(samples)
-    row = {image_id: i for i, image_id in enumerate(read_json(teacher / "ids.json")[split])}
-    logits = load_file(teacher / "logits.safetensors")[split][[row[i] for i in ids]]
-    gold = read_samples(samples, split, ["image_id", "label"]).set_index("image_id").loc[ids, "label"]
-    pooled = torch.from_numpy(np.load(features / f"{split}.pooled.npy", mmap_mode="c"))
-    return ids, Cached(pooled, logits, torch.tensor([order.index(label) for label in gold]))
+def cached_tensors(samples: Artifact, features: Artifact, teacher: Artifact) -> dict[str, Cached]:
+    """What the heads learn from: of each split features (mapped, not read), logits of the teacher, labels."""
+    labels, logits, data = sample_labels(samples.path), load_file(teacher.path / "logits.safetensors"), {}
+    for split, table in _tables(samples, features, teacher).items():
+        pooled = torch.from_numpy(np.load(features.path / f"{split}.pooled.npy", mmap_mode="c"))
+        data[split] = Cached(pooled, logits[split], torch.tensor([labels.index(label) for label in table["label"]]))
+    return data
 
 
 @stage("05_distillation", side_by_side=True)
@@ -483,44 +466,41 @@ def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teach
     Files: `<model>.seed<k>.safetensors`, `heads.json` (sizes, labels), `history.json` and
     `logits.safetensors` (both of `head`), and `<model>.parquet` predictions with all seeds.
     """
-    config, seeds, labels = run.settings.distill, run.settings.seeds, sample_labels(samples.path)
+    config, seeds = run.settings.distill, run.settings.seeds
 
     def build(folder: Path, parts: Path) -> None:
-        data = {s: cached_tensors(samples.path, features.path, teacher.path, s) for s in SPLITS}
-        gold = {s: [labels[i] for i in cached.labels.tolist()] for s, (_, cached) in data.items()}
-        tables = {s: pd.DataFrame({"image_id": ids, "label": gold[s]}) for s, (ids, _) in data.items()}
+        data = cached_tensors(samples, features, teacher)
 
         def train(name: str, seed: int) -> Trained:
             options = {**config.heads[name], **config.training, "seed": seed}
-            net, curve = train_head(data["train"][1], data["val"][1], **options)
-            return net, curve, {s: outputs(net, cached.features) for s, (_, cached) in data.items()}
+            net, curve = train_head(data["train"], data["val"], **options)
+            return net, curve, {s: outputs(net, cached.features) for s, cached in data.items()}
 
-        _train_all(folder, config.heads, seeds, train, tables, labels, f"heads of {dataset}")
+        _train_all(folder, [*config.heads], seeds, train, _tables(samples), f"heads of {dataset}")
         sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
-        width = data["train"][1].features.shape[1]
-        write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": labels})
+        width = data["train"].features.shape[1]
+        write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": sample_labels(samples.path)})
 
     return Recipe(build, {**config.model_dump(), "seeds": seeds})
 
 
 def _train_all(
     folder: Path,
-    names: Iterable[str],
+    names: list[str],
     seeds: Sequence[int],
     train: Callable[[str, int], Trained],
-    tables: Mapping[str, pd.DataFrame],
-    labels: Sequence[str],
+    tables: Tables,
     what: str,
 ) -> None:
     """Train and write every head or gate of every seed; of the first one also logits and training curve."""
     history, kept = [], {}
-    for name in progress([*names], what, unit="model"):
+    for name in progress(names, what, unit="model"):
         frames = []
         for seed in seeds:
             net, curve, scores = train(name, seed)
             save_module(net, folder / f"{name}.seed{seed}.safetensors")
-            frames.append(_predictions(tables, scores, labels, seed))
-            if name == next(iter(names)):
+            frames.append(_predictions(tables, scores, seed))
+            if name == names[0]:
                 kept |= {f"{split}.seed{seed}": logits for split, logits in scores.items()}
                 history += [row | {"seed": seed} for row in curve]
         write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
@@ -551,7 +531,7 @@ def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -
             net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
             return net, curve, {s: outputs(net, x.vlm, x.head) for s, x in data.items()}
 
-        _train_all(folder, config.gates, seeds, train, answers, labels, f"gates of {dataset}")
+        _train_all(folder, [*config.gates], seeds, train, answers, f"gates of {dataset}")
         kinds = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in config.gates.items()}
         write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
 

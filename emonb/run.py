@@ -150,14 +150,12 @@ class Run:
 
     def tokens(self, dataset: str, split: str) -> pipeline.Source:
         """Called with image ids: their visual tokens."""
-        folders = self.find("features", dataset).path, self.find("samples", dataset).path
-        return pipeline.Source(self.vlm, *folders, split)
+        return pipeline.Source(self.vlm, self.find("features", dataset), self.find("samples", dataset), split)
 
     def tensors(self, dataset: str, split: str) -> Cached:
         """What a head learns from: features [N, D], teacher's logits [N, C], labels [N]."""
-        teacher = self.find("teacher", dataset, self.settings.teacher.teacher).path
-        folders = self.find("samples", dataset).path, self.find("features", dataset).path
-        return pipeline.cached_tensors(*folders, teacher, split)[1]
+        teacher = self.find("teacher", dataset, self.settings.teacher.teacher)
+        return pipeline.cached_tensors(self.find("samples", dataset), self.find("features", dataset), teacher)[split]
 
     def opinions(self, dataset: str, split: str, inputs: str = "probabilities") -> Opinions:
         """What a gate learns from (see `gate.gate_inputs`), with the head of the first seed."""
