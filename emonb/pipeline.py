@@ -73,7 +73,7 @@ def dataset_folder(settings: Settings, dataset: str) -> Path | None:
         return None
     if root is None:
         raise EmonbError(
-            f"unknown dataset {dataset!r}: drawn ones are {', '.join(DRAWN)}; "
+            f"unknown dataset {dataset!r}; drawn ones are {', '.join(DRAWN)}; "
             "for one on disk also give its parent folder: --images ROOT (IMAGES=ROOT)"
         )
     if not (root / dataset).is_dir():

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -116,13 +117,15 @@ def make_and_die(profile: str, images: str, out: str, stage: str, step: int) -> 
         os.kill(os.getpid(), signal.SIGKILL)
 
     def mortal(*arguments, **needs):
+        made = recipe(*arguments, **needs)
+
+        @wraps(made.build)
         def build(*folders: Path) -> None:
             if not step:
                 threading.Thread(target=watch, args=folders, daemon=True).start()
             made.build(*folders)
             time.sleep(5)
 
-        made = recipe(*arguments, **needs)
         return replace(made, build=build)
 
     torch.optim.AdamW.step = counted

@@ -14,7 +14,7 @@ from emonb import headless
 from emonb.errors import EmonbError
 from emonb.files import locked
 from emonb.headless import NotebookFailed, run
-from emonb.progress import progress, read_progress
+from emonb.progress import progress
 
 REPORT = headless.write_report
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
@@ -273,6 +273,6 @@ def test_inner_progress_reaches_the_bar(tmp_path, monkeypatch, capsys):
     note = tmp_path / "progress"
     monkeypatch.setenv("EMONB_HEADLESS", "1")
     monkeypatch.setenv("EMONB_PROGRESS_FILE", str(note))
-    assert [read_progress(note) for _ in progress(range(2), "features")] == ["features 0/2", "features 1/2"]
-    assert read_progress(note) == ""
+    assert [note.read_text() for _ in progress(range(2), "features")] == ["features 0/2", "features 1/2"]
+    assert note.read_text() == ""
     assert capsys.readouterr().out == ""
