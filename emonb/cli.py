@@ -99,20 +99,35 @@ def triplets(
     out: Out = "",
 ) -> None:
     """Write the triplets of one dataset: by a paid model, without one, or from somebody else's file."""
-    from emonb.run import write_triplets
+    from emonb import annotate
+    from emonb.annotate.others import import_triplets
+    from emonb.annotate.request import estimate_text
+    from emonb.data import read_samples, sample_labels
+    from emonb.run import Run
+    from emonb.settings import load_settings
+    from emonb.triplets import has_paid_answers
 
     changes = {"annotator": annotator, "max_cost": max_cost, "concurrency": concurrency, "model": model}
-    write_triplets(
-        profile,
-        dataset,
-        images=images,
-        out=out,
-        changes={name: value for name, value in changes.items() if value not in (None, "")},
-        only_estimate=estimate,
-        import_file=import_file,
-        patient=patient,
-        say=typer.echo,
-    )
+    changes = {name: value for name, value in changes.items() if value not in (None, "")}
+    given = {"profile": profile, "datasets": dataset, "images": images, "out": out}
+    opened = Run(load_settings(**given, triplets=changes))
+    samples, terms = opened.make("samples")[dataset].path, opened.settings.triplets
+    path, batch = opened.out / "triplets" / f"{dataset}.jsonl", terms.annotator == "batch"
+    asked = read_samples(samples), sample_labels(samples), path, terms
+    if estimate:
+        typer.echo(estimate_text(*asked, batch=batch))
+        return
+    if import_file:
+        import_triplets(Path(import_file), *asked, say=typer.echo)
+    elif paid := batch or terms.annotator == "openai":
+        annotate.write_triplets(*asked, batch=batch, patient=patient, say=typer.echo)
+        if not has_paid_answers(path):
+            typer.echo("no triplets yet")
+            return
+    if import_file or paid:  # what is there, without asking again
+        opened = Run(load_settings(**given))
+    key = opened.make("triplets")[dataset].key
+    typer.echo(f"triplets/{dataset}.jsonl; result: artifacts/triplets/{key}/triplets.jsonl")
 
 
 @data.command("import")
@@ -168,12 +183,32 @@ def report(out: Annotated[str, typer.Option(help="results folder, whole or parti
 @app.command()
 def doctor(out: Annotated[str, typer.Option(help="results folder to check")] = "build") -> None:
     """Check this environment: [OK] or [FAIL] with the remedy, line by line."""
-    from emonb.machine import doctor as examine
+    import shutil
 
-    findings = [*examine(Path(out).absolute())]
-    for what, fine, finding in findings:
+    import psutil
+
+    from emonb.files import make_folder
+    from emonb.machine import LOCK, lock_state
+
+    try:
+        import torch
+        import torchvision
+
+        torchvision.ops.nms(torch.eye(4)[:1], torch.ones(1), 0.5)  # fails when the two were built for different ones
+        fit, versions = True, f"{torch.__version__}, {torchvision.__version__}"
+    except Exception as error:  # whatever is broken here is the finding
+        fit, versions = False, f"{type(error).__name__}: {error}"
+    differs = "; ".join(f"{name}: {both}" for name, both in lock_state()["differs"].items())
+    memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(make_folder(Path(out))).free / 2**30
+    findings = {
+        "torch and torchvision agree": (fit, f"{versions}; Python {sys.version.split()[0]}"),
+        "libraries": (True, f"not as in {LOCK} (installed, locked): {differs}" if differs else "as locked"),
+        "free memory": (memory >= 4, f"{memory:.1f} GB; 4 are needed: close other programs"),
+        "free disk": (disk >= 2, f"{disk:.1f} GB; 2 are needed: choose another --out"),
+    }
+    for what, (fine, finding) in findings.items():
         typer.echo(f"[{'OK' if fine else 'FAIL'}] {what}: {finding}")
-    raise typer.Exit(not all(fine for _, fine, _ in findings))
+    raise typer.Exit(not all(fine for fine, _ in findings.values()))
 
 
 @app.command()

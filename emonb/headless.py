@@ -56,7 +56,6 @@ NOTEBOOKS = {
     "09_try_your_image": 12,
 }
 _SHOWS = ("07_tables", "08_complementarity")  # worth executing over what is there when an earlier one failed
-_MORE = ("images", "seeds", "force")  # parameters that stand in a cell of their own, below the first one
 
 
 class NotebookFailed(EmonbError):
@@ -86,9 +85,7 @@ def run(
     """Execute the notebooks that are not up to date, then write the report; returns the results folder.
 
     Args:
-        profile, datasets, images, out, seeds, force: the notebooks' parameters; relative paths count
-            from the project root.
-        keep: stages of which an older result is taken in spite of changed code.
+        profile, datasets, images, out, seeds, force, keep: as for `open_run`; paths count from the project root.
         notebooks: comma-separated numbers (`01,02`) to restrict the run to.
         folder: where the notebooks are; default `notebooks/` of the project.
 
@@ -105,16 +102,10 @@ def run(
         del parameters["profile"]
     place = (folder or project_root() / "notebooks").resolve()
     sources = sorted(place.glob("[0-9]*.ipynb"))
-    if not sources:
-        raise EmonbError(f"{place}: no notebooks; start from the project's folder")
-    for source in sources:
-        known = (*papermill.inspect_notebook(str(source)), *_MORE)  # papermill only warns of an unknown one
-        if unknown := [name for name in parameters if name not in known]:
-            raise EmonbError(f"{source}: no parameter {unknown[0]!r} in its cell tagged 'parameters'; add it there")
-    wanted = [part.strip() for part in notebooks.split(",") if part.strip()]
-    chosen = [s for s in sources if not wanted or s.stem in wanted or s.stem.split("_")[0] in wanted]
+    wanted = tuple(part.strip() for part in notebooks.split(",") if part.strip())
+    chosen = [source for source in sources if not wanted or source.stem.startswith(wanted)]
     if not chosen:
-        raise EmonbError(f"notebooks {notebooks!r}: none of {', '.join(s.stem[:2] for s in sources)}")
+        raise EmonbError(f"notebooks {notebooks!r}: none of {', '.join(s.stem[:2] for s in sources)} of {place}")
     results = make_folder(settings.out_path)
     busy = f"{results}: another run is writing here; wait for it or choose another OUT"
     if threading.current_thread() is threading.main_thread():
@@ -175,11 +166,11 @@ class _Run:
                     failed = failed or error
             if failed:
                 raise failed
-            self._report()
+            totals = self._report()
             statuses = [self.records[name]["status"] for name in names]
             bar.say(f"{statuses.count('up to date')} notebooks up to date, {statuses.count('executed')} executed")
-            seconds, peak = time.monotonic() - self.start, self._peak()
-            bar.say(f"done in {seconds:.0f} s, peak memory {peak:.0f} MB: {_short(self.out / 'index.html')}")
+            cost = f"{totals['seconds_wall_this_run']:.0f} s, peak memory {totals['peak_memory_mb']:.0f} MB"
+            bar.say(f"done in {cost}: {_short(self.out / 'index.html')}")
         except BaseException:
             try:
                 self._report()
@@ -190,10 +181,11 @@ class _Run:
         finally:
             bar.close()
 
-    def _report(self) -> None:
-        self._write()
+    def _report(self) -> dict[str, float]:
+        totals = self._write()
         write_report(self.out)
         sign(self.out / "notebooks")
+        return totals
 
     def _execute_one(self, source: Path, force: str, bar: Bar, status: str) -> None:
         """Execute and record one notebook; `status`: what it is when all went well."""
@@ -209,24 +201,27 @@ class _Run:
             record |= {"status": "failed", "error": error.reason}
             raise
         finally:
-            stages, files = _noted(events)
+            noted = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+            stages = {(e["stage"], e["name"], e["key"]): e for e in reversed(noted) if "stage" in e}  # each once
             seconds, peak = round(time.monotonic() - start, 2), bar.end()
             record |= {"seconds": seconds, "seconds_made": seconds, "peak_memory_mb": peak}
-            if any(stage["hit"] for stage in stages):  # some results are of an earlier run: its cost counts, too
+            if any(stage["hit"] for stage in stages.values()):  # results of an earlier run: its cost counts, too
                 record |= {cost: max(record[cost], old.get(cost, 0.0)) for cost in ("seconds_made", "peak_memory_mb")}
-            self.records[name] = {**record, "stages": stages, "files": files}
+            record |= {"stages": [*stages.values()][::-1], "files": sorted({e["file"] for e in noted if "file" in e})}
+            self.records[name] = record
             self._write()
             if target.is_file():
-                self._finish(source, target, record["status"] == "executed", stages, files)
+                self._sign(source, target, record)
         bar.say(f"{name} {seconds:.0f} s, {record['peak_memory_mb']:.0f} MB")
 
-    def _finish(self, source: Path, target: Path, whole: bool, stages: list[dict], files: list[str]) -> None:
+    def _sign(self, source: Path, target: Path, record: Mapping[str, Any]) -> None:
         """Take machine paths out of papermill's notes; leave the fingerprint of a notebook that came to its end."""
         nb = nbformat.read(target, as_version=4)
         notes = nb.metadata.get("papermill", {})
         nb.metadata["papermill"] = {"parameters": notes.get("parameters", {}), "duration": notes.get("duration")}
-        used = sorted({(stage["stage"], stage["name"]) for stage in stages})
-        own = {"versions": library_versions(), "used": [list(pair) for pair in used], "files": files}
+        used = sorted({(stage["stage"], stage["name"]) for stage in record["stages"]})
+        own = {"versions": library_versions(), "used": [list(pair) for pair in used], "files": record["files"]}
+        whole = record["status"] == "executed"
         nb.metadata["emonb"] = own | ({"fingerprint": self._fingerprint(source, own)} if whole else {})
         atomic_write(target, nbformat.writes(nb))
 
@@ -256,46 +251,32 @@ class _Run:
         }
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _peak(self) -> float:
-        return max((record.get("peak_memory_mb", 0.0) for record in self.records.values()), default=0.0)
-
-    def _write(self) -> None:
+    def _write(self) -> dict[str, float]:
+        """Write `run.json`; returns the totals."""
+        there: dict[str, str] = {}
+        for source in self.sources:
+            there |= read_json(source)["metadata"].get("emonb", {}).get("versions", {})
+        here, records = library_versions(), self.records.values()
+        totals = {
+            "seconds_wall_this_run": round(time.monotonic() - self.start, 1),
+            "seconds_compute": round(sum(r.get("seconds_made", 0.0) for r in records), 1),
+            "peak_memory_mb": max(r.get("peak_memory_mb", 0.0) for r in records),
+        }
         content = {
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
-            "versions": library_versions(),
+            "versions": here,
             "lock": lock_state(),
-            "differs_from_notebooks": _other_versions(self.sources),
+            "differs_from_notebooks": {n: [here.get(n, "none"), v] for n, v in there.items() if here.get(n) != v},
             "git": git_state(),
             "profile": self.settings.profile,
             "seeds": self.settings.seeds,
-            "totals": {
-                "seconds_wall_this_run": round(time.monotonic() - self.start, 1),
-                "seconds_compute": round(sum(r.get("seconds_made", 0.0) for r in self.records.values()), 1),
-                "peak_memory_mb": self._peak(),
-            },
+            "totals": totals,
             "settings": {**self.settings.model_dump(mode="json"), "out": os.path.relpath(self.out, project_root())},
             "notebooks": self.records,
         }
         write_json(self.out / "run.json", content)
-
-
-def _noted(events: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """What a notebook used of the store (each result once; `hit`: it was there before), and its files."""
-    noted = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
-    stages: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for event in (event for event in noted if "stage" in event):
-        stages.setdefault((event["stage"], event["name"], event["key"]), event)
-    return list(stages.values()), sorted({event["file"] for event in noted if "file" in event})
-
-
-def _other_versions(sources: Sequence[Path]) -> dict[str, list[str]]:
-    """Libraries whose version is not the one of the committed notebooks: [here, there]."""
-    there: dict[str, str] = {}
-    for source in sources:
-        there |= read_json(source)["metadata"].get("emonb", {}).get("versions", {})
-    here = library_versions()
-    return {name: [here.get(name, "none"), v] for name, v in there.items() if here.get(name) != v}
+        return totals
 
 
 # ---- one notebook --------------------------------------------------------------------------------------------------

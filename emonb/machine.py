@@ -10,7 +10,6 @@ import functools
 import os
 import platform
 import resource
-import shutil
 import signal
 import subprocess
 import threading
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from emonb.errors import EmonbError
-from emonb.files import make_folder
 from emonb.settings import project_root
 
 if TYPE_CHECKING:
@@ -226,26 +224,3 @@ def machine() -> dict[str, Any]:
         gpu = ", ".join(names.split("\n")).strip(", ") or None
     memory = round(psutil.virtual_memory().total / 2**30, 1)
     return {"cpu": cpu, "cores": cores(), "memory_gb": memory, "gpu": gpu, "system": platform.platform()}
-
-
-def doctor(out: Path) -> Iterator[tuple[str, bool, str]]:
-    """Checks of this environment: what, whether it is fine, and the finding or the remedy."""
-    import psutil
-
-    try:
-        import torch
-        import torchvision
-
-        torchvision.ops.nms(torch.eye(4)[:1], torch.ones(1), 0.5)  # fails when the two were built for different ones
-        yield "torch and torchvision agree", True, f"{torch.__version__}, {torchvision.__version__}"
-    except Exception as error:  # whatever is broken here is the finding
-        yield "torch and torchvision agree", False, f"{type(error).__name__}: {error}"
-    differs = "; ".join(f"{name}: {both}" for name, both in lock_state()["differs"].items())
-    yield "libraries", True, f"not as in {LOCK} (installed, locked): {differs}" if differs else "as locked"
-    memory = psutil.virtual_memory().available / 2**30
-    yield "free memory", memory >= 4, f"{memory:.1f} GB; 4 are needed: close other programs"
-    try:
-        disk = shutil.disk_usage(make_folder(out)).free / 2**30
-        yield "free disk", disk >= 2, f"{disk:.1f} GB; 2 are needed: choose another --out"
-    except EmonbError as error:
-        yield "free disk", False, str(error)

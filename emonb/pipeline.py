@@ -411,7 +411,10 @@ def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Recip
         torch.manual_seed(seed)
         tables = _tables(samples)
         net = build_network(classes=len(labels), **config.building).to(get_device(), **LAYOUT)
-        pictures = {s: _pictures(table, labels, config) for s, table in tables.items()}
+        pictures, colours = {}, colours_of(config.name, config.pretrained)
+        for split, table in tables.items():
+            targets = [labels.index(label) for label in table["label"]]
+            pictures[split] = Pictures(table["path"].tolist(), targets, config.image_size, colours, config.crop_scale)
         options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"{network} on {dataset}"}
         train = pictures["train"].augmented(seed)
         history = train_network(net, train, pictures["val"], **config.training, **options)
@@ -429,12 +432,6 @@ def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Recip
             write_predictions(folder / "predictions.parquet", _predictions(tables, logits, seed))
 
     return Recipe(build, {**config.model_dump(), "network": network, "seed": seed})
-
-
-def _pictures(frame: pd.DataFrame, labels: Sequence[str], config: NetworkSettings) -> Pictures:
-    targets = [labels.index(label) for label in frame["label"]]
-    colours = colours_of(config.name, config.pretrained)
-    return Pictures(frame["path"].tolist(), targets, config.image_size, colours, config.crop_scale)
 
 
 def load_network(folder: Path) -> tuple[torch.nn.Module, NetworkSettings, list[str]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
@@ -32,7 +31,7 @@ from emonb.reach import reached
 from emonb.settings import Settings, load_settings
 from emonb.store import STAGES, Artifact, Stage, Store
 from emonb.tables import csv_text, latex_text, markdown_text
-from emonb.triplets import has_paid_answers, source_note, triplet_lines
+from emonb.triplets import source_note, triplet_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +82,7 @@ class Run:
         alone = process_count() == 1 and get_device().type == "cpu"
         if stage.side_by_side and self.settings.side_by_side and alone:
             missing = [job for job in jobs if not self.store.has(*self._order(stage, job))]
-            calls = [(self.settings, self.store.force, self.store.keep, name, job) for job in missing]
+            calls = [(self.settings, self.store, name, job) for job in missing]
             for _ in progress(side_by_side(_make_elsewhere, calls, name), name, total=len(calls)):
                 pass
         return {job if len(job) > 1 else job[0]: self.make_one(name, *job) for job in jobs}
@@ -273,12 +272,10 @@ def stage_code(name: str) -> dict[str, str]:
     return reached((pipeline.__name__, name))
 
 
-def _make_elsewhere(
-    settings: Settings, force: Sequence[str], keep: Sequence[str], name: str, job: Sequence[str]
-) -> Artifact:
+def _make_elsewhere(settings: Settings, store: Store, name: str, job: Sequence[str]) -> None:
     """One result, in a process of its own."""
-    run = Run(settings, force=force, keep=keep)
-    return run.store.get(*run._order(STAGES[name], job))
+    run = Run(settings, force=store.force, keep=store.keep)
+    run.store.get(*run._order(STAGES[name], job))
 
 
 def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> None:
@@ -298,47 +295,3 @@ def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> N
             if is_main():
                 cost = f"{how['seconds']:.0f} s, {how['processes']} processes"
                 say(f"{stage} of {artifact.name}: {cost}, {artifact.path}")
-
-
-def write_triplets(
-    profile: str,
-    dataset: str,
-    *,
-    images: str = "",
-    out: str = "",
-    changes: Mapping[str, Any],
-    only_estimate: bool = False,
-    import_file: str = "",
-    patient: bool = True,
-    say: Callable[[str], None] = print,
-) -> None:
-    """`python -m emonb triplets`: write `OUT/triplets/<dataset>.jsonl` and its result, or only print the price.
-
-    Args:
-        changes: fields of `settings.triplets` to change.
-        only_estimate: print tokens and price, send nothing, write nothing but the sample table.
-        import_file: take the triplets from this JSON file.
-        patient: with the Batch API: wait until all is there.
-    """
-    from emonb.annotate.others import import_triplets
-    from emonb.annotate.request import estimate_text
-
-    run = Run(load_settings(profile, datasets=dataset, images=images, out=out, triplets=dict(changes)))
-    samples, terms = run.make("samples")[dataset], run.settings.triplets
-    frame, labels, path = read_samples(samples.path), sample_labels(samples.path), run.out / "triplets"
-    path /= f"{dataset}.jsonl"
-    batch, paid = terms.annotator == "batch", terms.annotator in ("openai", "batch")
-    if only_estimate:
-        say(estimate_text(frame, labels, path, terms, batch=batch))
-        return
-    if import_file:
-        import_triplets(Path(import_file), frame, labels, path, terms, say=say)
-    elif paid:
-        annotate.write_triplets(frame, labels, path, terms, batch=batch, patient=patient, say=say)
-        if not has_paid_answers(path):
-            say("no triplets yet")
-            return
-    if paid or import_file:  # what is there, without asking again
-        run = Run(load_settings(profile, datasets=dataset, images=images, out=out))
-    artifact = run.make("triplets")[dataset]
-    say(f"triplets/{dataset}.jsonl; result: artifacts/triplets/{artifact.key}/triplets.jsonl")

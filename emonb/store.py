@@ -74,12 +74,8 @@ class Recipe:
 class Stage:
     """A step of the pipeline.
 
-    Attributes:
-        name: as in `artifacts/<name>/` and FORCE.
-        notebook: the one that makes it.
-        recipe: called as `recipe(run, *job, **needs)`; returns a `Recipe`.
-        side_by_side: several results at a time, each with one thread, where the settings say so.
-        needs: stages whose results it is made of: the keyword-only parameters of `recipe`.
+    `recipe(run, *job, **needs)` gives a `Recipe`; its keyword-only parameters, `needs`, are the stages whose results
+    it is made of. `side_by_side`: several results at a time, each with one thread, where the settings say so.
     """
 
     name: str
