@@ -1,7 +1,8 @@
 """What is made of what: the stages in their order, each with what it reads, what it calls and what it writes.
 
-A stage says how its result is made (`store.Recipe`); the store decides whether it must be. Keyword-only parameters
-are the results that a stage is made of. Rooms compute; here alone their inputs are read and their outputs written.
+A stage says what its result depends on (it yields that), and then makes it in the folder that it gets, if the store
+sees that it must be made; what it puts into `parts` outlives a kill. Keyword-only parameters are the results that it
+is made of. Rooms compute; here alone their inputs are read and their outputs written.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from emonb.progress import progress
 from emonb.releases import Release
 from emonb.releases.imports import listing_digest, read_dataset, write_table
 from emonb.settings import SPLITS, NetworkSettings, Settings, VLMSettings, checkpoint_of, project_root
-from emonb.store import Artifact, Recipe, stage
+from emonb.store import Artifact, Making, stage
 from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network
 from emonb.training import outputs
 from emonb.triplets import KINDS, has_paid_answers, offline_triplets, triplet_line, triplet_lines
@@ -55,7 +56,7 @@ SHARD = 512  # pictures; ours: minutes of work for a 7B model, and a multiple of
 
 
 @stage("01_data", side_by_side=True)
-def samples(run: Run, dataset: str) -> Recipe:
+def samples(run: Run, dataset: str) -> Making:
     """Sample table of one dataset: drawn, imported, or a release on disk.
 
     Files: `samples.parquet`, `meta.json` (labels, root), `integrity.json`; of a drawn one also `images/`.
@@ -82,30 +83,24 @@ def dataset_folder(settings: Settings, dataset: str) -> Path | None:
     return root / dataset
 
 
-def _drawn(run: Run, dataset: str) -> Recipe:
+def _drawn(run: Run, dataset: str) -> Making:
     taxonomy = taxonomy_for_dataset(dataset)
     sizes = dict(zip(SPLITS, getattr(run.settings.world, taxonomy.name), strict=True))
-
-    def build(folder: Path, parts: Path) -> None:
-        release = Release(draw_dataset(dataset, folder, sizes), folder, taxonomy.labels)
-        meta = write_table(release, folder, dataset, "drawn", where=dataset)
-        write_json(folder / "meta.json", {**meta, "root": ".", "drawn": True})
-
-    return Recipe(build, {"source": "drawn", "sizes": sizes})
+    folder, _ = yield {"source": "drawn", "sizes": sizes}
+    release = Release(draw_dataset(dataset, folder, sizes), folder, taxonomy.labels)
+    meta = write_table(release, folder, dataset, "drawn", where=dataset)
+    write_json(folder / "meta.json", {**meta, "root": ".", "drawn": True})
 
 
-def _on_disk(source: Path) -> Recipe:
-    def build(folder: Path, parts: Path) -> None:
-        meta = read_dataset(source, folder)
-        root = os.path.relpath(meta["root"], project_root())
-        write_json(folder / "meta.json", {**meta, "root": root, "drawn": False})
-
-    params = {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
-    return Recipe(build, params)
+def _on_disk(source: Path) -> Making:
+    folder, _ = yield {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
+    meta = read_dataset(source, folder)
+    root = os.path.relpath(meta["root"], project_root())
+    write_json(folder / "meta.json", {**meta, "root": root, "drawn": False})
 
 
 @stage("02_triplets")
-def triplets(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
+def triplets(run: Run, dataset: str, *, samples: Artifact) -> Making:
     """Triplets of the training images: `triplets.jsonl`.
 
     Who writes them is `settings.triplets.annotator`: `auto` takes the answers in `OUT/triplets/<dataset>.jsonl`, and
@@ -127,40 +122,35 @@ def triplets(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
     return _written_triplets(dataset, samples, path)
 
 
-def _offline_triplets(dataset: str, samples: Artifact) -> Recipe:
-    def build(folder: Path, parts: Path) -> None:
-        rows, labels = read_samples(samples.path, "train").to_dict("records"), sample_labels(samples.path)
-        with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
-            for row in progress(rows, f"offline triplets of {dataset}"):
-                file.writelines(map(triplet_line, offline_triplets(row, labels)))
-
-    return Recipe(build, {"annotator": "offline"})
+def _offline_triplets(dataset: str, samples: Artifact) -> Making:
+    folder, _ = yield {"annotator": "offline"}
+    rows, labels = read_samples(samples.path, "train").to_dict("records"), sample_labels(samples.path)
+    with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
+        for row in progress(rows, f"offline triplets of {dataset}"):
+            file.writelines(map(triplet_line, offline_triplets(row, labels)))
 
 
-def _written_triplets(dataset: str, samples: Artifact, path: Path) -> Recipe:
+def _written_triplets(dataset: str, samples: Artifact, path: Path) -> Making:
     """A snapshot of the triplets file, validated, in the samples' order: arrival must not decide the training."""
     if not path.is_file() or not path.stat().st_size:
         raise EmonbError(
             f"triplets/{path.name}: no triplets yet; the reasons, if any, stand in {path.stem}.rejected.jsonl; "
             f"ask again: python -m emonb triplets --dataset {dataset}"
         )
-
-    def build(folder: Path, parts: Path) -> None:
-        train = read_samples(samples.path, "train", ["image_id"])["image_id"]
-        order = {image_id: i for i, image_id in enumerate(train)}
-        found = [t for t in triplet_lines(path) if t["image_id"] in order]  # another split: perhaps a test image now
-        if not found:
-            raise EmonbError(
-                f"triplets/{path.name}: none of its images is a training image of {dataset}; it belongs to other "
-                "pictures: move it away, or point IMAGES at them"
-            )
-        found.sort(key=lambda t: (order[t["image_id"]], KINDS.index(t["kind"])))
-        with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(map(triplet_line, found))
-
     with path.open("rb") as file:
         written = hashlib.file_digest(file, "sha256").hexdigest()
-    return Recipe(build, {"written": written})
+    folder, _ = yield {"written": written}
+    train = read_samples(samples.path, "train", ["image_id"])["image_id"]
+    order = {image_id: i for i, image_id in enumerate(train)}
+    found = [t for t in triplet_lines(path) if t["image_id"] in order]  # another split: perhaps a test image now
+    if not found:
+        raise EmonbError(
+            f"triplets/{path.name}: none of its images is a training image of {dataset}; it belongs to other "
+            "pictures: move it away, or point IMAGES at them"
+        )
+    found.sort(key=lambda t: (order[t["image_id"]], KINDS.index(t["kind"])))
+    with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(map(triplet_line, found))
 
 
 # ---- 03: the vision-language model ---------------------------------------------------------------------------------
@@ -182,107 +172,95 @@ def base_vlm(run: Run) -> VLM:
 
 
 @stage("03_instruction_tuning")
-def features(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
+def features(run: Run, dataset: str, *, samples: Artifact) -> Making:
     """Each picture once through the frozen vision tower.
 
     Files: `<split>.pooled.npy` [N, D] float16 and `<split>.grid.npy` [N, 3]; `ids.json` with each split's image ids in
     order; with `vlm.cache_visual_tokens` also `<split>-<number>.safetensors`, shards of `tokens` [sum of n_i, D].
     """
     config = run.settings.vlm
+    folder, parts = yield _base(config)
+    tables = _tables(samples)
 
-    def build(folder: Path, parts: Path) -> None:
-        tables = _tables(samples)
+    def see(split: str, rows: range) -> dict[str, Tensor]:
+        seen = list(_see(base_vlm(run), tables[split]["path"].iloc[rows].tolist(), config.batch_size))
+        found = {"pooled": torch.cat([v.pooled().half().cpu() for v in seen])}
+        found["grid"] = torch.cat([v.grid for v in seen])
+        if config.cache_visual_tokens:
+            found["tokens"] = torch.cat([t.cpu() for v in seen for t in v.tokens])
+        if not found["pooled"].isfinite().all():
+            raise EmonbError(f"visual tokens of {dataset}: more than float16 holds; check vlm.base")
+        return found
 
-        def see(split: str, rows: range) -> dict[str, Tensor]:
-            seen = list(_see(base_vlm(run), tables[split]["path"].iloc[rows].tolist(), config.batch_size))
-            found = {"pooled": torch.cat([v.pooled().half().cpu() for v in seen])}
-            found["grid"] = torch.cat([v.grid for v in seen])
-            if config.cache_visual_tokens:
-                found["tokens"] = torch.cat([t.cpu() for v in seen for t in v.tokens])
-            if not found["pooled"].isfinite().all():
-                raise EmonbError(f"visual tokens of {dataset}: more than float16 holds; check vlm.base")
-            return found
-
-        shards = _make_shards(tables, parts, see, f"visual tokens of {dataset}")
-        if is_main():
-            for name in ("pooled", "grid"):
-                for split, tensor in _joined(shards, name).items():
-                    np.save(folder / f"{split}.{name}.npy", tensor.numpy())
-            for file in (file for files in shards.values() for file in files if config.cache_visual_tokens):
-                link_or_copy(file, folder / file.name)
-            write_json(folder / "ids.json", {s: table["image_id"].tolist() for s, table in tables.items()})
-
-    return Recipe(build, _base(config))
+    shards = _make_shards(tables, parts, see, f"visual tokens of {dataset}")
+    if is_main():
+        for name in ("pooled", "grid"):
+            for split, tensor in _joined(shards, name).items():
+                np.save(folder / f"{split}.{name}.npy", tensor.numpy())
+        for file in (file for files in shards.values() for file in files if config.cache_visual_tokens):
+            link_or_copy(file, folder / file.name)
+        write_json(folder / "ids.json", {s: table["image_id"].tolist() for s, table in tables.items()})
 
 
 @stage("03_instruction_tuning")
-def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact) -> Recipe:
+def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact) -> Making:
     """Zero-shot answers: `predictions.parquet` of val and test, p = softmax over the candidates' log-probabilities."""
-
-    def build(folder: Path, parts: Path) -> None:
-        scores = _answers(run, base_vlm(run), samples, features, SPLITS[1:], parts)
-        if is_main():
-            frame = _predictions(_tables(samples), scores, run.settings.seed, {})
-            write_predictions(folder / "predictions.parquet", frame)
-
-    return Recipe(build, {**_base(run.settings.vlm), "seed": run.settings.seed})
+    folder, parts = yield {**_base(run.settings.vlm), "seed": run.settings.seed}
+    scores = _answers(run, base_vlm(run), samples, features, SPLITS[1:], parts)
+    if is_main():
+        frame = _predictions(_tables(samples), scores, run.settings.seed, {})
+        write_predictions(folder / "predictions.parquet", frame)
 
 
 @stage("03_instruction_tuning")
-def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, features: Artifact) -> Recipe:
+def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, features: Artifact) -> Making:
     """LoRA instruction tuning on the triplets: a peft adapter and `history.json`."""
     config, seed = run.settings.vlm, run.settings.seed
-
-    def build(folder: Path, parts: Path) -> None:
-        torch.manual_seed(seed)  # before the adapter is drawn
-        base = base_vlm(run)
-        tuned = add_lora(base, **config.lora)
-        lines = triplet_lines(triplets.path / "triplets.jsonl")
-        rows = [row for row in lines if row["kind"] in config.triplet_kinds]
-        see = Source(tuned, features, samples, "train")
-        options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"LoRA of {dataset}"}
-        try:
-            history = tune(tuned, rows, see, **config.tuning, **options)
-            if is_main():
-                save_adapter(tuned, folder)
-                write_json(folder / "history.json", history)
-        finally:
-            base.model = tuned.model.unload()  # the base again, without the adapter
-
     kinds = {"triplet_kinds": config.triplet_kinds, "seed": seed}
-    return Recipe(build, {**_base(config), **config.lora, **config.tuning, **kinds})
+    folder, parts = yield {**_base(config), **config.lora, **config.tuning, **kinds}
+    torch.manual_seed(seed)  # before the adapter is drawn
+    base = base_vlm(run)
+    tuned = add_lora(base, **config.lora)
+    lines = triplet_lines(triplets.path / "triplets.jsonl")
+    rows = [row for row in lines if row["kind"] in config.triplet_kinds]
+    see = Source(tuned, features, samples, "train")
+    options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"LoRA of {dataset}"}
+    try:
+        history = tune(tuned, rows, see, **config.tuning, **options)
+        if is_main():
+            save_adapter(tuned, folder)
+            write_json(folder / "history.json", history)
+    finally:
+        base.model = tuned.model.unload()  # the base again, without the adapter
 
 
 @stage("03_instruction_tuning")
-def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact, adapter: Artifact) -> Recipe:
+def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact, adapter: Artifact) -> Making:
     """The tuned VLM's answers: `predictions.parquet` of all splits, with its reasons for some test pictures.
 
     `generated.parquet` has its greedy free answers about these, parsed.
     """
     config, seed, labels = run.settings.vlm, run.settings.seed, sample_labels(samples.path)
-
-    def build(folder: Path, parts: Path) -> None:
-        tables = _tables(samples)
-        test = tables["test"]
-        some = np.unique(np.linspace(0, len(test) - 1, min(config.reasons, len(test))).astype(int))
-        asked = test.iloc[some if config.reasons else []]
-        with adapted(base_vlm(run), adapter.path) as tuned:
-            why = resource("prompts.yaml", "reasoning", "instructions")[0]
-            said = _texts(tuned, asked, why, config, parts / "reasons.json")
-            answers = _texts(tuned, asked, question(labels), config, parts / "free_answers.json")
-            scores = _answers(run, tuned, samples, features, SPLITS, parts)
-        if is_main():
-            write_predictions(folder / "predictions.parquet", _predictions(tables, scores, seed, said))
-        if is_main() and config.reasons:  # an answer that cannot be parsed stays unparsed
-            texts = [answers[image_id] for image_id in asked["image_id"]]
-            named = [parse_emotion(text, labels) for text in texts]
-            p = np.array([[float(label == name) for label in labels] for name in named])
-            options = {"seed": seed, "raw_text": texts, "parsed": [name is not None for name in named]}
-            frame = make_predictions(asked["image_id"], ["test"] * len(asked), asked["label"], p, labels, **options)
-            write_predictions(folder / "generated.parquet", frame)
-
     words = {"reasons": config.reasons, "max_new_tokens": config.max_new_tokens, "seed": seed}
-    return Recipe(build, {**_base(config), **words})
+    folder, parts = yield {**_base(config), **words}
+    tables = _tables(samples)
+    test = tables["test"]
+    some = np.unique(np.linspace(0, len(test) - 1, min(config.reasons, len(test))).astype(int))
+    asked = test.iloc[some if config.reasons else []]
+    with adapted(base_vlm(run), adapter.path) as tuned:
+        why = resource("prompts.yaml", "reasoning", "instructions")[0]
+        said = _texts(tuned, asked, why, config, parts / "reasons.json")
+        answers = _texts(tuned, asked, question(labels), config, parts / "free_answers.json")
+        scores = _answers(run, tuned, samples, features, SPLITS, parts)
+    if is_main():
+        write_predictions(folder / "predictions.parquet", _predictions(tables, scores, seed, said))
+    if is_main() and config.reasons:  # an answer that cannot be parsed stays unparsed
+        texts = [answers[image_id] for image_id in asked["image_id"]]
+        named = [parse_emotion(text, labels) for text in texts]
+        p = np.array([[float(label == name) for label in labels] for name in named])
+        options = {"seed": seed, "raw_text": texts, "parsed": [name is not None for name in named]}
+        frame = make_predictions(asked["image_id"], ["test"] * len(asked), asked["label"], p, labels, **options)
+        write_predictions(folder / "generated.parquet", frame)
 
 
 class Source:
@@ -399,39 +377,36 @@ def _joined(shards: Mapping[str, Sequence[Path]], name: str) -> dict[str, Tensor
 
 
 @stage("04_teacher", side_by_side=True)
-def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Recipe:
+def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Making:
     """One conventional network, of the name `<dataset>--<network>`.
 
     Files: `model.safetensors`, `config.json`, `history.json`, `logits.safetensors` ([N, C] per split, with
     `ids.json`: what the student learns from) and `predictions.parquet`.
     """
     config, seed, labels = run.settings.teacher.networks[network], run.settings.seed, sample_labels(samples.path)
+    folder, parts = yield {**config.model_dump(), "network": network, "seed": seed}
+    torch.manual_seed(seed)
+    tables = _tables(samples)
+    net = build_network(classes=len(labels), **config.building).to(get_device(), **LAYOUT)
+    pictures, colours = {}, colours_of(config.name, config.pretrained)
+    for split, table in tables.items():
+        targets = [labels.index(label) for label in table["label"]]
+        pictures[split] = Pictures(table["path"].tolist(), targets, config.image_size, colours, config.crop_scale)
+    options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"{network} on {dataset}"}
+    train = pictures["train"].augmented(seed)
+    history = train_network(net, train, pictures["val"], **config.training, **options)
 
-    def build(folder: Path, parts: Path) -> None:
-        torch.manual_seed(seed)
-        tables = _tables(samples)
-        net = build_network(classes=len(labels), **config.building).to(get_device(), **LAYOUT)
-        pictures, colours = {}, colours_of(config.name, config.pretrained)
-        for split, table in tables.items():
-            targets = [labels.index(label) for label in table["label"]]
-            pictures[split] = Pictures(table["path"].tolist(), targets, config.image_size, colours, config.crop_scale)
-        options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"{network} on {dataset}"}
-        train = pictures["train"].augmented(seed)
-        history = train_network(net, train, pictures["val"], **config.training, **options)
+    def see(split: str, rows: range) -> dict[str, Tensor]:
+        return {"logits": predict_network(net, pictures[split], rows)}
 
-        def see(split: str, rows: range) -> dict[str, Tensor]:
-            return {"logits": predict_network(net, pictures[split], rows)}
-
-        logits = _joined(_make_shards(tables, parts, see, f"{network}'s answers for {dataset}"), "logits")
-        if is_main():
-            save_module(net, folder / "model.safetensors")
-            save_file(logits, folder / "logits.safetensors")
-            write_json(folder / "ids.json", {s: table["image_id"].tolist() for s, table in tables.items()})
-            write_json(folder / "config.json", {"labels": labels, "network": config.model_dump()})
-            write_json(folder / "history.json", history)
-            write_predictions(folder / "predictions.parquet", _predictions(tables, logits, seed))
-
-    return Recipe(build, {**config.model_dump(), "network": network, "seed": seed})
+    logits = _joined(_make_shards(tables, parts, see, f"{network}'s answers for {dataset}"), "logits")
+    if is_main():
+        save_module(net, folder / "model.safetensors")
+        save_file(logits, folder / "logits.safetensors")
+        write_json(folder / "ids.json", {s: table["image_id"].tolist() for s, table in tables.items()})
+        write_json(folder / "config.json", {"labels": labels, "network": config.model_dump()})
+        write_json(folder / "history.json", history)
+        write_predictions(folder / "predictions.parquet", _predictions(tables, logits, seed))
 
 
 def load_network(folder: Path) -> tuple[torch.nn.Module, NetworkSettings, list[str]]:
@@ -457,28 +432,25 @@ def cached_tensors(samples: Artifact, features: Artifact, teacher: Artifact) -> 
 
 
 @stage("05_distillation", side_by_side=True)
-def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teacher: Artifact) -> Recipe:
+def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teacher: Artifact) -> Making:
     """All heads of all seeds.
 
     Files: `<model>.seed<k>.safetensors`, `heads.json` (sizes, labels), `history.json` and
     `logits.safetensors` (both of `head`), and `<model>.parquet` predictions with all seeds.
     """
     config, seeds = run.settings.distill, run.settings.seeds
+    folder, _ = yield {**config.model_dump(), "seeds": seeds}
+    data = cached_tensors(samples, features, teacher)
 
-    def build(folder: Path, parts: Path) -> None:
-        data = cached_tensors(samples, features, teacher)
+    def train(name: str, seed: int) -> Trained:
+        options = {**config.heads[name], **config.training, "seed": seed}
+        net, curve = train_head(data["train"], data["val"], **options)
+        return net, curve, {s: outputs(net, cached.features) for s, cached in data.items()}
 
-        def train(name: str, seed: int) -> Trained:
-            options = {**config.heads[name], **config.training, "seed": seed}
-            net, curve = train_head(data["train"], data["val"], **options)
-            return net, curve, {s: outputs(net, cached.features) for s, cached in data.items()}
-
-        _train_all(folder, [*config.heads], seeds, train, _tables(samples), f"heads of {dataset}")
-        sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
-        width = data["train"].features.shape[1]
-        write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": sample_labels(samples.path)})
-
-    return Recipe(build, {**config.model_dump(), "seeds": seeds})
+    _train_all(folder, [*config.heads], seeds, train, _tables(samples), f"heads of {dataset}")
+    sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
+    width = data["train"].features.shape[1]
+    write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": sample_labels(samples.path)})
 
 
 def _train_all(
@@ -506,33 +478,30 @@ def _train_all(
 
 
 @stage("06_gate", side_by_side=True)
-def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -> Recipe:
+def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -> Making:
     """All gates of all seeds; seed k of a gate reads seed k of the head.
 
     Files: `<model>.seed<k>.safetensors`, `gates.json`, `<model>.parquet`; of `emovlmkd` also `history.json` and
     `logits.safetensors`.
     """
     config, seeds = run.settings.gate, run.settings.seeds
+    folder, _ = yield {**config.model_dump(), "seeds": seeds}
+    labels = read_json(head.path / "heads.json")["labels"]
+    logits = load_file(head.path / "logits.safetensors")
+    if missing := [seed for seed in seeds if f"train.seed{seed}" not in logits]:
+        raise EmonbError(f"{head.path}: no head of seed {missing}; run notebook 05 with these seeds")
+    answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
+    order = {s: rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
 
-    def build(folder: Path, parts: Path) -> None:
-        labels = read_json(head.path / "heads.json")["labels"]
-        logits = load_file(head.path / "logits.safetensors")
-        if missing := [seed for seed in seeds if f"train.seed{seed}" not in logits]:
-            raise EmonbError(f"{head.path}: no head of seed {missing}; run notebook 05 with these seeds")
-        answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
-        order = {s: rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
+    def train(name: str, seed: int) -> Trained:
+        kind, inputs = config.gates[name]
+        data = {s: opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
+        net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
+        return net, curve, {s: outputs(net, x.vlm, x.head) for s, x in data.items()}
 
-        def train(name: str, seed: int) -> Trained:
-            kind, inputs = config.gates[name]
-            data = {s: opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
-            net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
-            return net, curve, {s: outputs(net, x.vlm, x.head) for s, x in data.items()}
-
-        _train_all(folder, [*config.gates], seeds, train, answers, f"gates of {dataset}")
-        kinds = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in config.gates.items()}
-        write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
-
-    return Recipe(build, {**config.model_dump(), "seeds": seeds})
+    _train_all(folder, [*config.gates], seeds, train, answers, f"gates of {dataset}")
+    kinds = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in config.gates.items()}
+    write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
 
 
 def opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
@@ -552,15 +521,12 @@ def rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
 
 
 @stage("06_gate")
-def model(run: Run, dataset: str, *, adapter: Artifact, head: Artifact, gate: Artifact) -> Recipe:
+def model(run: Run, dataset: str, *, adapter: Artifact, head: Artifact, gate: Artifact) -> Making:
     """The assembled model of the first seed; also copied to `OUT/models/<dataset>`."""
     config = _config(run, dataset, head)
-
-    def build(folder: Path, parts: Path) -> None:
-        with adapted(base_vlm(run), adapter.path) as tuned:
-            assemble(tuned, head.path, gate.path, config).save_pretrained(folder)
-
-    return Recipe(build, config)
+    folder, _ = yield config
+    with adapted(base_vlm(run), adapter.path) as tuned:
+        assemble(tuned, head.path, gate.path, config).save_pretrained(folder)
 
 
 def _config(run: Run, dataset: str, head: Artifact) -> dict[str, Any]:
@@ -579,22 +545,19 @@ def assemble(tuned: VLM, head: Path, gate: Path, config: Mapping[str, Any]) -> E
 
 
 @stage("06_gate")
-def cost(run: Run, dataset: str, *, samples: Artifact, adapter: Artifact, head: Artifact, gate: Artifact) -> Recipe:
+def cost(run: Run, dataset: str, *, samples: Artifact, adapter: Artifact, head: Artifact, gate: Artifact) -> Making:
     """What an answer of each model costs (`cost.json`); a stored result stays as it was measured."""
     settings, networks = run.settings, {}
     for name in settings.teacher.networks:
         with suppress(EmonbError):  # a network that failed has no cost
             networks[name] = run.find("teacher", dataset, name)
-
-    def build(folder: Path, parts: Path) -> None:
-        paths = read_samples(samples.path, "test", ["path"])["path"].head(PICTURES).tolist()
-        with adapted(base_vlm(run), adapter.path) as tuned:
-            models = parts_of(assemble(tuned, head.path, gate.path, _config(run, dataset, head)))
-            models |= {name: _measured(artifact.path) for name, artifact in networks.items()}
-            write_json(folder / "cost.json", measure(models, paths, tuned.device))
-
     params = {"pictures": PICTURES, "warm_up": WARM_UP, "seed": settings.seed, **settings.vlm.model_dump(mode="json")}
-    return Recipe(build, params, inputs=list(networks.values()))
+    folder, _ = yield {**params, "networks": {name: artifact.digest for name, artifact in networks.items()}}
+    paths = read_samples(samples.path, "test", ["path"])["path"].head(PICTURES).tolist()
+    with adapted(base_vlm(run), adapter.path) as tuned:
+        models = parts_of(assemble(tuned, head.path, gate.path, _config(run, dataset, head)))
+        models |= {name: _measured(artifact.path) for name, artifact in networks.items()}
+        write_json(folder / "cost.json", measure(models, paths, tuned.device))
 
 
 def _measured(folder: Path) -> Measured:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +115,7 @@ class Run:
         teacher = (job[0], self.settings.teacher.teacher)
         needs = {need: self.find(need, *(teacher if need == "teacher" else job[:1])) for need in stage.needs}
         recipe = stage.recipe(self, *job, **needs)
-        made_of = replace(recipe, inputs=(*needs.values(), *recipe.inputs))
-        return stage.name, "--".join(job), made_of, stage_code(recipe.root)
+        return stage.name, "--".join(job), recipe, stage_code(recipe.root)
 
     # ---- what notebooks read
 

@@ -9,14 +9,15 @@ launcher all processes call `get` together; the main one decides and writes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,17 +58,14 @@ class Recipe:
         build: called as `build(folder, parts)`, in every process; fills the empty `folder`. What it puts into
             `parts` (finished shards, checkpoints) outlives a kill and is there when it is called again.
         params: JSON types or tuples.
-        inputs: results of earlier stages, besides the `needs` of the stage.
+        inputs: results of earlier stages.
+        root: the function of `emonb.pipeline` whose code counts.
     """
 
-    build: Callable[[Path, Path], None]
+    build: Callable[[Path, Path], Any]
     params: Mapping[str, Any]
     inputs: Sequence[Artifact] = ()
-
-    @property
-    def root(self) -> str:
-        """The function that `build` stands in: what it reaches is the result's code."""
-        return self.build.__qualname__.split(".")[0]
+    root: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,15 +84,28 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {}  # in pipeline order, filled by `stage` when `emonb.pipeline` is imported
+Making = Generator[Mapping[str, Any], tuple[Path, Path], None]
 
 
-def stage(notebook: str, *, side_by_side: bool = False) -> Callable[[Callable[..., Recipe]], Callable[..., Recipe]]:
-    """Declare a function as the stage of its name; see `Stage`."""
+def stage(notebook: str, *, side_by_side: bool = False) -> Callable[[Callable[..., Making]], Callable[..., Recipe]]:
+    """Declare a generator as the stage of its name: it yields its params, gets folder and parts, and builds."""
 
-    def declare(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
-        given = inspect.signature(recipe).parameters.values()
+    def declare(function: Callable[..., Making]) -> Callable[..., Recipe]:
+        given = inspect.signature(function).parameters.values()
         needs = tuple(p.name for p in given if p.kind is inspect.Parameter.KEYWORD_ONLY)
-        STAGES[recipe.__name__] = Stage(recipe.__name__, notebook, recipe, side_by_side, needs)
+
+        @functools.wraps(function)
+        def recipe(*job: Any, **inputs: Artifact) -> Recipe:
+            making = function(*job, **inputs)
+            params = next(making)
+
+            def build(*folders: Path) -> None:
+                with suppress(StopIteration):
+                    making.send(folders)
+
+            return Recipe(build, params, [*inputs.values()], making.__name__)
+
+        STAGES[function.__name__] = Stage(function.__name__, notebook, recipe, side_by_side, needs)
         return recipe
 
     return declare

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +118,6 @@ def make_and_die(profile: str, images: str, out: str, stage: str, step: int) -> 
     def mortal(*arguments, **needs):
         made = recipe(*arguments, **needs)
 
-        @wraps(made.build)
         def build(*folders: Path) -> None:
             if not step:
                 threading.Thread(target=watch, args=folders, daemon=True).start()

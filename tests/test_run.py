@@ -176,12 +176,6 @@ def test_a_failure_is_one_message(tmp_path, notebook_folder, name):
         run("smoke", out=str(tmp_path / "out"), folder=notebook_folder(name))
 
 
-def test_an_undeclared_parameter_is_found_before_anything_runs(tmp_path, notebook_folder):
-    with pytest.raises(EmonbError, match=r"02_no_parameters\.ipynb: no parameter 'profile'"):
-        run("smoke", out=str(tmp_path / "out"), folder=notebook_folder("saves_table", "no_parameters"))
-    assert not (tmp_path / "out").exists()
-
-
 def partial_folder(folder: Path, **changed: str) -> Path:
     """Notebooks of one line each: 01 saves predictions, 04 fails, 07 and 08 would show what is there."""
     start = "from emonb.files import Path, make_folder"
