@@ -73,33 +73,28 @@ class NotebookFailed(EmonbError):
 def run(
     profile: str = "mini",
     *,
-    datasets: str = "",
-    images: str = "",
-    out: str = "",
-    seeds: str = "",
     force: str = "",
     keep: str = "",
     notebooks: str = "",
     folder: Path | None = None,
+    **given: str,
 ) -> Path:
     """Execute the notebooks that are not up to date, then write the report; returns the results folder.
 
     Args:
-        profile, datasets, images, out, seeds, force, keep: as for `open_run`; paths count from the project root.
+        profile, force, keep: as for `open_run`, as are in `given` datasets, images, out, seeds.
         notebooks: comma-separated numbers (`01,02`) to restrict the run to.
         folder: where the notebooks are; default `notebooks/` of the project.
 
     Raises:
         EmonbError: a user's mistake, found before anything starts; `NotebookFailed` for a failing cell.
     """
-    given = {"profile": profile, "datasets": datasets, "images": images, "out": out, "seeds": seeds}
-    settings, forced = load_settings(**given), parse_stages("force", force)
+    settings, forced = load_settings(profile, **given), parse_stages("force", force)
     parse_stages("keep", keep)
     for name in settings.datasets:
         dataset_folder(settings, name)
+    given = {"profile": profile if profile != "mini" else "", **given}  # the notebooks' own default: nothing to inject
     parameters = {name: value for name, value in given.items() if value}
-    if profile == "mini":  # the notebooks' own default: nothing to inject
-        del parameters["profile"]
     place = (folder or project_root() / "notebooks").resolve()
     sources = sorted(place.glob("[0-9]*.ipynb"))
     wanted = tuple(part.strip() for part in notebooks.split(",") if part.strip())
@@ -108,10 +103,9 @@ def run(
         raise EmonbError(f"notebooks {notebooks!r}: none of {', '.join(s.stem[:2] for s in sources)} of {place}")
     results = make_folder(settings.out_path)
     busy = f"{results}: another run is writing here; wait for it or choose another OUT"
-    if threading.current_thread() is threading.main_thread():
-        for end in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(end) is signal.SIG_DFL:  # not under nohup
-                signal.signal(end, signal.default_int_handler)  # as Ctrl-C: a report of what is there remains
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(end) is signal.SIG_DFL:  # not under nohup
+            signal.signal(end, signal.default_int_handler)  # as Ctrl-C: a report of what is there remains
     environment = {
         "EMONB_HEADLESS": "1",
         "EMONB_KEEP": keep,
@@ -166,11 +160,10 @@ class _Run:
                     failed = failed or error
             if failed:
                 raise failed
-            totals = self._report()
+            self._report()
             statuses = [self.records[name]["status"] for name in names]
             bar.say(f"{statuses.count('up to date')} notebooks up to date, {statuses.count('executed')} executed")
-            cost = f"{totals['seconds_wall_this_run']:.0f} s, peak memory {totals['peak_memory_mb']:.0f} MB"
-            bar.say(f"done in {cost}: {_short(self.out / 'index.html')}")
+            bar.say(f"done in {time.monotonic() - self.start:.0f} s: {_short(self.out / 'index.html')}")
         except BaseException:
             try:
                 self._report()
@@ -181,11 +174,10 @@ class _Run:
         finally:
             bar.close()
 
-    def _report(self) -> dict[str, float]:
-        totals = self._write()
+    def _report(self) -> None:
+        self._write()
         write_report(self.out)
         sign(self.out / "notebooks")
-        return totals
 
     def _execute_one(self, source: Path, force: str, bar: Bar, status: str) -> None:
         """Execute and record one notebook; `status`: what it is when all went well."""
@@ -251,17 +243,11 @@ class _Run:
         }
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _write(self) -> dict[str, float]:
-        """Write `run.json`; returns the totals."""
+    def _write(self) -> None:
         there: dict[str, str] = {}
         for source in self.sources:
             there |= read_json(source)["metadata"].get("emonb", {}).get("versions", {})
         here, records = library_versions(), self.records.values()
-        totals = {
-            "seconds_wall_this_run": round(time.monotonic() - self.start, 1),
-            "seconds_compute": round(sum(r.get("seconds_made", 0.0) for r in records), 1),
-            "peak_memory_mb": max(r.get("peak_memory_mb", 0.0) for r in records),
-        }
         content = {
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
@@ -271,12 +257,15 @@ class _Run:
             "git": git_state(),
             "profile": self.settings.profile,
             "seeds": self.settings.seeds,
-            "totals": totals,
+            "totals": {
+                "seconds_wall_this_run": round(time.monotonic() - self.start, 1),
+                "seconds_compute": round(sum(r.get("seconds_made", 0.0) for r in records), 1),
+                "peak_memory_mb": max(r.get("peak_memory_mb", 0.0) for r in records),
+            },
             "settings": {**self.settings.model_dump(mode="json"), "out": os.path.relpath(self.out, project_root())},
             "notebooks": self.records,
         }
         write_json(self.out / "run.json", content)
-        return totals
 
 
 # ---- one notebook --------------------------------------------------------------------------------------------------

@@ -200,13 +200,12 @@ def lock_state() -> dict[str, Any]:
 @functools.cache
 def git_state() -> dict[str, Any]:
     """Commit of the project and whether tracked files differ from it; {} outside a checkout."""
-    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        run = functools.partial(subprocess.run, cwd=project_root(), capture_output=True, text=True, check=True)
-        commit, status = (run(command).stdout.strip() for command in commands)
+        found = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"commit": commit, "dirty": bool(status)}
+    return {"commit": found.removesuffix("-dirty"), "dirty": found.endswith("-dirty")}
 
 
 @functools.cache

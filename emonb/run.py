@@ -10,21 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 
-from emonb import annotate, pipeline
+from emonb import annotate, pipeline, predictions
 from emonb.data import read_samples, sample_labels, thumbnail
 from emonb.distill import Cached
 from emonb.errors import EmonbError
 from emonb.files import atomic_write, make_folder, read_json
 from emonb.gate import Opinions
 from emonb.machine import get_device, is_main, library_versions, process_count, side_by_side
-from emonb.predictions import (
-    LoadedPredictions,
-    dataset_title,
-    load_all,
-    prediction_labels,
-    read_predictions,
-    write_predictions,
-)
 from emonb.progress import progress
 from emonb.reach import reached
 from emonb.settings import Settings, load_settings
@@ -139,7 +131,7 @@ class Run:
 
     def title(self, dataset: str) -> str:
         """A dataset as every table and figure names it."""
-        return dataset_title(dataset)
+        return predictions.dataset_title(dataset)
 
     def triplets(self, dataset: str) -> list[dict[str, Any]]:
         """The triplets of a dataset's training pictures."""
@@ -170,20 +162,21 @@ class Run:
     def distribution(self, dataset: str, model: str, image_id: str) -> dict[str, float]:
         """A model's answer about one test picture: emotion -> probability, the mean of its seeds."""
         frame = self.predictions(dataset, model, "test")
-        p = frame.loc[frame["image_id"] == image_id, [f"p_{label}" for label in prediction_labels(frame)]].mean()
-        return dict(zip(prediction_labels(frame), p.tolist(), strict=True))
+        columns = [column for column in frame if column.startswith("p_")]
+        p = frame.loc[frame["image_id"] == image_id, columns].mean()
+        return {column.removeprefix("p_"): float(value) for column, value in p.items()}
 
     def predictions(self, dataset: str, model: str, split: str | None = None) -> pd.DataFrame:
         """Predictions that this or an earlier notebook saved, of all splits or of one."""
         path = f"predictions/{dataset}__{model}.parquet"
         self.store.note(file=path)
-        return read_predictions(self.out / path, split=split)
+        return predictions.read_predictions(self.out / path, split=split)
 
-    def all_predictions(self, split: str = "test") -> LoadedPredictions:
+    def all_predictions(self, split: str = "test") -> predictions.LoadedPredictions:
         """{(dataset, model): frame} of all prediction files; damaged ones are left out and said so in `problems`."""
         for path in (self.out / "predictions").glob("*.parquet"):
             self.store.note(file=f"predictions/{path.name}")
-        return load_all(self.out / "predictions", self.datasets, split=split, partial=True)
+        return predictions.load_all(self.out / "predictions", self.datasets, split=split, partial=True)
 
     def table(self, id: str) -> pd.DataFrame | None:
         """A table that an earlier notebook saved, or None."""
@@ -212,7 +205,7 @@ class Run:
     def save_predictions(self, frame: pd.DataFrame, dataset: str, model: str) -> None:
         """Save `predictions/<dataset>__<model>.parquet`."""
         path = f"predictions/{dataset}__{model}.parquet"
-        write_predictions(self.out / path, frame)
+        predictions.write_predictions(self.out / path, frame)
         self._note(path)
 
     def files_written(self) -> str:

@@ -126,10 +126,7 @@ class Store:
     def get(self, stage: str, name: str, recipe: Recipe, code: Mapping[str, str]) -> Artifact:
         """The result of a recipe: the stored one, or built now.
 
-        Args:
-            stage, name: what it is, and about what, e.g. `teacher`, `mini-fi--vit`; part of the key.
-            recipe: how it is made.
-            code: what the stage reaches (see `reach.reached`).
+        `stage` and `name`, e.g. `teacher` and `mini-fi--vit`, and `code` (see `reach.reached`) are part of its key.
         """
         made_of, artifact = self._keyed(stage, name, recipe, code)
         folder = make_folder(artifact.path.parent)
