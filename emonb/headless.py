@@ -64,7 +64,7 @@ class NotebookFailed(EmonbError):
     def __init__(self, source: Path, target: Path, cell: str, what: str) -> None:
         super().__init__(
             f"notebook {source.stem} failed in {cell}\n  {what[:2000]}\n"
-            f"  executed copy, marked where it stopped: {_short(target)}\n"
+            f"  executed copy, marked where it stopped: {target}\n"
             "  the next run goes on from the finished results"
         )
         self.reason = f"{cell}: {' '.join(what.split())[:300]}"
@@ -163,11 +163,11 @@ class _Run:
             self._report()
             statuses = [self.records[name]["status"] for name in names]
             bar.say(f"{statuses.count('up to date')} notebooks up to date, {statuses.count('executed')} executed")
-            bar.say(f"done in {time.monotonic() - self.start:.0f} s: {_short(self.out / 'index.html')}")
+            bar.say(f"done in {time.monotonic() - self.start:.0f} s: {self.out / 'index.html'}")
         except BaseException:
             try:
                 self._report()
-                bar.say(f"report of what is there: {_short(self.out / 'index.html')}")
+                bar.say(f"report of what is there: {self.out / 'index.html'}")
             except Exception as also:
                 bar.say(f"no report: {type(also).__name__}: {' '.join(str(also).split())[:300]}")
             raise
@@ -297,11 +297,6 @@ def _papermill(source: Path, target: Path, parameters: Mapping[str, Any], bar: B
     except DeadKernelError:
         what = "the kernel died; most often because memory ran out: close programs or choose a smaller PROFILE"
         raise NotebookFailed(source, target, "the cell that was running", what) from None
-
-
-def _short(path: Path) -> str:
-    """A path for messages: relative to the current folder if it lies below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 class Bar:

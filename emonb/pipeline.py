@@ -184,13 +184,11 @@ def features(run: Run, dataset: str, *, samples: Artifact) -> Making:
 
     def see(split: str, rows: range) -> dict[str, Tensor]:
         seen = list(_see(base_vlm(run), tables[split]["path"].iloc[rows].tolist(), config.batch_size))
-        found = {"pooled": torch.cat([v.pooled().half().cpu() for v in seen])}
-        found["grid"] = torch.cat([v.grid for v in seen])
-        if config.cache_visual_tokens:
-            found["tokens"] = torch.cat([t.cpu() for v in seen for t in v.tokens])
-        if not found["pooled"].isfinite().all():
+        pooled, grid = torch.cat([v.pooled().half().cpu() for v in seen]), torch.cat([v.grid for v in seen])
+        if not pooled.isfinite().all():
             raise EmonbError(f"visual tokens of {dataset}: more than float16 holds; check vlm.base")
-        return found
+        tokens = [t.cpu() for v in seen for t in v.tokens if config.cache_visual_tokens]
+        return {"pooled": pooled, "grid": grid} | ({"tokens": torch.cat(tokens)} if tokens else {})
 
     shards = _make_shards(tables, parts, see, f"visual tokens of {dataset}")
     if is_main():
@@ -315,14 +313,12 @@ def _answers(
 
 def _texts(vlm: VLM, asked: pd.DataFrame, instruction: str, config: VLMSettings, kept: Path) -> dict[str, str]:
     """image id -> the VLM's own words, for people to read; kept in a file so that a killed run need not ask again."""
-    if not is_main():
-        return {}
-    if not kept.is_file():
+    if is_main() and not kept.is_file():
         paths, size, texts = asked["path"].tolist(), config.batch_size, []
         for i in progress(range(0, len(paths), size), kept.stem.replace("_", " ")):
             texts += generate(vlm, paths[i : i + size], instruction, config.max_new_tokens)
         write_json(kept, dict(zip(asked["image_id"], texts, strict=True)))
-    return read_json(kept)
+    return read_json(kept) if is_main() else {}
 
 
 def _predictions(

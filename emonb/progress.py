@@ -24,11 +24,7 @@ def progress(
     """Iterate and show how far it is, by tqdm: in a notebook, a terminal, or every ten seconds in a log.
 
     Under the runner (EMONB_HEADLESS=1) executed notebooks stay free of bars: the state goes to $EMONB_PROGRESS_FILE.
-
-    Args:
-        what: what is running.
-        total: number of items, if it cannot be known from the iterable.
-        note: what else to show, such as money spent.
+    `what` is running; `total`: items, if the iterable cannot tell; `note`: what else to show, such as money spent.
     """
     from tqdm.auto import tqdm
 

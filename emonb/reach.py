@@ -23,17 +23,11 @@ _MACHINERY = {f"emonb.{m}" for m in ("errors", "files", "settings", "machine", "
 
 
 def reached(*starts: tuple[str, str], skip: Collection[str] = _MACHINERY) -> dict[str, str]:
-    """The code and resource entries that functions of emonb use, directly or through others, by name.
+    """The code and resource entries that functions `(module, name)` of emonb use, directly or through others.
 
-    Followed are the functions, classes and constants named in the code, also through imports inside functions, and
-    literal calls of `resource`. Docstrings, comments and the words of raised errors do not count.
-
-    Args:
-        starts: `(module, name)` of functions.
-        skip: modules that are not followed.
-
-    Returns:
-        `module:name` or `file:entry...` -> hash of what stands there.
+    Followed are the functions, classes and constants named in the code, but for those of the modules `skip`, also
+    through imports inside functions, and literal calls of `resource`. Docstrings, comments and the words of raised
+    errors do not count. Returns `module:name` or `file:entry...` -> hash of what stands there.
     """
     found: dict[str, str] = {}
     waiting = list(starts)

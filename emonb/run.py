@@ -237,11 +237,8 @@ def open_run(
 ) -> Run:
     """Open the results folder of a run; the arguments are the notebooks' parameters, "": as the profile says.
 
-    Args:
-        keep: stages of which an older result is taken in spite of changed code; also $EMONB_KEEP.
-
-    Raises:
-        EmonbError: invalid settings, an unknown stage in `force` or `keep`, or no write permission.
+    Of the stages in `keep`, or $EMONB_KEEP, an older result is taken in spite of changed code. Raises `EmonbError` for
+    invalid settings, an unknown stage in `force` or `keep`, or no write permission.
     """
     settings = load_settings(profile, datasets=datasets, images=images, out=out, seeds=seeds)
     keep = keep or os.environ.get("EMONB_KEEP", "")

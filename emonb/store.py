@@ -54,12 +54,9 @@ class Artifact:
 class Recipe:
     """What a stage says of one result: how it is made, and what it depends on besides its code.
 
-    Attributes:
-        build: called as `build(folder, parts)`, in every process; fills the empty `folder`. What it puts into
-            `parts` (finished shards, checkpoints) outlives a kill and is there when it is called again.
-        params: JSON types or tuples.
-        inputs: results of earlier stages.
-        root: the function of `emonb.pipeline` whose code counts.
+    `build(folder, parts)`, called in every process, fills the empty `folder`; what it puts into `parts` (finished
+    shards, checkpoints) outlives a kill. `params` are JSON types or tuples, `inputs` results of earlier stages; `root`
+    is the function of `emonb.pipeline` whose code counts.
     """
 
     build: Callable[[Path, Path], Any]
@@ -243,7 +240,8 @@ def _build(
             }
             write_json(temporary / _PROVENANCE, provenance)
             for path in _files(temporary):
-                _fsync(path)
+                with path.open("rb") as file:
+                    os.fsync(file)
             _replace(artifact.path, temporary)
             shutil.rmtree(parts)
     except OSError as error:
@@ -259,7 +257,6 @@ def _replace(path: Path, temporary: Path) -> None:
     """Put a complete folder in the place of what is there: one that was forced, or damaged."""
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
-    _fsync(path.parent)
 
 
 def _is_complete(path: Path) -> bool:
@@ -290,11 +287,3 @@ def folder_digest(folder: Path) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
