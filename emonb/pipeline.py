@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,11 +164,12 @@ def _base(settings: VLMSettings) -> dict[str, Any]:
     return {**settings.loading, **cached, "provenance": made}
 
 
+_load = lru_cache(maxsize=1)(load_vlm)
+
+
 def base_vlm(run: Run) -> VLM:
-    """The base VLM, loaded once for a run."""
-    if "vlm" not in run.loaded:
-        run.loaded["vlm"] = load_vlm(**run.settings.vlm.loading)
-    return run.loaded["vlm"]
+    """The base VLM, loaded once."""
+    return _load(**run.settings.vlm.loading)
 
 
 @stage("03_instruction_tuning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,7 @@ class Run:
         self.settings, self.out = settings, settings.out_path
         self.datasets, self.seeds = settings.datasets, settings.seeds
         self.store = Store(self.out / "artifacts", force=force, keep=keep)
-        self.loaded: dict[str, Any] = {}  # what stages keep in memory for each other
-        self.written: list[str] = []
+        self.written: dict[str, str] = {}  # path -> its folder
 
     @property
     def vlm(self) -> VLM:
@@ -210,8 +210,7 @@ class Run:
 
     def files_written(self) -> str:
         """One line: how many files this notebook wrote, by folder."""
-        folders = [path.split("/")[0] for path in self.written]
-        counted = ", ".join(f"{folders.count(f)} in {f}/" for f in dict.fromkeys(folders))
+        counted = ", ".join(f"{n} in {folder}/" for folder, n in Counter(self.written.values()).items())
         return f"{len(self.written)} files written: {counted or 'none'} (results folder {os.path.relpath(self.out)})"
 
     def _save(self, path: str, data: str | bytes) -> None:
@@ -220,8 +219,7 @@ class Run:
         self._note(path)
 
     def _note(self, path: str) -> None:
-        if path not in self.written:
-            self.written.append(path)
+        self.written[path] = path.split("/")[0]
         self.store.note(file=path)
 
 

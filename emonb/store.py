@@ -244,10 +244,6 @@ def _build(
                     os.fsync(file)
             _replace(artifact.path, temporary)
             shutil.rmtree(parts)
-    except OSError as error:
-        if error.errno in (13, 28, 30):  # no permission, disk full, read-only file system
-            raise EmonbError(f"{artifact.path}: cannot write ({error.strerror}); free it or set OUT") from error
-        raise
     finally:
         if is_main():
             shutil.rmtree(temporary, ignore_errors=True)

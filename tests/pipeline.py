@@ -75,9 +75,7 @@ class Tiny:
 
     def open(self, out: Path, *, profile: Path | None = None, force: str = "") -> Run:
         """A run of the same pictures in another folder."""
-        run = open_run(str(profile or self.profile), images=str(self.images), out=str(out), force=force)
-        run.loaded = self.run.loaded  # the base VLM
-        return run
+        return open_run(str(profile or self.profile), images=str(self.images), out=str(out), force=force)
 
     def again(self, out: Path, without: Sequence[str]) -> Run:
         """The same run in another folder, with a copy of all results but those of some stages."""
