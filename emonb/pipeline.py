@@ -215,8 +215,8 @@ def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Art
 def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, features: Artifact) -> Making:
     """LoRA instruction tuning on the triplets: a peft adapter and `history.json`."""
     config, seed = run.settings.vlm, run.settings.seed
-    kinds = {"triplet_kinds": config.triplet_kinds, "seed": seed}
-    folder, parts = yield {**_base(config), **config.lora, **config.tuning, **kinds}
+    params = {**_base(config), **config.lora, **config.tuning}
+    folder, parts = yield {**params, "triplet_kinds": config.triplet_kinds, "seed": seed}
     torch.manual_seed(seed)  # before the adapter is drawn
     base = base_vlm(run)
     tuned = add_lora(base, **config.lora)
@@ -243,9 +243,8 @@ def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Arti
     words = {"reasons": config.reasons, "max_new_tokens": config.max_new_tokens, "seed": seed}
     folder, parts = yield {**_base(config), **words}
     tables = _tables(samples)
-    test = tables["test"]
-    some = np.unique(np.linspace(0, len(test) - 1, min(config.reasons, len(test))).astype(int))
-    asked = test.iloc[some if config.reasons else []]
+    last = len(tables["test"]) - 1
+    asked = tables["test"].iloc[np.unique(np.linspace(0, last, min(config.reasons, last + 1)).astype(int))]
     with adapted(base_vlm(run), adapter.path) as tuned:
         why = resource("prompts.yaml", "reasoning", "instructions")[0]
         said = _texts(tuned, asked, why, config, parts / "reasons.json")
@@ -270,11 +269,9 @@ class Source:
         self.vlm, self.ids, self.paths = vlm, table["image_id"].tolist(), table["path"].tolist()
         self.row = {image_id: i for i, image_id in enumerate(self.ids)}
         self.grid = torch.from_numpy(np.load(features.path / f"{split}.grid.npy"))
-        counts, self.tokens = self.grid.prod(1) // vlm.merge_size**2, []
-        for file, of_shard in zip(
-            sorted(features.path.glob(f"{split}-*.safetensors")), counts.split(SHARD), strict=False
-        ):
-            self.tokens += load_file(file)["tokens"].split(of_shard.tolist())
+        counts, self.tokens = (self.grid.prod(1) // vlm.merge_size**2).split(SHARD), []
+        for i, file in enumerate(sorted(features.path.glob(f"{split}-*.safetensors"))):
+            self.tokens += load_file(file)["tokens"].split(counts[i].tolist())
 
     def __call__(self, image_ids: Sequence[str]) -> VisualTokens:
         """Visual tokens of the given pictures, in the given order."""

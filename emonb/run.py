@@ -21,7 +21,7 @@ from emonb.machine import get_device, is_main, library_versions, process_count, 
 from emonb.progress import progress
 from emonb.reach import reached
 from emonb.settings import Settings, load_settings
-from emonb.store import STAGES, Artifact, Stage, Store
+from emonb.store import STAGES, Artifact, Store
 from emonb.tables import csv_text, latex_text, markdown_text
 from emonb.triplets import source_note, triplet_lines
 
@@ -69,10 +69,9 @@ class Run:
         Returns:
             Dataset -> result; of the stage `teacher`, (dataset, network) -> result.
         """
-        stage, jobs = STAGES[name], self.jobs(name)
-        alone = process_count() == 1 and get_device().type == "cpu"
-        if stage.side_by_side and self.settings.side_by_side and alone:
-            missing = [job for job in jobs if not self.store.has(*self._order(stage, job))]
+        jobs, alone = self.jobs(name), process_count() == 1 and get_device().type == "cpu"
+        if STAGES[name].side_by_side and self.settings.side_by_side and alone:
+            missing = [job for job in jobs if not self.store.has(*self._order(name, job))]
             calls = [(self.settings, self.store, name, job) for job in missing]
             for _ in progress(side_by_side(_make_elsewhere, calls, name), name, total=len(calls)):
                 pass
@@ -80,7 +79,7 @@ class Run:
 
     def make_one(self, name: str, *job: str) -> Artifact:
         """One result of a stage, e.g. `make_one("teacher", "mini-fi", "vit")`; its files for people are copied."""
-        artifact = self.store.get(*self._order(STAGES[name], job))
+        artifact = self.store.get(*self._order(name, job))
         if not is_main():
             return artifact
         for file in artifact.path.glob("*.parquet") if name != "samples" else ():
@@ -102,12 +101,12 @@ class Run:
         networks = [self.settings.teacher.networks] if name == "teacher" else []
         return list(product(self.datasets, *networks))
 
-    def _order(self, stage: Stage, job: Sequence[str]) -> tuple:
+    def _order(self, name: str, job: Sequence[str]) -> tuple:
         """What the store is asked for: the stage's recipe for a job, with the results that it needs."""
         teacher = (job[0], self.settings.teacher.teacher)
-        needs = {need: self.find(need, *(teacher if need == "teacher" else job[:1])) for need in stage.needs}
-        recipe = stage.recipe(self, *job, **needs)
-        return stage.name, "--".join(job), recipe, stage_code(recipe.root)
+        needs = {need: self.find(need, *(teacher if need == "teacher" else job[:1])) for need in STAGES[name].needs}
+        recipe = STAGES[name].recipe(self, *job, **needs)
+        return name, "--".join(job), recipe, stage_code(recipe.root)
 
     # ---- what notebooks read
 
@@ -261,7 +260,7 @@ def stage_code(name: str) -> dict[str, str]:
 def _make_elsewhere(settings: Settings, store: Store, name: str, job: Sequence[str]) -> None:
     """One result, in a process of its own."""
     run = Run(settings, force=store.force, keep=store.keep)
-    run.store.get(*run._order(STAGES[name], job))
+    run.store.get(*run._order(name, job))
 
 
 def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> None:
