@@ -20,15 +20,32 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Datasets on disk.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
-Profile = Annotated[str, typer.Option(help="smoke, mini, paper, paper-2b, or the path of a .yaml file")]
+
+
+def _from_root(path: str) -> str:
+    """A path relative to the user's folder, relative to the project: notebooks then hold no machine path."""
+    from emonb.settings import project_root
+
+    return os.path.relpath(path, project_root()) if path else ""
+
+
+def _profile(profile: str) -> str:
+    """A profile's name as it is, its file's path as `_from_root` gives it."""
+    return _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile
+
+
+_WHICH = "smoke, mini, paper, paper-2b, or the path of a .yaml file"
+_FORMATS = "emoset, emotion6, fi, flickr, instagram, oasis, bass, or folder"
+_KEEP = "stages of which an older result is taken in spite of changed code; its provenance says so"
+Profile = Annotated[str, typer.Option(callback=_profile, help=_WHICH)]
 Datasets = Annotated[str, typer.Option(help="comma-separated names; default: the profile's")]
-Images = Annotated[str, typer.Option(help="folder of datasets, <images>/<dataset>/...; default: the drawn world")]
-Out = Annotated[str, typer.Option(help="results folder; default: build/<profile>")]
+Images = Annotated[
+    str, typer.Option(callback=_from_root, help="folder of datasets, <images>/<dataset>/...; default: the drawn world")
+]
+Out = Annotated[str, typer.Option(callback=_from_root, help="results folder; default: build/<profile>")]
 Seeds = Annotated[str, typer.Option(help="comma-separated; default: the profile's")]
 Force = Annotated[str, typer.Option(help="comma-separated stages to recompute, or all")]
-Keep = Annotated[
-    str, typer.Option(help="stages of which an older result is taken in spite of changed code; its provenance says so")
-]
+Keep = Annotated[str, typer.Option(help=_KEEP)]
 
 
 @app.command()
@@ -43,11 +60,10 @@ def run(
     notebooks: Annotated[str, typer.Option(help="comma-separated numbers, e.g. 01,02; default: all")] = "",
 ) -> None:
     """Execute the notebooks that are not up to date and write the report."""
+    given = locals()
     from emonb.headless import run as run_notebooks
 
-    where = {"images": _from_root(images), "out": _from_root(out)}
-    options = {"seeds": seeds, "force": force, "keep": keep, "notebooks": notebooks}
-    run_notebooks(_profile(profile), datasets=datasets, **where, **options)
+    run_notebooks(**given)
 
 
 @app.command()
@@ -64,8 +80,7 @@ def stage(
     """One long step without a notebook; under `accelerate launch -m emonb stage ...` by several processes."""
     from emonb.run import make_with_needs, open_run
 
-    where = {"images": _from_root(images), "out": _from_root(out)}
-    opened = open_run(_profile(profile), datasets, seeds=seeds, force=force, keep=keep, **where)
+    opened = open_run(profile, datasets, out, images=images, seeds=seeds, force=force, keep=keep)
     make_with_needs(opened, name, say=typer.echo)
 
 
@@ -75,51 +90,54 @@ def triplets(
     profile: Profile = "mini",
     annotator: Annotated[str, typer.Option(help="openai, batch or offline; default: the profile's")] = "",
     estimate: Annotated[bool, typer.Option("--estimate", help="print tokens and price, send nothing")] = False,
-    max_cost: Annotated[
-        float | None, typer.Option(help="USD for this dataset, earlier runs included; default: the profile's")
-    ] = None,
+    max_cost: Annotated[float | None, typer.Option(help="USD for this dataset, earlier runs included")] = None,
     concurrency: Annotated[int | None, typer.Option(help="requests at a time; default: the profile's")] = None,
     model: Annotated[str, typer.Option(help="a vision model of the server; default: the profile's")] = "",
-    import_file: Annotated[
-        str, typer.Option("--import", help="take triplets from the authors' or an EmoVIT-style JSON file")
-    ] = "",
+    import_file: Annotated[str, typer.Option("--import", help="a JSON file of the authors', or EmoVIT-style")] = "",
     patient: Annotated[bool, typer.Option("--wait/--no-wait", help="batch: wait, or submit and fetch later")] = True,
     images: Images = "",
     out: Out = "",
 ) -> None:
     """Write the triplets of one dataset: by a paid model, without one, or from somebody else's file."""
-    from emonb.run import write_triplets
+    from emonb import annotate
+    from emonb.annotate.others import import_triplets
+    from emonb.annotate.request import estimate_text
+    from emonb.data import read_samples, sample_labels
+    from emonb.run import Run
+    from emonb.settings import load_settings
+    from emonb.triplets import has_paid_answers
 
     changes = {"annotator": annotator, "max_cost": max_cost, "concurrency": concurrency, "model": model}
-    write_triplets(
-        _profile(profile),
-        dataset,
-        images=_from_root(images),
-        out=_from_root(out),
-        changes={name: value for name, value in changes.items() if value not in (None, "")},
-        only_estimate=estimate,
-        import_file=import_file,
-        patient=patient,
-        say=typer.echo,
-    )
-
-
-@data.callback()
-def _data() -> None:
-    """Datasets on disk."""  # a callback keeps `import` a word of the command line while it is the only one
+    changes = {name: value for name, value in changes.items() if value not in (None, "")}
+    given = {"profile": profile, "datasets": dataset, "images": images, "out": out}
+    opened = Run(load_settings(**given, triplets=changes))
+    samples, terms = opened.make("samples")[dataset].path, opened.settings.triplets
+    path, batch = opened.out / "triplets" / f"{dataset}.jsonl", terms.annotator == "batch"
+    asked = read_samples(samples), sample_labels(samples), path, terms
+    if estimate:
+        typer.echo(estimate_text(*asked, batch=batch))
+        return
+    if import_file:
+        import_triplets(Path(import_file), *asked, say=typer.echo)
+    elif paid := batch or terms.annotator == "openai":
+        annotate.write_triplets(*asked, batch=batch, patient=patient, say=typer.echo)
+        if not has_paid_answers(path):
+            typer.echo("no triplets yet")
+            return
+    if import_file or paid:  # what is there, without asking again
+        opened = Run(load_settings(**given))
+    key = opened.make("triplets")[dataset].key
+    typer.echo(f"triplets/{dataset}.jsonl; result: artifacts/triplets/{key}/triplets.jsonl")
 
 
 @data.command("import")
 def import_data(
-    form: Annotated[
-        str,
-        typer.Argument(metavar="FORMAT", help="emoset, emotion6, fi, flickr, instagram, oasis, bass, or folder"),
-    ],
+    form: Annotated[str, typer.Argument(metavar="FORMAT", help=_FORMATS)],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="folder of the release; it is only read")],
     out: Annotated[Path, typer.Option(help="folder of datasets, later IMAGES; gets <name>/")],
     name: Annotated[str, typer.Option(help="name of the dataset; default: the format's, or the folder's")] = "",
     allow_missing_split: Annotated[
-        bool, typer.Option("--allow-missing-split", help="import what is there although train or test is missing")
+        bool, typer.Option("--allow-missing-split", help="although train or test is missing")
     ] = False,
 ) -> None:
     """Check a release as downloaded and write its sample table and an integrity report; no picture is copied."""
@@ -131,12 +149,8 @@ def import_data(
 @app.command()
 def rehearse(
     profile: Profile = "paper",
-    model: Annotated[
-        str, typer.Option(help="7b, 2b, stand-in, or a folder with config.json; default: the profile's")
-    ] = "",
-    dataset_size: Annotated[
-        int, typer.Option(min=10, help="images of each dataset whose size is not recorded (Flickr, Instagram, yours)")
-    ] = 10_000,
+    model: Annotated[str, typer.Option(help="7b, 2b, stand-in, or a folder; default: the profile's")] = "",
+    dataset_size: Annotated[int, typer.Option(min=10, help="images of Flickr, Instagram or yours")] = 10_000,
     image_side: Annotated[int, typer.Option(min=56, help="long side of the pictures in pixels")] = 1024,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     out: Annotated[Path, typer.Option(help="folder of report.md and report.json")] = Path("build/rehearsal"),
@@ -150,7 +164,7 @@ def rehearse(
         return {case: float(total[f"usd_{case}"]) for case in ("low", "high", "worst")}
 
     options = {"model": model, "dataset_size": dataset_size, "image_side": image_side, "device": device, "out": out}
-    typer.echo(project(_profile(profile), **options, price=price))
+    typer.echo(project(profile, **options, price=price))
 
 
 @app.command()
@@ -186,27 +200,39 @@ def compare(
 @app.command()
 def doctor(out: Annotated[str, typer.Option(help="results folder to check")] = "build") -> None:
     """Check this environment: [OK] or [FAIL] with the remedy, line by line."""
-    from emonb.machine import doctor as examine
+    import shutil
 
-    findings = examine(Path(out).absolute())
-    for what, fine, finding in findings:
+    import psutil
+
+    from emonb.files import make_folder
+    from emonb.machine import LOCK, lock_state
+
+    try:
+        import torch
+        import torchvision
+
+        torchvision.ops.nms(torch.eye(4)[:1], torch.ones(1), 0.5)  # fails when the two were built for different ones
+        fit, versions = True, f"{torch.__version__}, {torchvision.__version__}"
+    except Exception as error:  # whatever is broken here is the finding
+        fit, versions = False, f"{type(error).__name__}: {error}"
+    differs = "; ".join(f"{name}: {both}" for name, both in lock_state()["differs"].items())
+    memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(make_folder(Path(out))).free / 2**30
+    findings = {
+        "torch and torchvision agree": (fit, f"{versions}; Python {sys.version.split()[0]}"),
+        "libraries": (True, f"not as in {LOCK} (installed, locked): {differs}" if differs else "as locked"),
+        "free memory": (memory >= 4, f"{memory:.1f} GB; 4 are needed: close other programs"),
+        "free disk": (disk >= 2, f"{disk:.1f} GB; 2 are needed: choose another --out"),
+    }
+    for what, (fine, finding) in findings.items():
         typer.echo(f"[{'OK' if fine else 'FAIL'}] {what}: {finding}")
-    if not all(fine for _, fine, _ in findings):
-        raise typer.Exit(1)
+    raise typer.Exit(not all(fine for fine, _ in findings.values()))
 
 
 @app.command()
 def predict(
     image: Annotated[list[Path], typer.Argument(help="pictures, or folders of them; a name like -x.png after --")],
     model: Annotated[Path | None, typer.Option(help="a saved model; default: the first of build/mini/models")] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="print one JSON list; each picture: image, emotion, confidence, models (answer, confidence, "
-            "distribution), gate, saliency, key_elements, reasons",
-        ),
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON list, an entry a picture")] = False,
     reasons: Annotated[bool, typer.Option("--reasons", help="ask the VLM what it sees and why, too")] = False,
 ) -> None:
     """The emotion of any picture, and what each part of the model says.
@@ -241,15 +267,3 @@ def main() -> None:
         if end.code == 130:  # what typer makes of Ctrl-C
             print("emonb: stopped; the next run goes on from the finished results", file=sys.stderr)
         raise
-
-
-def _from_root(path: str) -> str:
-    """A path relative to the user's folder, relative to the project: notebooks then hold no machine path."""
-    from emonb.settings import project_root
-
-    return os.path.relpath(path, project_root()) if path else ""
-
-
-def _profile(profile: str) -> str:
-    """A profile's name as it is, its file's path as `_from_root` gives it."""
-    return _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile

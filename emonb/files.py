@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -46,7 +47,7 @@ def atomic_write(path: Path, data: str | bytes) -> None:
 
 def write_json(path: Path, obj: Any) -> None:
     """Write JSON atomically, readable, with a final newline."""
-    atomic_write(path, json.dumps(obj, indent=2, ensure_ascii=False, default=plain) + "\n")
+    atomic_write(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -57,13 +58,12 @@ def read_json(path: Path) -> Any:
         raise EmonbError(f"{path}: cannot be read as JSON ({error}); delete it and run again") from None
 
 
-def plain(obj: Any) -> Any:
-    """For `json.dumps(default=...)`: settings sections and sets; TypeError for anything else."""
-    if hasattr(obj, "model_dump"):
-        return obj.model_dump(mode="json")
-    if isinstance(obj, set | frozenset):
-        return sorted(obj)
-    raise TypeError(f"{type(obj).__name__} cannot be part of a key: use numbers, text, lists or dicts")
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Put a finished file into another folder without copying it, where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def resource_path(*parts: str) -> Path:
@@ -95,17 +95,15 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
         path: the lock's file.
         busy: message of the `EmonbError` raised while another process holds the lock; "": wait for it.
     """
-    lock: FileLock | SoftFileLock = FileLock(path)
-    try:
+    for lock in (FileLock(path), SoftFileLock(path.with_name(f"{path.name}.soft"))):
         try:
             lock.acquire(timeout=0 if busy else -1)
+            break
+        except Timeout:
+            raise EmonbError(busy) from None
         except OSError as error:
-            if isinstance(error, Timeout) or error.errno not in _NO_FLOCK:
+            if error.errno not in _NO_FLOCK:
                 raise
-            lock = SoftFileLock(path.with_name(f"{path.name}.soft"))
-            lock.acquire(timeout=0 if busy else -1)
-    except Timeout:
-        raise EmonbError(busy) from None
     try:
         yield
     finally:

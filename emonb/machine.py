@@ -6,12 +6,10 @@ Two ways, never at once. `accelerate launch -m emonb stage ...` starts processes
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import platform
 import resource
-import shutil
 import signal
 import subprocess
 import threading
@@ -24,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from emonb.errors import EmonbError
-from emonb.files import make_folder, resource_path
 from emonb.settings import project_root
 
 if TYPE_CHECKING:
@@ -61,11 +58,9 @@ def _group() -> PartialState:
     import torch
     from accelerate import PartialState
 
+    end_with_parent()
     # one process may work for hours on what the others wait for; a dead one ends them all
-    options = {"timeout": timedelta(days=7)} if process_count() > 1 else {}
-    if options:
-        end_with_parent()
-    return PartialState(cpu=not torch.cuda.is_available(), **options)
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 
 def wait_for_all() -> None:
@@ -152,22 +147,9 @@ def _begin() -> None:
     end_with_parent()
     os.environ |= {"EMONB_HEADLESS": "1", "EMONB_SIDE_BY_SIDE": "1", "EMONB_PROGRESS_FILE": ""}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_freed_memory()
 
 
-# ---- memory --------------------------------------------------------------------------------------------------------
-
-
-def keep_freed_memory() -> None:
-    """Let this process reuse the memory of one training step in the next.
-
-    glibc hands large freed blocks back to the system, which must clear them before it lends them again: up to a
-    quarter of a LoRA step on two threads, where all of them go back. Does nothing where there is no glibc.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
-        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: glibc's largest
+# ---- what results depend on, and cost ------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -184,9 +166,6 @@ def peak_memory() -> Iterator[list[float]]:
             status = Path("/proc/self/status").read_text(encoding="ascii")
             kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
         peak[0] = round(kilobytes / 1024, 1)
-
-
-# ---- what results depend on ----------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -221,13 +200,12 @@ def lock_state() -> dict[str, Any]:
 @functools.cache
 def git_state() -> dict[str, Any]:
     """Commit of the project and whether tracked files differ from it; {} outside a checkout."""
-    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        run = functools.partial(subprocess.run, cwd=project_root(), capture_output=True, text=True, check=True)
-        commit, status = (run(command).stdout.strip() for command in commands)
+        found = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"commit": commit, "dirty": bool(status)}
+    return {"commit": found.removesuffix("-dirty"), "dirty": found.endswith("-dirty")}
 
 
 @functools.cache
@@ -245,50 +223,3 @@ def machine() -> dict[str, Any]:
         gpu = ", ".join(names.split("\n")).strip(", ") or None
     memory = round(psutil.virtual_memory().total / 2**30, 1)
     return {"cpu": cpu, "cores": cores(), "memory_gb": memory, "gpu": gpu, "system": platform.platform()}
-
-
-def doctor(out: Path) -> list[tuple[str, bool, str]]:
-    """Checks of this environment: what, whether it is fine, and the finding or the remedy."""
-
-    def torch_and_torchvision() -> str:
-        import torch
-        import torchvision
-
-        box = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-        torchvision.ops.nms(box, torch.ones(1), 0.5)  # fails when the two were built for different versions
-        return f"torch {torch.__version__}, torchvision {torchvision.__version__}"
-
-    def versions() -> str:
-        __import__("transformers"), __import__("timm"), __import__("papermill")
-        differs = lock_state()["differs"]
-        first = ", ".join(f"{name} ({v})" for name, v in list(differs.items())[:3])
-        return f"{len(differs)} differ from {LOCK} (installed, locked): {first}" if differs else "as locked"
-
-    def at_least(wanted: float, found: float, remedy: str) -> str:
-        if found < wanted:
-            raise EmonbError(f"found {found:.1f}; {remedy}")
-        return f"{found:.1f}"
-
-    def free_memory() -> float:
-        import psutil
-
-        return psutil.virtual_memory().available / 2**30
-
-    there = next(p for p in (out, *out.parents) if p.is_dir())
-    checks: dict[str, Callable[[], str]] = {
-        "Python": platform.python_version,  # make and pip refuse one below 3.11
-        "torch and torchvision agree": torch_and_torchvision,
-        "libraries": versions,
-        "notebook kernel": lambda: f"ipykernel {metadata.version('ipykernel')}",
-        "free memory >= 4 GB": lambda: at_least(4, free_memory(), "close other programs"),
-        "free disk >= 2 GB": lambda: at_least(2, shutil.disk_usage(there).free / 2**30, "choose another --out"),
-        "write permission": lambda: str(make_folder(out)),
-        "stand-in checkpoint": lambda: f"{resource_path('base', 'model.safetensors').stat().st_size / 2**20:.1f} MB",
-    }
-    findings = []
-    for what, check in checks.items():
-        try:
-            findings.append((what, True, check()))
-        except Exception as error:  # whatever is broken here is the finding
-            findings.append((what, False, f"{type(error).__name__}: {error}".splitlines()[0]))
-    return findings

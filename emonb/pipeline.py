@@ -1,17 +1,17 @@
 """What is made of what: the stages in their order, each with what it reads, what it calls and what it writes.
 
-A stage says how its result is made (`store.Recipe`); the store decides whether it must be. Keyword-only parameters
-are the results that a stage is made of. Rooms compute; here alone their inputs are read and their outputs written.
+A stage says what its result depends on (it yields that), and then makes it in the folder that it gets, if the store
+sees that it must be made; what it puts into `parts` outlives a kill. Keyword-only parameters are the results that it
+is made of. Rooms compute; here alone their inputs are read and their outputs written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from emonb.cost import PICTURES, WARM_UP, Measured, count, measure, parts_of
 from emonb.data import parse_emotion, question, read_samples, sample_labels, taxonomy_for_dataset
 from emonb.distill import Cached, train_head
 from emonb.errors import EmonbError
-from emonb.files import read_json, resource, write_json
+from emonb.files import link_or_copy, read_json, resource, write_json
 from emonb.gate import Opinions, gate_inputs, train_gate
 from emonb.machine import get_device, is_main, process_count, process_index, wait_for_all
 from emonb.model import EmoVLMKD, load_gate, load_head, save_module
@@ -35,8 +35,8 @@ from emonb.predictions import make_predictions, probabilities, read_predictions,
 from emonb.progress import progress
 from emonb.releases import Release
 from emonb.releases.imports import listing_digest, read_dataset, write_table
-from emonb.settings import SPLITS, NetworkSettings, VLMSettings, checkpoint_of, project_root
-from emonb.store import Artifact, Recipe, stage
+from emonb.settings import SPLITS, NetworkSettings, Settings, VLMSettings, checkpoint_of, project_root
+from emonb.store import Artifact, Making, stage
 from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network
 from emonb.training import outputs
 from emonb.triplets import KINDS, has_paid_answers, offline_triplets, triplet_line, triplet_lines
@@ -47,6 +47,8 @@ from emonb.world import DRAWN, draw_dataset
 if TYPE_CHECKING:
     from emonb.run import Run
 
+Tables = Mapping[str, pd.DataFrame]  # of each split: image_id, label and perhaps path
+Trained = tuple[torch.nn.Module, list[dict[str, Any]], dict[str, Tensor]]  # net, training curve, logits of each split
 SHARD = 512  # pictures; ours: minutes of work for a 7B model, and a multiple of the usual batch sizes
 
 
@@ -54,48 +56,51 @@ SHARD = 512  # pictures; ours: minutes of work for a 7B model, and a multiple of
 
 
 @stage("01_data", side_by_side=True)
-def samples(run: Run, dataset: str) -> Recipe:
+def samples(run: Run, dataset: str) -> Making:
     """Sample table of one dataset: drawn, imported, or a release on disk.
 
     Files: `samples.parquet`, `meta.json` (labels, root), `integrity.json`; of a drawn one also `images/`.
     """
+    folder = dataset_folder(run.settings, dataset)
+    return _on_disk(folder) if folder else _drawn(run, dataset)
+
+
+def dataset_folder(settings: Settings, dataset: str) -> Path | None:
+    """Where a dataset lies; None: it is drawn. Raises `EmonbError` for one that is neither drawn nor there."""
+    root = settings.images_path
+    if root is not None and not root.is_dir():
+        raise EmonbError(f"images: {root} is no folder; give the parent of the datasets' folders (--images, IMAGES)")
     if dataset in DRAWN:
-        return _drawn(run, dataset)
-    if run.settings.images_path is None:
+        return None
+    if root is None:
         raise EmonbError(
-            f"unknown dataset {dataset!r}: drawn ones are {', '.join(DRAWN)}; "
-            "for a dataset on disk also give its folder's parent: IMAGES=ROOT"
+            f"unknown dataset {dataset!r}; drawn ones are {', '.join(DRAWN)}; "
+            "for one on disk also give its parent folder: --images ROOT (IMAGES=ROOT)"
         )
-    return _on_disk(run.settings.images_path / dataset)
+    if not (root / dataset).is_dir():
+        there = ", ".join(sorted(path.name for path in root.glob("*/"))[:20]) or "no folder"
+        raise EmonbError(f"{root / dataset}: no such folder; IMAGES must be its parent, but holds: {there}")
+    return root / dataset
 
 
-def _drawn(run: Run, dataset: str) -> Recipe:
+def _drawn(run: Run, dataset: str) -> Making:
     taxonomy = taxonomy_for_dataset(dataset)
     sizes = dict(zip(SPLITS, getattr(run.settings.world, taxonomy.name), strict=True))
-
-    def build(folder: Path, parts: Path) -> None:
-        release = Release(draw_dataset(dataset, folder, sizes), folder, taxonomy.labels)
-        meta = write_table(release, folder, dataset, "drawn", where=dataset)
-        write_json(folder / "meta.json", {**meta, "root": ".", "drawn": True})
-
-    return Recipe(build, {"source": "drawn", "sizes": sizes}, root="_drawn")
+    folder, _ = yield {"source": "drawn", "sizes": sizes}
+    release = Release(draw_dataset(dataset, folder, sizes), folder, taxonomy.labels)
+    meta = write_table(release, folder, dataset, "drawn", where=dataset)
+    write_json(folder / "meta.json", {**meta, "root": ".", "drawn": True})
 
 
-def _on_disk(source: Path) -> Recipe:
-    if not source.is_dir():
-        raise EmonbError(f"{source}: no such folder; IMAGES must be the folder that contains {source.name!r}")
-
-    def build(folder: Path, parts: Path) -> None:
-        meta = read_dataset(source, folder)
-        root = os.path.relpath(meta["root"], project_root())
-        write_json(folder / "meta.json", {**meta, "root": root, "drawn": False})
-
-    params = {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
-    return Recipe(build, params, root="_on_disk")
+def _on_disk(source: Path) -> Making:
+    folder, _ = yield {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
+    meta = read_dataset(source, folder)
+    root = os.path.relpath(meta["root"], project_root())
+    write_json(folder / "meta.json", {**meta, "root": root, "drawn": False})
 
 
 @stage("02_triplets")
-def triplets(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
+def triplets(run: Run, dataset: str, *, samples: Artifact) -> Making:
     """Triplets of the training images: `triplets.jsonl`.
 
     Who writes them is `settings.triplets.annotator`: `auto` takes the answers in `OUT/triplets/<dataset>.jsonl`, and
@@ -117,40 +122,35 @@ def triplets(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
     return _written_triplets(dataset, samples, path)
 
 
-def _offline_triplets(dataset: str, samples: Artifact) -> Recipe:
-    def build(folder: Path, parts: Path) -> None:
-        rows, labels = read_samples(samples.path, "train").to_dict("records"), sample_labels(samples.path)
-        with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
-            for row in progress(rows, f"offline triplets of {dataset}"):
-                file.writelines(map(triplet_line, offline_triplets(row, labels)))
-
-    return Recipe(build, {"annotator": "offline"}, root="_offline_triplets")
+def _offline_triplets(dataset: str, samples: Artifact) -> Making:
+    folder, _ = yield {"annotator": "offline"}
+    rows, labels = read_samples(samples.path, "train").to_dict("records"), sample_labels(samples.path)
+    with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
+        for row in progress(rows, f"offline triplets of {dataset}"):
+            file.writelines(map(triplet_line, offline_triplets(row, labels)))
 
 
-def _written_triplets(dataset: str, samples: Artifact, path: Path) -> Recipe:
+def _written_triplets(dataset: str, samples: Artifact, path: Path) -> Making:
     """A snapshot of the triplets file, validated, in the samples' order: arrival must not decide the training."""
     if not path.is_file() or not path.stat().st_size:
         raise EmonbError(
             f"triplets/{path.name}: no triplets yet; the reasons, if any, stand in {path.stem}.rejected.jsonl; "
             f"ask again: python -m emonb triplets --dataset {dataset}"
         )
-
-    def build(folder: Path, parts: Path) -> None:
-        train = read_samples(samples.path, "train", ["image_id"])["image_id"]
-        order = {image_id: i for i, image_id in enumerate(train)}
-        found = [t for t in triplet_lines(path) if t["image_id"] in order]  # another split: perhaps a test image now
-        if not found:
-            raise EmonbError(
-                f"triplets/{path.name}: none of its images is a training image of {dataset}; it belongs to other "
-                "pictures: move it away, or point IMAGES at them"
-            )
-        found.sort(key=lambda t: (order[t["image_id"]], KINDS.index(t["kind"])))
-        with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(map(triplet_line, found))
-
     with path.open("rb") as file:
         written = hashlib.file_digest(file, "sha256").hexdigest()
-    return Recipe(build, {"written": written}, root="_written_triplets")
+    folder, _ = yield {"written": written}
+    train = read_samples(samples.path, "train", ["image_id"])["image_id"]
+    order = {image_id: i for i, image_id in enumerate(train)}
+    found = [t for t in triplet_lines(path) if t["image_id"] in order]  # another split: perhaps a test image now
+    if not found:
+        raise EmonbError(
+            f"triplets/{path.name}: none of its images is a training image of {dataset}; it belongs to other "
+            "pictures: move it away, or point IMAGES at them"
+        )
+    found.sort(key=lambda t: (order[t["image_id"]], KINDS.index(t["kind"])))
+    with (folder / "triplets.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(map(triplet_line, found))
 
 
 # ---- 03: the vision-language model ---------------------------------------------------------------------------------
@@ -164,142 +164,127 @@ def _base(settings: VLMSettings) -> dict[str, Any]:
     return {**settings.loading, **cached, "provenance": made}
 
 
+_load = lru_cache(maxsize=1)(load_vlm)
+
+
 def base_vlm(run: Run) -> VLM:
-    """The base VLM, loaded once for a run."""
-    if "vlm" not in run.loaded:
-        run.loaded["vlm"] = load_vlm(**run.settings.vlm.loading)
-    return run.loaded["vlm"]
+    """The base VLM, loaded once."""
+    return _load(**run.settings.vlm.loading)
 
 
 @stage("03_instruction_tuning")
-def features(run: Run, dataset: str, *, samples: Artifact) -> Recipe:
+def features(run: Run, dataset: str, *, samples: Artifact) -> Making:
     """Each picture once through the frozen vision tower.
 
     Files: `<split>.pooled.npy` [N, D] float16 and `<split>.grid.npy` [N, 3]; `ids.json` with each split's image ids in
     order; with `vlm.cache_visual_tokens` also `<split>-<number>.safetensors`, shards of `tokens` [sum of n_i, D].
     """
     config = run.settings.vlm
+    folder, parts = yield _base(config)
+    tables = _tables(samples)
 
-    def build(folder: Path, parts: Path) -> None:
-        frames = {s: read_samples(samples.path, s, ["image_id", "path"]) for s in SPLITS}
+    def see(split: str, rows: range) -> dict[str, Tensor]:
+        seen = list(_see(base_vlm(run), tables[split]["path"].iloc[rows].tolist(), config.batch_size))
+        pooled, grid = torch.cat([v.pooled().half().cpu() for v in seen]), torch.cat([v.grid for v in seen])
+        if not pooled.isfinite().all():
+            raise EmonbError(f"visual tokens of {dataset}: more than float16 holds; check vlm.base")
+        tokens = [t.cpu() for v in seen for t in v.tokens if config.cache_visual_tokens]
+        return {"pooled": pooled, "grid": grid} | ({"tokens": torch.cat(tokens)} if tokens else {})
 
-        def see(split: str, rows: range, file: Path) -> None:
-            seen = list(_see(base_vlm(run), frames[split]["path"].iloc[rows].tolist(), config.batch_size))
-            found = {"pooled": torch.cat([v.pooled().half().cpu() for v in seen])}
-            found["grid"] = torch.cat([v.grid for v in seen])
-            if config.cache_visual_tokens:
-                found["tokens"] = torch.cat([t.cpu() for v in seen for t in v.tokens])
-            if not found["pooled"].isfinite().all():
-                raise EmonbError(f"visual tokens of {dataset}: more than float16 holds; check vlm.base")
-            save_file(found, file)
-
-        shards = _make_shards({s: len(f) for s, f in frames.items()}, parts, see, f"visual tokens of {dataset}")
-        if not is_main():
-            return
-        for split, files in shards.items():
-            for name in ("pooled", "grid"):
-                np.save(folder / f"{split}.{name}.npy", np.concatenate([load_file(f)[name].numpy() for f in files]))
-            if config.cache_visual_tokens:
-                for file in files:
-                    _link(file, folder / file.name)
-        write_json(folder / "ids.json", {s: frame["image_id"].tolist() for s, frame in frames.items()})
-
-    return Recipe(build, _base(config))
+    shards = _make_shards(tables, parts, see, f"visual tokens of {dataset}")
+    if is_main():
+        for name in ("pooled", "grid"):
+            for split, tensor in _joined(shards, name).items():
+                np.save(folder / f"{split}.{name}.npy", tensor.numpy())
+        for file in (file for files in shards.values() for file in files if config.cache_visual_tokens):
+            link_or_copy(file, folder / file.name)
+        write_json(folder / "ids.json", {s: table["image_id"].tolist() for s, table in tables.items()})
 
 
 @stage("03_instruction_tuning")
-def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact) -> Recipe:
+def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact) -> Making:
     """Zero-shot answers: `predictions.parquet` of val and test, p = softmax over the candidates' log-probabilities."""
-
-    def build(folder: Path, parts: Path) -> None:
-        frame = _answers(run, base_vlm(run), dataset, samples, features, SPLITS[1:], parts, {})
-        if is_main():
-            write_predictions(folder / "predictions.parquet", frame)
-
-    return Recipe(build, {**_base(run.settings.vlm), "seed": run.settings.seed})
+    folder, parts = yield {**_base(run.settings.vlm), "seed": run.settings.seed}
+    scores = _answers(run, base_vlm(run), samples, features, SPLITS[1:], parts)
+    if is_main():
+        frame = _predictions(_tables(samples), scores, run.settings.seed, {})
+        write_predictions(folder / "predictions.parquet", frame)
 
 
 @stage("03_instruction_tuning")
-def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, features: Artifact) -> Recipe:
+def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, features: Artifact) -> Making:
     """LoRA instruction tuning on the triplets: a peft adapter and `history.json`."""
     config, seed = run.settings.vlm, run.settings.seed
-
-    def build(folder: Path, parts: Path) -> None:
-        torch.manual_seed(seed)  # before the adapter is drawn
-        base = base_vlm(run)
-        tuned = add_lora(base, **config.lora)
-        lines = triplet_lines(triplets.path / "triplets.jsonl")
-        rows = [row for row in lines if row["kind"] in config.triplet_kinds]
-        see = Source(tuned, features.path, samples.path, "train")
-        options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"LoRA of {dataset}"}
-        try:
-            history = tune(tuned, rows, see, **config.tuning, **options)
-            if is_main():
-                save_adapter(tuned, folder)
-                write_json(folder / "history.json", history)
-        finally:
-            base.model = tuned.model.unload()  # the base again, without the adapter
-
-    kinds = {"triplet_kinds": config.triplet_kinds, "seed": seed}
-    return Recipe(build, {**_base(config), **config.lora, **config.tuning, **kinds})
+    params = {**_base(config), **config.lora, **config.tuning}
+    folder, parts = yield {**params, "triplet_kinds": config.triplet_kinds, "seed": seed}
+    torch.manual_seed(seed)  # before the adapter is drawn
+    base = base_vlm(run)
+    tuned = add_lora(base, **config.lora)
+    lines = triplet_lines(triplets.path / "triplets.jsonl")
+    rows = [row for row in lines if row["kind"] in config.triplet_kinds]
+    see = Source(tuned, features, samples, "train")
+    options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"LoRA of {dataset}"}
+    try:
+        history = tune(tuned, rows, see, **config.tuning, **options)
+        if is_main():
+            save_adapter(tuned, folder)
+            write_json(folder / "history.json", history)
+    finally:
+        base.model = tuned.model.unload()  # the base again, without the adapter
 
 
 @stage("03_instruction_tuning")
-def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact, adapter: Artifact) -> Recipe:
+def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact, adapter: Artifact) -> Making:
     """The tuned VLM's answers: `predictions.parquet` of all splits, with its reasons for some test pictures.
 
     `generated.parquet` has its greedy free answers about these, parsed.
     """
     config, seed, labels = run.settings.vlm, run.settings.seed, sample_labels(samples.path)
-
-    def build(folder: Path, parts: Path) -> None:
-        test = read_samples(samples.path, "test", ["image_id", "path", "label"])
-        some = np.unique(np.linspace(0, len(test) - 1, min(config.reasons, len(test))).astype(int))
-        asked = test.iloc[some if config.reasons else []]
-        with adapted(base_vlm(run), adapter.path) as tuned:
-            why = resource("prompts.yaml", "reasoning", "instructions")[0]
-            said = _texts(tuned, asked, why, config, parts / "reasons.json")
-            answers = _texts(tuned, asked, question(labels), config, parts / "free_answers.json")
-            frame = _answers(run, tuned, dataset, samples, features, SPLITS, parts, said)
-        if is_main():
-            write_predictions(folder / "predictions.parquet", frame)
-            if config.reasons:
-                write_predictions(folder / "generated.parquet", _free_answers(asked, answers, labels, seed))
-
     words = {"reasons": config.reasons, "max_new_tokens": config.max_new_tokens, "seed": seed}
-    return Recipe(build, {**_base(config), **words})
+    folder, parts = yield {**_base(config), **words}
+    tables = _tables(samples)
+    last = len(tables["test"]) - 1
+    asked = tables["test"].iloc[np.unique(np.linspace(0, last, min(config.reasons, last + 1)).astype(int))]
+    with adapted(base_vlm(run), adapter.path) as tuned:
+        why = resource("prompts.yaml", "reasoning", "instructions")[0]
+        said = _texts(tuned, asked, why, config, parts / "reasons.json")
+        answers = _texts(tuned, asked, question(labels), config, parts / "free_answers.json")
+        scores = _answers(run, tuned, samples, features, SPLITS, parts)
+    if is_main():
+        write_predictions(folder / "predictions.parquet", _predictions(tables, scores, seed, said))
+    if is_main() and config.reasons:  # an answer that cannot be parsed stays unparsed
+        texts = [answers[image_id] for image_id in asked["image_id"]]
+        named = [parse_emotion(text, labels) for text in texts]
+        p = np.array([[float(label == name) for label in labels] for name in named])
+        options = {"seed": seed, "raw_text": texts, "parsed": [name is not None for name in named]}
+        frame = make_predictions(asked["image_id"], ["test"] * len(asked), asked["label"], p, labels, **options)
+        write_predictions(folder / "generated.parquet", frame)
 
 
 class Source:
     """Visual tokens of a split by image id: from the cache of `features`, or from the picture where there is none."""
 
-    def __init__(self, vlm: VLM, features: Path, samples: Path, split: str):
-        frame = read_samples(samples, split, ["image_id", "path"])
-        self.vlm, self.ids, self.paths = vlm, frame["image_id"].tolist(), frame["path"].tolist()
-        if self.ids != read_json(features / "ids.json")[split]:
-            raise EmonbError(f"{features}: made of other samples; delete the folder and run notebook 03 again")
+    def __init__(self, vlm: VLM, features: Artifact, samples: Artifact, split: str):
+        table = _tables(samples, features)[split]
+        self.vlm, self.ids, self.paths = vlm, table["image_id"].tolist(), table["path"].tolist()
         self.row = {image_id: i for i, image_id in enumerate(self.ids)}
-        self.grid = torch.from_numpy(np.load(features / f"{split}.grid.npy"))
-        self.shards = [load_file(file)["tokens"] for file in sorted(features.glob(f"{split}-*.safetensors"))]
-        counts = self.grid.prod(1) // vlm.merge_size**2
-        self.ends = [part.cumsum(0).tolist() for part in counts.split(SHARD)]
+        self.grid = torch.from_numpy(np.load(features.path / f"{split}.grid.npy"))
+        counts, self.tokens = (self.grid.prod(1) // vlm.merge_size**2).split(SHARD), []
+        for i, file in enumerate(sorted(features.path.glob(f"{split}-*.safetensors"))):
+            self.tokens += load_file(file)["tokens"].split(counts[i].tolist())
 
     def __call__(self, image_ids: Sequence[str]) -> VisualTokens:
         """Visual tokens of the given pictures, in the given order."""
         rows = [self.row[i] for i in image_ids]
-        if not self.shards:
+        if not self.tokens:
             return visual_tokens(self.vlm, [self.paths[row] for row in rows])
-        return VisualTokens([self._tokens(row) for row in rows], self.grid[rows], self.vlm.width)
-
-    def _tokens(self, row: int) -> Tensor:
-        ends, at = self.ends[row // SHARD], row % SHARD
-        return self.shards[row // SHARD][ends[at - 1] if at else 0 : ends[at]]
+        return VisualTokens([self.tokens[row] for row in rows], self.grid[rows], self.vlm.width)
 
     def batches(self, rows: range, size: int) -> Iterator[VisualTokens]:
         """Visual tokens of the pictures at these positions, batch after batch."""
-        if not self.shards:
+        if not self.tokens:
             return _see(self.vlm, [self.paths[row] for row in rows], size)
-        return (self([self.ids[i] for i in rows[start : start + size]]) for start in range(0, len(rows), size))
+        return (self(self.ids[i : min(i + size, rows.stop)]) for i in rows[::size])
 
 
 def _see(vlm: VLM, paths: Sequence[str], size: int) -> Iterator[VisualTokens]:
@@ -310,147 +295,112 @@ def _see(vlm: VLM, paths: Sequence[str], size: int) -> Iterator[VisualTokens]:
 
 
 def _answers(
-    run: Run,
-    vlm: VLM,
-    dataset: str,
-    samples: Artifact,
-    features: Artifact,
-    splits: Sequence[str],
-    parts: Path,
-    said: Mapping[str, str],
-) -> pd.DataFrame:
-    """Predictions from scored answers about every picture of some splits; `said`: image id -> the VLM's words."""
+    run: Run, vlm: VLM, samples: Artifact, features: Artifact, splits: Sequence[str], parts: Path
+) -> dict[str, Tensor]:
+    """[N, C] log-probabilities of the candidate answers about every picture of some splits."""
     labels, size = sample_labels(samples.path), run.settings.vlm.batch_size
-    sources = {s: Source(vlm, features.path, samples.path, s) for s in splits}
+    sources = {s: Source(vlm, features, samples, s) for s in splits}
 
-    def ask(split: str, rows: range, file: Path) -> None:
+    def ask(split: str, rows: range) -> dict[str, Tensor]:
         scores = [answer_distribution(vlm, batch, labels).cpu() for batch in sources[split].batches(rows, size)]
-        save_file({"scores": torch.cat(scores)}, file)
+        return {"scores": torch.cat(scores)}
 
-    shards = _make_shards({s: len(source.ids) for s, source in sources.items()}, parts, ask, f"answers for {dataset}")
-    if not is_main():
-        return pd.DataFrame()
-    frames = []
-    for split, files in shards.items():
-        scores, rows = torch.cat([load_file(f)["scores"] for f in files]), read_samples(samples.path, split)
-        text = [said.get(image_id, "") for image_id in rows["image_id"]]
-        frames.append(
-            _scored(rows["image_id"], split, rows["label"], scores, labels, run.settings.seed, raw_text=text)
-        )
-    return pd.concat(frames, ignore_index=True)
+    ids = {s: source.ids for s, source in sources.items()}
+    return _joined(_make_shards(ids, parts, ask, f"answers for {samples.name}"), "scores")
 
 
 def _texts(vlm: VLM, asked: pd.DataFrame, instruction: str, config: VLMSettings, kept: Path) -> dict[str, str]:
     """image id -> the VLM's own words, for people to read; kept in a file so that a killed run need not ask again."""
-    if not is_main():
-        return {}
-    if not kept.is_file():
+    if is_main() and not kept.is_file():
         paths, size, texts = asked["path"].tolist(), config.batch_size, []
         for i in progress(range(0, len(paths), size), kept.stem.replace("_", " ")):
             texts += generate(vlm, paths[i : i + size], instruction, config.max_new_tokens)
         write_json(kept, dict(zip(asked["image_id"], texts, strict=True)))
-    return read_json(kept)
+    return read_json(kept) if is_main() else {}
 
 
-def _free_answers(asked: pd.DataFrame, texts: Mapping[str, str], labels: Sequence[str], seed: int) -> pd.DataFrame:
-    """Greedy generation instead of scoring; an answer that cannot be parsed stays unparsed."""
-    said = [texts[image_id] for image_id in asked["image_id"]]
-    named = [parse_emotion(text, labels) for text in said]
-    p = np.array([[float(label == name) for label in labels] for name in named])
-    more = {"raw_text": said, "parsed": [name is not None for name in named]}
-    return make_predictions(asked["image_id"], ["test"] * len(asked), asked["label"], p, labels, seed=seed, **more)
-
-
-def _scored(
-    ids: Sequence[str], split: str, label: Sequence[str], scores: Tensor, labels: Sequence[str], seed: int, **more: Any
+def _predictions(
+    tables: Tables, scores: Mapping[str, Tensor], seed: int, said: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """Predictions of a split from [N, C] logits or log-probabilities."""
-    p = scores.double().softmax(-1).numpy()
-    return make_predictions(ids, [split] * len(p), label, p, labels, seed=seed, **more)
+    """Predictions of the splits of `scores` ([N, C] logits or log-probabilities); `said`: image id -> VLM's words."""
+    frames = []
+    for split, logits in scores.items():
+        ids, labels, p = tables[split]["image_id"], tables[split].attrs["labels"], logits.double().softmax(-1).numpy()
+        options = {"seed": seed, "raw_text": None if said is None else [said.get(image_id, "") for image_id in ids]}
+        frames.append(make_predictions(ids, [split] * len(p), tables[split]["label"], p, labels, **options))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _tables(samples: Artifact, *made: Artifact) -> Tables:
+    """The sample tables; raises `EmonbError` for a result that was made of other ones."""
+    tables = {s: read_samples(samples.path, s, ["image_id", "path", "label"]) for s in SPLITS}
+    ids = {s: table["image_id"].tolist() for s, table in tables.items()}
+    for artifact in made:
+        if read_json(artifact.path / "ids.json") != ids:
+            raise EmonbError(f"{artifact.path}: made of other samples; delete the folder and run again")
+    return tables
 
 
 # ---- work in shards ------------------------------------------------------------------------------------------------
 
 
 def _make_shards(
-    sizes: Mapping[str, int], parts: Path, make: Callable[[str, range, Path], None], what: str
+    pictures: Mapping[str, Sized], parts: Path, make: Callable[[str, range], dict[str, Tensor]], what: str
 ) -> dict[str, list[Path]]:
-    """Work on many pictures in shards: each is one file, made once, by any process, and kept until all are there.
+    """Work on the pictures of each split in shards, made once each, by any process, and kept until all are there.
 
-    A shard's size is fixed, so that the batches, and with them the results, are the same whoever works on it.
-
-    Args:
-        sizes: pictures per split.
-        parts: where the files are kept; all processes must see it.
-        make: called with split, positions and the file to write.
-        what: for the progress bar.
-
-    Returns:
-        The files of each split, in the order of its pictures.
+    A shard's size is fixed, so that the batches, and with them the results, are the same whoever works on it. `make`,
+    called with split and positions, gives what is in its file; returns the files of each split in their order.
     """
-    todo = [(s, range(i, min(i + SHARD, n))) for s, n in sizes.items() for i in range(0, n, SHARD)]
-    files = [parts / f"{split}-{rows.start // SHARD:05d}.safetensors" for split, rows in todo]
-    mine = range(process_index(), len(files), process_count())
-    for i in progress([i for i in mine if not files[i].is_file()], what, unit="shard"):
-        partial_file = files[i].with_name(f".{files[i].name}.partial")
-        make(*todo[i], partial_file)
-        os.replace(partial_file, files[i])
+    todo = [(s, range(i, min(i + SHARD, len(x)))) for s, x in pictures.items() for i in range(0, len(x), SHARD)]
+    files = {(split, rows): parts / f"{split}-{rows.start // SHARD:05d}.safetensors" for split, rows in todo}
+    mine = [shard for shard in todo[process_index() :: process_count()] if not files[shard].is_file()]
+    for shard in progress(mine, what, unit="shard"):
+        partial_file = parts / f".{files[shard].name}.partial"
+        save_file(make(*shard), partial_file)
+        partial_file.replace(files[shard])
     wait_for_all()
-    return {s: [file for file, (split, _) in zip(files, todo, strict=True) if split == s] for s in sizes}
+    return {s: [file for (split, _), file in files.items() if split == s] for s in pictures}
 
 
-def _link(source: Path, target: Path) -> None:
-    """Put a finished file into another folder without copying it, where the file system can."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def _joined(shards: Mapping[str, Sequence[Path]], name: str) -> dict[str, Tensor]:
+    return {s: torch.cat([load_file(file)[name] for file in files]) for s, files in shards.items()}
 
 
 # ---- 04: teachers --------------------------------------------------------------------------------------------------
 
 
 @stage("04_teacher", side_by_side=True)
-def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Recipe:
+def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Making:
     """One conventional network, of the name `<dataset>--<network>`.
 
     Files: `model.safetensors`, `config.json`, `history.json`, `logits.safetensors` ([N, C] per split, with
     `ids.json`: what the student learns from) and `predictions.parquet`.
     """
     config, seed, labels = run.settings.teacher.networks[network], run.settings.seed, sample_labels(samples.path)
+    folder, parts = yield {**config.model_dump(), "network": network, "seed": seed}
+    torch.manual_seed(seed)
+    tables = _tables(samples)
+    net = build_network(classes=len(labels), **config.building).to(get_device(), **LAYOUT)
+    pictures, colours = {}, colours_of(config.name, config.pretrained)
+    for split, table in tables.items():
+        targets = [labels.index(label) for label in table["label"]]
+        pictures[split] = Pictures(table["path"].tolist(), targets, config.image_size, colours, config.crop_scale)
+    options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"{network} on {dataset}"}
+    train = pictures["train"].augmented(seed)
+    history = train_network(net, train, pictures["val"], **config.training, **options)
 
-    def build(folder: Path, parts: Path) -> None:
-        torch.manual_seed(seed)
-        frames = {s: read_samples(samples.path, s, ["image_id", "path", "label"]) for s in SPLITS}
-        net = build_network(classes=len(labels), **config.building).to(get_device(), **LAYOUT)
-        pictures = {s: _pictures(frame, labels, config) for s, frame in frames.items()}
-        options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"{network} on {dataset}"}
-        train = pictures["train"].augmented(seed)
-        history = train_network(net, train, pictures["val"], **config.training, **options)
+    def see(split: str, rows: range) -> dict[str, Tensor]:
+        return {"logits": predict_network(net, pictures[split], rows)}
 
-        def see(split: str, rows: range, file: Path) -> None:
-            save_file({"logits": predict_network(net, pictures[split], rows)}, file)
-
-        sizes = {s: len(frame) for s, frame in frames.items()}
-        shards = _make_shards(sizes, parts, see, f"{network}'s answers for {dataset}")
-        if not is_main():
-            return
-        logits = {s: torch.cat([load_file(file)["logits"] for file in files]) for s, files in shards.items()}
+    logits = _joined(_make_shards(tables, parts, see, f"{network}'s answers for {dataset}"), "logits")
+    if is_main():
         save_module(net, folder / "model.safetensors")
         save_file(logits, folder / "logits.safetensors")
-        write_json(folder / "ids.json", {s: frame["image_id"].tolist() for s, frame in frames.items()})
+        write_json(folder / "ids.json", {s: table["image_id"].tolist() for s, table in tables.items()})
         write_json(folder / "config.json", {"labels": labels, "network": config.model_dump()})
         write_json(folder / "history.json", history)
-        found = [_scored(f["image_id"], s, f["label"], logits[s], labels, seed) for s, f in frames.items()]
-        write_predictions(folder / "predictions.parquet", pd.concat(found, ignore_index=True))
-
-    return Recipe(build, {**config.model_dump(), "network": network, "seed": seed})
-
-
-def _pictures(frame: pd.DataFrame, labels: Sequence[str], config: NetworkSettings) -> Pictures:
-    targets = [labels.index(label) for label in frame["label"]]
-    colours = colours_of(config.name, config.pretrained)
-    return Pictures(frame["path"].tolist(), targets, config.image_size, colours, config.crop_scale)
+        write_predictions(folder / "predictions.parquet", _predictions(tables, logits, seed))
 
 
 def load_network(folder: Path) -> tuple[torch.nn.Module, NetworkSettings, list[str]]:
@@ -466,82 +416,86 @@ def load_network(folder: Path) -> tuple[torch.nn.Module, NetworkSettings, list[s
 # ---- 05, 06: head, gate, the assembled model -----------------------------------------------------------------------
 
 
-def cached_tensors(samples: Path, features: Path, teacher: Path, split: str) -> tuple[list[str], Cached]:
-    """What the heads learn from: image ids of a split, and its features (mapped, not read), logits and labels."""
-    ids, order = read_json(features / "ids.json")[split], sample_labels(samples)
-    row = {image_id: i for i, image_id in enumerate(read_json(teacher / "ids.json")[split])}
-    logits = load_file(teacher / "logits.safetensors")[split][[row[i] for i in ids]]
-    gold = read_samples(samples, split, ["image_id", "label"]).set_index("image_id").loc[ids, "label"]
-    pooled = torch.from_numpy(np.load(features / f"{split}.pooled.npy", mmap_mode="c"))
-    return ids, Cached(pooled, logits, torch.tensor([order.index(label) for label in gold]))
+def cached_tensors(samples: Artifact, features: Artifact, teacher: Artifact) -> dict[str, Cached]:
+    """What the heads learn from: of each split features (mapped, not read), logits of the teacher, labels."""
+    labels, logits, data = sample_labels(samples.path), load_file(teacher.path / "logits.safetensors"), {}
+    for split, table in _tables(samples, features, teacher).items():
+        pooled = torch.from_numpy(np.load(features.path / f"{split}.pooled.npy", mmap_mode="c"))
+        data[split] = Cached(pooled, logits[split], torch.tensor([labels.index(label) for label in table["label"]]))
+    return data
 
 
 @stage("05_distillation", side_by_side=True)
-def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teacher: Artifact) -> Recipe:
+def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teacher: Artifact) -> Making:
     """All heads of all seeds.
 
     Files: `<model>.seed<k>.safetensors`, `heads.json` (sizes, labels), `history.json` and
     `logits.safetensors` (both of `head`), and `<model>.parquet` predictions with all seeds.
     """
-    config, seeds, labels = run.settings.distill, run.settings.seeds, sample_labels(samples.path)
+    config, seeds = run.settings.distill, run.settings.seeds
+    folder, _ = yield {**config.model_dump(), "seeds": seeds}
+    data = cached_tensors(samples, features, teacher)
+    there = {s: Cached(*(tensor.to(get_device()) for tensor in cached)) for s, cached in data.items()}
 
-    def build(folder: Path, parts: Path) -> None:
-        data = {s: cached_tensors(samples.path, features.path, teacher.path, s) for s in SPLITS}
-        train, val = (Cached(*(t.to(get_device()) for t in data[s][1])) for s in ("train", "val"))
-        history, logits = [], {}
-        for name, setting in progress(config.heads.items(), f"heads of {dataset}", unit="head"):
-            frames = []
-            for seed in seeds:
-                net, curve = train_head(train, val, **setting, **config.training, seed=seed)
-                save_module(net.cpu(), folder / f"{name}.seed{seed}.safetensors")
-                for split, (ids, cached) in data.items():
-                    scores, gold = outputs(net, cached.features), [labels[i] for i in cached.labels.tolist()]
-                    frames.append(_scored(ids, split, gold, scores, labels, seed))
-                    if name == "head":
-                        logits[f"{split}.seed{seed}"] = scores
-                history += [row | {"seed": seed} for row in curve if name == "head"]
-            write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
-        save_file(logits, folder / "logits.safetensors")
-        sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
-        width = data["train"][1].features.shape[1]
-        write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": labels})
-        write_json(folder / "history.json", history)
+    def train(name: str, seed: int) -> Trained:
+        net, curve = train_head(there["train"], there["val"], **config.heads[name], **config.training, seed=seed)
+        return net.cpu(), curve, {s: outputs(net, cached.features) for s, cached in data.items()}
 
-    return Recipe(build, {**config.model_dump(), "seeds": seeds})
+    _train_all(folder, [*config.heads], seeds, train, _tables(samples), f"heads of {dataset}")
+    sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
+    width = data["train"].features.shape[1]
+    write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": sample_labels(samples.path)})
+
+
+def _train_all(
+    folder: Path,
+    names: list[str],
+    seeds: Sequence[int],
+    train: Callable[[str, int], Trained],
+    tables: Tables,
+    what: str,
+) -> None:
+    """Train and write every head or gate of every seed; of the first one also logits and training curve."""
+    history, kept = [], {}
+    for name in progress(names, what, unit="model"):
+        frames = []
+        for seed in seeds:
+            net, curve, scores = train(name, seed)
+            save_module(net, folder / f"{name}.seed{seed}.safetensors")
+            frames.append(_predictions(tables, scores, seed))
+            if name == names[0]:
+                kept |= {f"{split}.seed{seed}": logits for split, logits in scores.items()}
+                history += [row | {"seed": seed} for row in curve]
+        write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
+    save_file(kept, folder / "logits.safetensors")
+    write_json(folder / "history.json", history)
 
 
 @stage("06_gate", side_by_side=True)
-def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -> Recipe:
+def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -> Making:
     """All gates of all seeds; seed k of a gate reads seed k of the head.
 
-    Files: `<model>.seed<k>.safetensors`, `gates.json`, `history.json` (of `emovlmkd`), `<model>.parquet`.
+    Files: `<model>.seed<k>.safetensors`, `gates.json`, `<model>.parquet`; of `emovlmkd` also `history.json` and
+    `logits.safetensors`.
     """
     config, seeds = run.settings.gate, run.settings.seeds
+    folder, _ = yield {**config.model_dump(), "seeds": seeds}
+    labels = read_json(head.path / "heads.json")["labels"]
+    logits = load_file(head.path / "logits.safetensors")
+    if missing := [seed for seed in seeds if f"train.seed{seed}" not in logits]:
+        raise EmonbError(f"{head.path}: no head of seed {missing}; run notebook 05 with these seeds")
+    answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
+    order = {s: rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
 
-    def build(folder: Path, parts: Path) -> None:
-        labels = read_json(head.path / "heads.json")["labels"]
-        logits = load_file(head.path / "logits.safetensors")
-        if missing := [seed for seed in seeds if f"train.seed{seed}" not in logits]:
-            raise EmonbError(f"{head.path}: no head of seed {missing}; run notebook 05 with these seeds")
-        answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
-        order = {s: rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
-        history = []
-        for name, (kind, inputs) in progress(config.gates.items(), f"gates of {dataset}", unit="gate"):
-            frames = []
-            for seed in seeds:
-                data = {s: opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
-                net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
-                save_module(net, folder / f"{name}.seed{seed}.safetensors")
-                for split, frame in answers.items():
-                    scores = outputs(net, data[split].vlm, data[split].head)
-                    frames.append(_scored(frame["image_id"], split, frame["label"], scores, labels, seed))
-                history += [row | {"seed": seed} for row in curve if name == "emovlmkd"]
-            write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
-        kinds = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in config.gates.items()}
-        write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
-        write_json(folder / "history.json", history)
+    def train(name: str, seed: int) -> Trained:
+        kind, inputs = config.gates[name]
+        data = {s: opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
+        net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
+        return net, curve, {s: outputs(net, x.vlm, x.head) for s, x in data.items()}
 
-    return Recipe(build, {**config.model_dump(), "seeds": seeds})
+    _train_all(folder, [*config.gates], seeds, train, answers, f"gates of {dataset}")
+    kinds = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in config.gates.items()}
+    write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
 
 
 def opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
@@ -561,18 +515,20 @@ def rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
 
 
 @stage("06_gate")
-def model(run: Run, dataset: str, *, adapter: Artifact, head: Artifact, gate: Artifact) -> Recipe:
+def model(run: Run, dataset: str, *, adapter: Artifact, head: Artifact, gate: Artifact) -> Making:
     """The assembled model of the first seed; also copied to `OUT/models/<dataset>`."""
+    config = _config(run, dataset, head)
+    folder, _ = yield config
+    with adapted(base_vlm(run), adapter.path) as tuned:
+        assemble(tuned, head.path, gate.path, config).save_pretrained(folder)
+
+
+def _config(run: Run, dataset: str, head: Artifact) -> dict[str, Any]:
+    """What `EmoVLMKD.from_pretrained` needs to know."""
     settings, labels = run.settings, read_json(head.path / "heads.json")["labels"]
     hidden, kind = list(settings.distill.hidden), settings.gate.kind
     config = {"model_type": "emovlm-kd", "dataset": dataset, "labels": labels, "hidden": hidden, "gate": kind}
-    config |= {"vlm": settings.vlm.model_dump(mode="json"), "seed": settings.seed}
-
-    def build(folder: Path, parts: Path) -> None:
-        with adapted(base_vlm(run), adapter.path) as tuned:
-            assemble(tuned, head.path, gate.path, config).save_pretrained(folder)
-
-    return Recipe(build, config)
+    return {**config, "vlm": settings.vlm.model_dump(mode="json"), "seed": settings.seed}
 
 
 def assemble(tuned: VLM, head: Path, gate: Path, config: Mapping[str, Any]) -> EmoVLMKD:
@@ -583,24 +539,19 @@ def assemble(tuned: VLM, head: Path, gate: Path, config: Mapping[str, Any]) -> E
 
 
 @stage("06_gate")
-def cost(run: Run, dataset: str, *, samples: Artifact, adapter: Artifact, head: Artifact, gate: Artifact) -> Recipe:
+def cost(run: Run, dataset: str, *, samples: Artifact, adapter: Artifact, head: Artifact, gate: Artifact) -> Making:
     """What an answer of each model costs (`cost.json`); a stored result stays as it was measured."""
-    settings, labels, networks = run.settings, read_json(head.path / "heads.json")["labels"], {}
+    settings, networks = run.settings, {}
     for name in settings.teacher.networks:
         with suppress(EmonbError):  # a network that failed has no cost
             networks[name] = run.find("teacher", dataset, name)
-
-    def build(folder: Path, parts: Path) -> None:
-        paths = read_samples(samples.path, "test", ["path"])["path"].head(PICTURES).tolist()
-        config = {"labels": labels, "seed": settings.seed}
-        config |= {"hidden": settings.distill.hidden, "gate": settings.gate.kind}
-        with adapted(base_vlm(run), adapter.path) as tuned:
-            models = parts_of(assemble(tuned, head.path, gate.path, config))
-            models |= {name: _measured(artifact.path) for name, artifact in networks.items()}
-            write_json(folder / "cost.json", measure(models, paths, tuned.device))
-
     params = {"pictures": PICTURES, "warm_up": WARM_UP, "seed": settings.seed, **settings.vlm.model_dump(mode="json")}
-    return Recipe(build, params, inputs=list(networks.values()))
+    folder, _ = yield {**params, "networks": {name: artifact.digest for name, artifact in networks.items()}}
+    paths = read_samples(samples.path, "test", ["path"])["path"].head(PICTURES).tolist()
+    with adapted(base_vlm(run), adapter.path) as tuned:
+        models = parts_of(assemble(tuned, head.path, gate.path, _config(run, dataset, head)))
+        models |= {name: _measured(artifact.path) for name, artifact in networks.items()}
+        write_json(folder / "cost.json", measure(models, paths, tuned.device))
 
 
 def _measured(folder: Path) -> Measured:

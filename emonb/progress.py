@@ -24,17 +24,12 @@ def progress(
     """Iterate and show how far it is, by tqdm: in a notebook, a terminal, or every ten seconds in a log.
 
     Under the runner (EMONB_HEADLESS=1) executed notebooks stay free of bars: the state goes to $EMONB_PROGRESS_FILE.
-
-    Args:
-        what: what is running.
-        total: number of items, if it cannot be known from the iterable.
-        note: what else to show, such as money spent.
+    `what` is running; `total`: items, if the iterable cannot tell; `note`: what else to show, such as money spent.
     """
     from tqdm.auto import tqdm
 
-    headless = os.environ.get("EMONB_HEADLESS") == "1"
+    headless, screen = os.environ.get("EMONB_HEADLESS") == "1", "ipykernel" in sys.modules or sys.stderr.isatty()
     path = Path(os.environ.get("EMONB_PROGRESS_FILE") or os.devnull)
-    screen = "ipykernel" in sys.modules or sys.stderr.isatty()
     silent = not is_main() or headless or not (screen or note)  # of several processes one shows how far it is
     pace = {} if screen else {"mininterval": 10, "maxinterval": 60}
     with tqdm(iterable, desc=what, total=total, unit=unit, leave=False, disable=silent, **pace) as bar:
@@ -45,14 +40,5 @@ def progress(
             yield item
             if note is not None:
                 bar.set_postfix_str(note(), refresh=False)
-    if headless and path.is_file():
-        with suppress(OSError):
-            path.write_text("", encoding="utf-8")
-
-
-def read_progress(path: Path) -> str:
-    """The runner's side: the inner loop as text, e.g. `features mini-fi 12/40`, or ""."""
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        return ""
+    with suppress(OSError):
+        path.write_text("", encoding="utf-8")

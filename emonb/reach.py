@@ -11,9 +11,10 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+import symtable
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from emonb.files import resource
 
@@ -22,50 +23,42 @@ _MACHINERY = {f"emonb.{m}" for m in ("errors", "files", "settings", "machine", "
 
 
 def reached(*starts: tuple[str, str], skip: Collection[str] = _MACHINERY) -> dict[str, str]:
-    """The code and resource entries that functions of emonb use, directly or through others, by name.
+    """The code and resource entries that functions `(module, name)` of emonb use, directly or through others.
 
-    Followed are the functions, classes and constants named in the code, also through imports inside functions, and
-    literal calls of `resource`. Docstrings, comments and the words of raised errors do not count.
-
-    Args:
-        starts: `(module, name)` of functions.
-        skip: modules that are not followed.
-
-    Returns:
-        `module:name` or `file:entry...` -> hash of what stands there.
+    Followed are the functions, classes and constants named in the code, but for those of the modules `skip`, also
+    through imports inside functions, and literal calls of `resource`. Docstrings, comments and the words of raised
+    errors do not count. Returns `module:name` or `file:entry...` -> hash of what stands there.
     """
     found: dict[str, str] = {}
     waiting = list(starts)
     while waiting:
         module, name = waiting.pop()
-        if f"{module}:{name}" in found or module in skip:
+        definition = None if module in skip else _module(module).get(name)
+        if definition is None or f"{module}:{name}" in found:
             continue
-        definition = _definitions(module).get(name)
-        if definition is None:
-            continue
-        if isinstance(definition, tuple):  # imported there: followed to where it is defined
-            waiting.append(definition)
-            continue
-        found[f"{module}:{name}"] = definition.code
         waiting += definition.uses
+        if definition.code:
+            found[f"{module}:{name}"] = _hash(definition.code)
         for file, *entry in definition.entries:
             found[":".join((file, *entry))] = _hash(json.dumps(resource(file, *entry), sort_keys=True, default=str))
     return found
 
 
-@dataclass(frozen=True)
-class _Definition:
-    """A function, class or constant: hash of its code, names that it uses, resource entries that it reads."""
+def reached_by(cells: str) -> dict[str, str]:
+    """What a notebook's code cells reach of emonb (see `reached`)."""
+    uses = {use for definition in _definitions(cells, "").values() for use in definition.uses}
+    return reached(*uses, skip=())
+
+
+class _Definition(NamedTuple):
+    """A function, class or constant: its code, names that it uses, resource entries that it reads.
+
+    One that is imported has no code and uses what it stands for.
+    """
 
     code: str
     uses: list[tuple[str, str]]
-    entries: list[tuple[str, ...]]
-
-
-def reached_by(cells: str) -> dict[str, str]:
-    """What a notebook's code cells reach of emonb (see `reached`)."""
-    made = _definitions_of(cells, "")
-    return reached(*{use for d in made.values() if isinstance(d, _Definition) for use in d.uses if use[0]}, skip=())
+    entries: set[tuple[str, ...]]
 
 
 def _file_of(module: str) -> Path | None:
@@ -75,26 +68,34 @@ def _file_of(module: str) -> Path | None:
 
 
 @functools.cache
-def _definitions(module: str) -> dict[str, _Definition | tuple[str, str]]:
-    """What a module of emonb defines, by name; what it imports from emonb, as `(module, name)`."""
-    file = _file_of(module)
-    return _definitions_of(file.read_text(encoding="utf-8"), module) if file else {}
+def _module(name: str) -> dict[str, _Definition]:
+    """What a module of emonb defines, by name."""
+    file = _file_of(name) if name else None
+    return _definitions(file.read_text(encoding="utf-8"), name) if file else {}
 
 
-def _definitions_of(source: str, module: str) -> dict[str, _Definition | tuple[str, str]]:
-    """`_definitions` of a source text; the name "" stands for what is not inside a function or class."""
+def _definitions(source: str, module: str) -> dict[str, _Definition]:
+    """What a source text defines or imports from emonb, by name; "" stands for what has no name."""
     tree = _Bare().visit(ast.parse(source))
     imported, groups = _imports(tree), {}
     for node in tree.body:
-        names = _targets(node)
+        top = symtable.symtable(ast.unparse(node), "", "exec")
+        names = [s.get_name() for s in top.get_symbols() if s.is_assigned() and not s.is_imported()]
         for name in names or [""]:
             groups.setdefault(name, []).append(node)
-    made: dict[str, _Definition | tuple[str, str]] = {name: where for name, where in imported.items() if where[1]}
+    made = {name: _Definition("", [where], set()) for name, where in imported.items() if where[1]}
     for name, nodes in groups.items():
-        uses = {use for node in nodes for use in _uses(node, module, groups, imported)}
-        entries = {entry for node in nodes for entry in _entries(node)}
-        code = _hash("\n".join(map(ast.unparse, nodes)))
-        made[name] = _Definition(code, sorted(uses - {(module, name)}), sorted(entries))
+        code = "\n".join(map(ast.unparse, nodes))
+        used, uses, entries = _names(symtable.symtable(code, "", "exec")) - {name}, set(), set()
+        uses |= {(module, other) for other in used & {*groups, *made}}
+        for part in (part for node in nodes for part in ast.walk(node)):
+            if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id in used:
+                where, within = imported.get(part.value.id, ("", "-"))
+                uses |= set() if within else {(where, part.attr)}  # a module's function, as in `vlm.generate`
+            if isinstance(part, ast.Call) and getattr(part.func, "id", "") == "resource":
+                literal = itertools.takewhile(lambda argument: isinstance(argument, ast.Constant), part.args)
+                entries.add(tuple(argument.value for argument in literal))  # of a computed one: all that may be read
+        made[name] = _Definition(code, sorted(uses), entries - {()})
     return made
 
 
@@ -106,7 +107,7 @@ class _Bare(ast.NodeTransformer):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                node.body = node.body[1:]
+                node.body = node.body[1:] or [ast.Pass()]
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             node.exc = node.exc.func
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "EmonbError":  # made here, raised elsewhere
@@ -114,79 +115,22 @@ class _Bare(ast.NodeTransformer):
         return node
 
 
-def _targets(node: ast.stmt) -> list[str]:
-    """Names that a statement at the top of a module defines."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return [n.id for target in targets if target is not None for n in ast.walk(target) if isinstance(n, ast.Name)]
-
-
 def _imports(tree: ast.AST) -> dict[str, tuple[str, str]]:
     """Local name -> `(module, name)`, or `(module, "")` for a module, of all imports from emonb in a tree."""
     found = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "emonb":
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "emonb":
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 found[alias.asname or alias.name] = (whole, "") if _file_of(whole) else (node.module, alias.name)
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "emonb" and alias.asname:
-                    found[alias.asname] = (alias.name, "")
     return found
 
 
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_SCOPES = (*_FUNCTIONS, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-
-
-def _uses(
-    node: ast.AST,
-    module: str,
-    own: Iterable[str],
-    imported: Mapping[str, tuple[str, str]],
-    local: frozenset = frozenset(),
-) -> Iterable[tuple[str, str]]:
-    """What a piece of code uses of its module and of emonb; parameters and local variables hide names around them."""
-    if isinstance(node, _SCOPES):
-        local = local | _locals(node)
-    if isinstance(node, ast.Name) and node.id not in local:
-        if node.id in own:
-            yield module, node.id
-        elif node.id in imported and imported[node.id][1]:
-            yield imported[node.id]
-    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id not in local:
-        base, name = imported.get(node.value.id, ("", "-"))
-        if not name:  # a module's function, as in `vlm.generate`
-            yield base, node.attr
-    for part in ast.iter_child_nodes(node):
-        yield from _uses(part, module, own, imported, local)
-
-
-def _locals(scope: ast.AST) -> frozenset[str]:
-    """Names that a function or comprehension binds itself, but for imports."""
-    found, waiting = set(), list(ast.iter_child_nodes(scope))
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.arg):
-            found.add(node.arg)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
-        if not isinstance(node, (*_SCOPES, ast.ClassDef)):
-            waiting += ast.iter_child_nodes(node)
-    return frozenset(found)
-
-
-def _entries(node: ast.AST) -> Iterable[tuple[str, ...]]:
-    """Resource entries that are read by literal names; of a computed entry, all that may be read."""
-    for part in ast.walk(node):
-        if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "resource":
-            literal = itertools.takewhile(lambda argument: isinstance(argument, ast.Constant), part.args)
-            if names := tuple(argument.value for argument in literal):
-                yield names
+def _names(table: symtable.SymbolTable) -> set[str]:
+    """Names that a piece of code takes from its module or imports itself; local ones hide those around them."""
+    top = table.get_type() == "module"
+    used = (s for s in table.get_symbols() if s.is_imported() or (s.is_referenced() and (top or s.is_global())))
+    return {s.get_name() for s in used}.union(*map(_names, table.get_children()))
 
 
 def _hash(text: str) -> str:

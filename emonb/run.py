@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import filecmp
 import functools
 import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 
-from emonb import annotate, pipeline
+from emonb import annotate, pipeline, predictions
 from emonb.data import read_samples, sample_labels, thumbnail
 from emonb.distill import Cached
 from emonb.errors import EmonbError
 from emonb.files import atomic_write, make_folder, read_json
 from emonb.gate import Opinions
-from emonb.machine import get_device, is_main, keep_freed_memory, library_versions, process_count, side_by_side
-from emonb.predictions import (
-    LoadedPredictions,
-    dataset_title,
-    load_all,
-    prediction_labels,
-    read_predictions,
-    write_predictions,
-)
+from emonb.machine import get_device, is_main, library_versions, process_count, side_by_side
 from emonb.progress import progress
 from emonb.reach import reached
 from emonb.settings import Settings, load_settings
-from emonb.store import STAGES, Artifact, Stage, Store
+from emonb.store import STAGES, Artifact, Store
 from emonb.tables import csv_text, latex_text, markdown_text
-from emonb.triplets import has_paid_answers, source_note, triplet_lines
+from emonb.triplets import source_note, triplet_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,10 +32,11 @@ if TYPE_CHECKING:
 
     from emonb.vlm import VLM
 
-# Prediction files of a stage's result that people read: its file -> the model's name in OUT/predictions.
+# Models of OUT/predictions whose file in the result of their stage has another name.
 _PUBLISHED = {
-    "base_predictions": {"predictions": "vlm_zero_shot"},
-    "vlm_predictions": {"predictions": "vlm_tuned", "generated": "vlm_generated"},
+    ("base_predictions", "predictions"): "vlm_zero_shot",
+    ("vlm_predictions", "predictions"): "vlm_tuned",
+    ("vlm_predictions", "generated"): "vlm_generated",
 }
 
 
@@ -56,8 +47,7 @@ class Run:
         self.settings, self.out = settings, settings.out_path
         self.datasets, self.seeds = settings.datasets, settings.seeds
         self.store = Store(self.out / "artifacts", force=force, keep=keep)
-        self.loaded: dict[str, Any] = {}  # what stages keep in memory for each other
-        self.written: list[str] = []
+        self.written: dict[str, str] = {}  # path -> its folder
 
     @property
     def vlm(self) -> VLM:
@@ -79,28 +69,24 @@ class Run:
         Returns:
             Dataset -> result; of the stage `teacher`, (dataset, network) -> result.
         """
-        stage, jobs = STAGES[name], self.jobs(name)
-        alone = process_count() == 1 and get_device().type == "cpu"
-        if stage.side_by_side and self.settings.side_by_side and alone:
-            missing = [job for job in jobs if not self.store.has(*self._order(stage, job))]
-            calls = [(self.settings, self.store.force, self.store.keep, name, job) for job in missing]
-            for artifact in progress(side_by_side(_make_elsewhere, calls, name), name, total=len(calls)):
-                self.store.was_made(artifact)
+        jobs, alone = self.jobs(name), process_count() == 1 and get_device().type == "cpu"
+        if STAGES[name].side_by_side and self.settings.side_by_side and alone:
+            missing = [job for job in jobs if not self.store.has(*self._order(name, job))]
+            calls = [(self.settings, self.store, name, job) for job in missing]
+            for _ in progress(side_by_side(_make_elsewhere, calls, name), name, total=len(calls)):
+                pass
         return {job if len(job) > 1 else job[0]: self.make_one(name, *job) for job in jobs}
 
     def make_one(self, name: str, *job: str) -> Artifact:
         """One result of a stage, e.g. `make_one("teacher", "mini-fi", "vit")`; its files for people are copied."""
-        artifact = self.store.get(*self._order(STAGES[name], job))
+        artifact = self.store.get(*self._order(name, job))
         if not is_main():
             return artifact
-        names = _PUBLISHED.get(name, {file.stem: file.stem for file in artifact.path.glob("*.parquet")})
-        names = {"predictions": job[1]} if name == "teacher" else {} if name == "samples" else names
-        for file, model in names.items():
-            if (artifact.path / f"{file}.parquet").is_file():
-                self._copy(artifact.path / f"{file}.parquet", f"predictions/{job[0]}__{model}.parquet")
-        for file in sorted(artifact.path.rglob("*")) if name == "model" else ():
-            if file.is_file() and file.name != "provenance.json":
-                self._copy(file, f"models/{job[0]}/{file.relative_to(artifact.path).as_posix()}")
+        for file in artifact.path.glob("*.parquet") if name != "samples" else ():
+            model = job[1] if name == "teacher" else _PUBLISHED.get((name, file.stem), file.stem)
+            self._save(f"predictions/{job[0]}__{model}.parquet", file.read_bytes())
+        for path in artifact.provenance["files"] if name == "model" else ():
+            self._save(f"models/{job[0]}/{path}", (artifact.path / path).read_bytes())
         if name == "triplets":
             annotate.show_offline(artifact.path / "triplets.jsonl", self.out / "triplets" / f"{job[0]}.jsonl")
             self._note(f"triplets/{job[0]}.jsonl")
@@ -108,23 +94,19 @@ class Run:
 
     def find(self, name: str, *job: str) -> Artifact:
         """The result of a stage that an earlier notebook made."""
-        artifact = self.store.find(name, "--".join(job))
-        self.store.note_use(artifact)
-        return artifact
+        return self.store.find(name, "--".join(job))
 
     def jobs(self, name: str) -> list[tuple[str, ...]]:
         """What a stage is done for: datasets, or datasets and networks."""
-        networks = self.settings.teacher.networks if name == "teacher" else ()
-        return list(product(self.datasets, networks)) if networks else [(dataset,) for dataset in self.datasets]
+        networks = [self.settings.teacher.networks] if name == "teacher" else []
+        return list(product(self.datasets, *networks))
 
-    def _order(self, stage: Stage, job: Sequence[str]) -> tuple:
+    def _order(self, name: str, job: Sequence[str]) -> tuple:
         """What the store is asked for: the stage's recipe for a job, with the results that it needs."""
-        needs = {}
-        for need in stage.needs:
-            about = (job[0], self.settings.teacher.teacher) if need == "teacher" else (job[0],)
-            needs[need] = self.find(need, *about)
-        recipe = stage.recipe(self, *job, **needs)
-        return stage.name, "--".join(job), recipe.made_of(needs.values()), stage_code(recipe.root or stage.name)
+        teacher = (job[0], self.settings.teacher.teacher)
+        needs = {need: self.find(need, *(teacher if need == "teacher" else job[:1])) for need in STAGES[name].needs}
+        recipe = STAGES[name].recipe(self, *job, **needs)
+        return name, "--".join(job), recipe, stage_code(recipe.root)
 
     # ---- what notebooks read
 
@@ -148,7 +130,7 @@ class Run:
 
     def title(self, dataset: str) -> str:
         """A dataset as every table and figure names it."""
-        return dataset_title(dataset)
+        return predictions.dataset_title(dataset)
 
     def triplets(self, dataset: str) -> list[dict[str, Any]]:
         """The triplets of a dataset's training pictures."""
@@ -156,14 +138,12 @@ class Run:
 
     def tokens(self, dataset: str, split: str) -> pipeline.Source:
         """Called with image ids: their visual tokens."""
-        folders = self.find("features", dataset).path, self.find("samples", dataset).path
-        return pipeline.Source(self.vlm, *folders, split)
+        return pipeline.Source(self.vlm, self.find("features", dataset), self.find("samples", dataset), split)
 
     def tensors(self, dataset: str, split: str) -> Cached:
         """What a head learns from: features [N, D], teacher's logits [N, C], labels [N]."""
-        teacher = self.find("teacher", dataset, self.settings.teacher.teacher).path
-        folders = self.find("samples", dataset).path, self.find("features", dataset).path
-        return pipeline.cached_tensors(*folders, teacher, split)[1]
+        teacher = self.find("teacher", dataset, self.settings.teacher.teacher)
+        return pipeline.cached_tensors(self.find("samples", dataset), self.find("features", dataset), teacher)[split]
 
     def opinions(self, dataset: str, split: str, inputs: str = "probabilities") -> Opinions:
         """What a gate learns from (see `gate.gate_inputs`), with the head of the first seed."""
@@ -174,28 +154,28 @@ class Run:
 
     def histories(self, stage: str, what: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
         """(what, dataset's title) -> training curve; of the stage `teacher`, `what` is the network."""
-        jobs = {d: (d, what) if stage == "teacher" else (d,) for d in self.datasets}
-        return {
-            (what, self.title(d)): read_json(self.find(stage, *job).path / "history.json") for d, job in jobs.items()
-        }
+        names = {d: f"{d}--{what}" if stage == "teacher" else d for d in self.datasets}
+        files = {d: self.find(stage, name).path / "history.json" for d, name in names.items()}
+        return {(what, self.title(d)): read_json(file) for d, file in files.items()}
 
     def distribution(self, dataset: str, model: str, image_id: str) -> dict[str, float]:
         """A model's answer about one test picture: emotion -> probability, the mean of its seeds."""
         frame = self.predictions(dataset, model, "test")
-        p = frame.loc[frame["image_id"] == image_id, [f"p_{label}" for label in prediction_labels(frame)]].mean()
-        return dict(zip(prediction_labels(frame), p.tolist(), strict=True))
+        columns = [column for column in frame if column.startswith("p_")]
+        p = frame.loc[frame["image_id"] == image_id, columns].mean()
+        return {column.removeprefix("p_"): float(value) for column, value in p.items()}
 
     def predictions(self, dataset: str, model: str, split: str | None = None) -> pd.DataFrame:
         """Predictions that this or an earlier notebook saved, of all splits or of one."""
         path = f"predictions/{dataset}__{model}.parquet"
         self.store.note(file=path)
-        return read_predictions(self.out / path, split=split)
+        return predictions.read_predictions(self.out / path, split=split)
 
-    def all_predictions(self, split: str = "test") -> LoadedPredictions:
+    def all_predictions(self, split: str = "test") -> predictions.LoadedPredictions:
         """{(dataset, model): frame} of all prediction files; damaged ones are left out and said so in `problems`."""
         for path in (self.out / "predictions").glob("*.parquet"):
             self.store.note(file=f"predictions/{path.name}")
-        return load_all(self.out / "predictions", self.datasets, split=split, partial=True)
+        return predictions.load_all(self.out / "predictions", self.datasets, split=split, partial=True)
 
     def table(self, id: str) -> pd.DataFrame | None:
         """A table that an earlier notebook saved, or None."""
@@ -224,14 +204,12 @@ class Run:
     def save_predictions(self, frame: pd.DataFrame, dataset: str, model: str) -> None:
         """Save `predictions/<dataset>__<model>.parquet`."""
         path = f"predictions/{dataset}__{model}.parquet"
-        make_folder((self.out / path).parent)
-        write_predictions(self.out / path, frame)
+        predictions.write_predictions(self.out / path, frame)
         self._note(path)
 
     def files_written(self) -> str:
         """One line: how many files this notebook wrote, by folder."""
-        folders = [path.split("/")[0] for path in self.written]
-        counted = ", ".join(f"{folders.count(f)} in {f}/" for f in dict.fromkeys(folders))
+        counted = ", ".join(f"{n} in {folder}/" for folder, n in Counter(self.written.values()).items())
         return f"{len(self.written)} files written: {counted or 'none'} (results folder {os.path.relpath(self.out)})"
 
     def _save(self, path: str, data: str | bytes) -> None:
@@ -239,18 +217,8 @@ class Run:
         atomic_write(self.out / path, data)
         self._note(path)
 
-    def _copy(self, source: Path, path: str) -> None:
-        target = self.out / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
-            partial = target.with_name(f".{target.name}.partial")
-            shutil.copyfile(source, partial)
-            partial.replace(target)
-        self._note(path)
-
     def _note(self, path: str) -> None:
-        if path not in self.written:
-            self.written.append(path)
+        self.written[path] = path.split("/")[0]
         self.store.note(file=path)
 
 
@@ -266,13 +234,9 @@ def open_run(
 ) -> Run:
     """Open the results folder of a run; the arguments are the notebooks' parameters, "": as the profile says.
 
-    Args:
-        keep: stages of which an older result is taken in spite of changed code; also $EMONB_KEEP.
-
-    Raises:
-        EmonbError: invalid settings, an unknown stage in `force` or `keep`, or no write permission.
+    Of the stages in `keep`, or $EMONB_KEEP, an older result is taken in spite of changed code. Raises `EmonbError` for
+    invalid settings, an unknown stage in `force` or `keep`, or no write permission.
     """
-    keep_freed_memory()
     settings = load_settings(profile, datasets=datasets, images=images, out=out, seeds=seeds)
     keep = keep or os.environ.get("EMONB_KEEP", "")
     return Run(settings, force=parse_stages("force", force), keep=parse_stages("keep", keep))
@@ -293,12 +257,10 @@ def stage_code(name: str) -> dict[str, str]:
     return reached((pipeline.__name__, name))
 
 
-def _make_elsewhere(
-    settings: Settings, force: Sequence[str], keep: Sequence[str], name: str, job: Sequence[str]
-) -> Artifact:
+def _make_elsewhere(settings: Settings, store: Store, name: str, job: Sequence[str]) -> None:
     """One result, in a process of its own."""
-    run = Run(settings, force=force, keep=keep)
-    return run.store.get(*run._order(STAGES[name], job))
+    run = Run(settings, force=store.force, keep=store.keep)
+    run.store.get(*run._order(name, job))
 
 
 def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> None:
@@ -306,59 +268,15 @@ def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> N
 
     Under `accelerate launch` all processes call this; the first one tells of each result by `say`.
     """
-    if name not in (*STAGES, "all"):
-        raise EmonbError(f"stage {name!r}: unknown; use one of {', '.join(STAGES)}, all")
-    wanted = {"gate"} if name == "all" else {name}
+    order = list(STAGES)
+    if name not in (*order, "all"):
+        raise EmonbError(f"stage {name!r}: unknown; use one of {', '.join(order)}, all")
+    wanted = {*order[: order.index("gate") + 1]} if name == "all" else {name}
     for stage in reversed(STAGES.values()):
         wanted |= {*stage.needs} if stage.name in wanted else set()
-    wanted |= {"base_predictions"} if name == "all" else set()
-    for stage in [stage for stage in STAGES if stage in wanted]:
+    for stage in sorted(wanted, key=order.index):
         for artifact in run.make(stage).values():
             how = artifact.provenance
             if is_main():
                 cost = f"{how['seconds']:.0f} s, {how['processes']} processes"
                 say(f"{stage} of {artifact.name}: {cost}, {artifact.path}")
-
-
-def write_triplets(
-    profile: str,
-    dataset: str,
-    *,
-    images: str = "",
-    out: str = "",
-    changes: Mapping[str, Any],
-    only_estimate: bool = False,
-    import_file: str = "",
-    patient: bool = True,
-    say: Callable[[str], None] = print,
-) -> None:
-    """`python -m emonb triplets`: write `OUT/triplets/<dataset>.jsonl` and its result, or only print the price.
-
-    Args:
-        changes: fields of `settings.triplets` to change.
-        only_estimate: print tokens and price, send nothing, write nothing but the sample table.
-        import_file: take the triplets from this JSON file.
-        patient: with the Batch API: wait until all is there.
-    """
-    from emonb.annotate.others import import_triplets
-    from emonb.annotate.request import estimate_text
-
-    run = Run(load_settings(profile, datasets=dataset, images=images, out=out, triplets=dict(changes)))
-    samples, terms = run.make("samples")[dataset], run.settings.triplets
-    frame, labels, path = read_samples(samples.path), sample_labels(samples.path), run.out / "triplets"
-    path /= f"{dataset}.jsonl"
-    batch, paid = terms.annotator == "batch", terms.annotator in ("openai", "batch")
-    if only_estimate:
-        say(estimate_text(frame, labels, path, terms, batch=batch))
-        return
-    if import_file:
-        import_triplets(Path(import_file), frame, labels, path, terms, say=say)
-    elif paid:
-        annotate.write_triplets(frame, labels, path, terms, batch=batch, patient=patient, say=say)
-        if not has_paid_answers(path):
-            say("no triplets yet")
-            return
-    if paid or import_file:  # what is there, without asking again
-        run = Run(load_settings(profile, datasets=dataset, images=images, out=out))
-    artifact = run.make("triplets")[dataset]
-    say(f"triplets/{dataset}.jsonl; result: artifacts/triplets/{artifact.key}/triplets.jsonl")

@@ -75,9 +75,7 @@ class Tiny:
 
     def open(self, out: Path, *, profile: Path | None = None, force: str = "") -> Run:
         """A run of the same pictures in another folder."""
-        run = open_run(str(profile or self.profile), images=str(self.images), out=str(out), force=force)
-        run.loaded = self.run.loaded  # the base VLM
-        return run
+        return open_run(str(profile or self.profile), images=str(self.images), out=str(out), force=force)
 
     def again(self, out: Path, without: Sequence[str]) -> Run:
         """The same run in another folder, with a copy of all results but those of some stages."""
@@ -116,13 +114,14 @@ def make_and_die(profile: str, images: str, out: str, stage: str, step: int) -> 
         os.kill(os.getpid(), signal.SIGKILL)
 
     def mortal(*arguments, **needs):
+        made = recipe(*arguments, **needs)
+
         def build(*folders: Path) -> None:
             if not step:
                 threading.Thread(target=watch, args=folders, daemon=True).start()
             made.build(*folders)
             time.sleep(5)
 
-        made = recipe(*arguments, **needs)
         return replace(made, build=build)
 
     torch.optim.AdamW.step = counted

@@ -87,8 +87,11 @@ list(side_by_side(job, [(Path({str(tmp_path)!r}), name, "a:sleep", "b:sleep") fo
 
 def test_results_made_side_by_side_are_those_made_here(tiny, tmp_path):
     """Made elsewhere, looked up here; FORCE asks for them once."""
-    run, again = tiny.again(tmp_path, without=["teacher"]), tiny.open(tmp_path, force="teacher")
-    run.settings = again.settings = run.settings.model_copy(update={"side_by_side": True})
-    stamps = [next(iter(r.make("teacher").values())).provenance["created"] for r in (run, again, again, run)]
+    run, stamps = tiny.again(tmp_path, without=["teacher"]), []
+    run.settings = run.settings.model_copy(update={"side_by_side": True})
+    stamps.append(next(iter(run.make("teacher").values())).provenance["created"])
+    again = tiny.open(tmp_path, force="teacher")
+    again.settings = run.settings
+    stamps += [next(iter(r.make("teacher").values())).provenance["created"] for r in (again, again, run)]
     assert stamps[0] < stamps[1] == stamps[2] == stamps[3]
     assert tiny.artifact("teacher", run).digest == tiny.artifact("teacher").digest

@@ -23,6 +23,7 @@ def small(tmp_path):
     folder = tmp_path / "samples"
     asking.samples.to_parquet(folder / "samples.parquet")
     (folder / "meta.json").write_text(json.dumps({"labels": EMOTIONS, "root": "."}))
+    (folder / "provenance.json").write_text('{"digest": "0"}')
     samples, store = Artifact("samples", "small", "0", folder), Store(tmp_path / "artifacts")
 
     def stage(**terms):
