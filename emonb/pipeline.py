@@ -2,7 +2,8 @@
 
 A stage says what its result depends on (it yields that), and then makes it in the folder that it gets, if the store
 sees that it must be made; what it puts into `parts` outlives a kill. Keyword-only parameters are the results that it
-is made of. Rooms compute; here alone their inputs are read and their outputs written.
+is made of. Rooms compute; here alone their inputs are read and their outputs written. What imports torch is imported
+where it is used: the runner, and processes that only draw, need none of it.
 """
 
 from __future__ import annotations
@@ -17,38 +18,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from emonb import annotate
-from emonb.cost import PICTURES, WARM_UP, Measured, count, measure, parts_of
 from emonb.data import parse_emotion, question, read_samples, sample_labels, taxonomy_for_dataset
-from emonb.distill import Cached, train_head
 from emonb.errors import EmonbError
 from emonb.files import link_or_copy, read_json, resource, write_json
-from emonb.gate import Opinions, gate_inputs, train_gate
 from emonb.machine import get_device, is_main, process_count, process_index, wait_for_all
-from emonb.model import EmoVLMKD, load_gate, load_head, save_module
 from emonb.predictions import make_predictions, probabilities, read_predictions, write_predictions
 from emonb.progress import progress
 from emonb.releases import Release
 from emonb.releases.imports import listing_digest, read_dataset, write_table
 from emonb.settings import SPLITS, NetworkSettings, Settings, VLMSettings, checkpoint_of, project_root
 from emonb.store import Artifact, Making, stage
-from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network
-from emonb.training import outputs
 from emonb.triplets import KINDS, has_paid_answers, offline_triplets, triplet_line, triplet_lines
-from emonb.tuning import adapted, add_lora, save_adapter, tune
-from emonb.vlm import VLM, VisualTokens, answer_distribution, generate, load_vlm, patches, visual_tokens
 from emonb.world import DRAWN, draw_dataset
 
 if TYPE_CHECKING:
-    from emonb.run import Run
+    import torch
+    from torch import Tensor
 
+    from emonb.cost import Measured
+    from emonb.distill import Cached
+    from emonb.gate import Opinions
+    from emonb.model import EmoVLMKD
+    from emonb.run import Run
+    from emonb.vlm import VLM, VisualTokens
+
+Trained = tuple[Any, list[dict[str, Any]], dict[str, Any]]  # net, training curve, [N, C] logits of each split
 Tables = Mapping[str, pd.DataFrame]  # of each split: image_id, label and perhaps path
-Trained = tuple[torch.nn.Module, list[dict[str, Any]], dict[str, Tensor]]  # net, training curve, logits of each split
 SHARD = 512  # pictures; ours: minutes of work for a 7B model, and a multiple of the usual batch sizes
 
 
@@ -164,7 +161,11 @@ def _base(settings: VLMSettings) -> dict[str, Any]:
     return {**settings.loading, **cached, "provenance": made}
 
 
-_load = lru_cache(maxsize=1)(load_vlm)
+@lru_cache(maxsize=1)
+def _load(**loading: Any) -> VLM:
+    from emonb.vlm import load_vlm
+
+    return load_vlm(**loading)
 
 
 def base_vlm(run: Run) -> VLM:
@@ -179,6 +180,8 @@ def features(run: Run, dataset: str, *, samples: Artifact) -> Making:
     Files: `<split>.pooled.npy` [N, D] float16 and `<split>.grid.npy` [N, 3]; `ids.json` with each split's image ids in
     order; with `vlm.cache_visual_tokens` also `<split>-<number>.safetensors`, shards of `tokens` [sum of n_i, D].
     """
+    import torch
+
     config = run.settings.vlm
     folder, parts = yield _base(config)
     tables = _tables(samples)
@@ -214,6 +217,10 @@ def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Art
 @stage("03_instruction_tuning")
 def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, features: Artifact) -> Making:
     """LoRA instruction tuning on the triplets: a peft adapter and `history.json`."""
+    import torch
+
+    from emonb.tuning import add_lora, save_adapter, tune
+
     config, seed = run.settings.vlm, run.settings.seed
     params = {**_base(config), **config.lora, **config.tuning}
     folder, parts = yield {**params, "triplet_kinds": config.triplet_kinds, "seed": seed}
@@ -239,6 +246,8 @@ def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Arti
 
     `generated.parquet` has its greedy free answers about these, parsed.
     """
+    from emonb.tuning import adapted
+
     config, seed, labels = run.settings.vlm, run.settings.seed, sample_labels(samples.path)
     words = {"reasons": config.reasons, "max_new_tokens": config.max_new_tokens, "seed": seed}
     folder, parts = yield {**_base(config), **words}
@@ -265,6 +274,9 @@ class Source:
     """Visual tokens of a split by image id: from the cache of `features`, or from the picture where there is none."""
 
     def __init__(self, vlm: VLM, features: Artifact, samples: Artifact, split: str):
+        import torch
+        from safetensors.torch import load_file
+
         table = _tables(samples, features)[split]
         self.vlm, self.ids, self.paths = vlm, table["image_id"].tolist(), table["path"].tolist()
         self.row = {image_id: i for i, image_id in enumerate(self.ids)}
@@ -275,6 +287,8 @@ class Source:
 
     def __call__(self, image_ids: Sequence[str]) -> VisualTokens:
         """Visual tokens of the given pictures, in the given order."""
+        from emonb.vlm import VisualTokens, visual_tokens
+
         rows = [self.row[i] for i in image_ids]
         if not self.tokens:
             return visual_tokens(self.vlm, [self.paths[row] for row in rows])
@@ -289,6 +303,10 @@ class Source:
 
 def _see(vlm: VLM, paths: Sequence[str], size: int) -> Iterator[VisualTokens]:
     """Visual tokens of pictures in batches; for a GPU other processes decode the next ones meanwhile."""
+    from torch.utils.data import DataLoader
+
+    from emonb.vlm import patches, visual_tokens
+
     workers = 4 if vlm.device.type == "cuda" else 0
     loader = DataLoader(paths, size, collate_fn=partial(patches, vlm), num_workers=workers)
     return (visual_tokens(vlm, (), cut) for cut in loader)
@@ -298,6 +316,10 @@ def _answers(
     run: Run, vlm: VLM, samples: Artifact, features: Artifact, splits: Sequence[str], parts: Path
 ) -> dict[str, Tensor]:
     """[N, C] log-probabilities of the candidate answers about every picture of some splits."""
+    import torch
+
+    from emonb.vlm import answer_distribution
+
     labels, size = sample_labels(samples.path), run.settings.vlm.batch_size
     sources = {s: Source(vlm, features, samples, s) for s in splits}
 
@@ -311,6 +333,8 @@ def _answers(
 
 def _texts(vlm: VLM, asked: pd.DataFrame, instruction: str, config: VLMSettings, kept: Path) -> dict[str, str]:
     """image id -> the VLM's own words, for people to read; kept in a file so that a killed run need not ask again."""
+    from emonb.vlm import generate
+
     if is_main() and not kept.is_file():
         paths, size, texts = asked["path"].tolist(), config.batch_size, []
         for i in progress(range(0, len(paths), size), kept.stem.replace("_", " ")):
@@ -352,6 +376,8 @@ def _make_shards(
     A shard's size is fixed, so that the batches, and with them the results, are the same whoever works on it. `make`,
     called with split and positions, gives what is in its file; returns the files of each split in their order.
     """
+    from safetensors.torch import save_file
+
     todo = [(s, range(i, min(i + SHARD, len(x)))) for s, x in pictures.items() for i in range(0, len(x), SHARD)]
     files = {(split, rows): parts / f"{split}-{rows.start // SHARD:05d}.safetensors" for split, rows in todo}
     mine = [shard for shard in todo[process_index() :: process_count()] if not files[shard].is_file()]
@@ -364,6 +390,9 @@ def _make_shards(
 
 
 def _joined(shards: Mapping[str, Sequence[Path]], name: str) -> dict[str, Tensor]:
+    import torch
+    from safetensors.torch import load_file
+
     return {s: torch.cat([load_file(file)[name] for file in files]) for s, files in shards.items()}
 
 
@@ -377,6 +406,12 @@ def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Makin
     Files: `model.safetensors`, `config.json`, `history.json`, `logits.safetensors` ([N, C] per split, with
     `ids.json`: what the student learns from) and `predictions.parquet`.
     """
+    import torch
+    from safetensors.torch import save_file
+
+    from emonb.model import save_module
+    from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network
+
     config, seed, labels = run.settings.teacher.networks[network], run.settings.seed, sample_labels(samples.path)
     folder, parts = yield {**config.model_dump(), "network": network, "seed": seed}
     torch.manual_seed(seed)
@@ -405,6 +440,10 @@ def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Makin
 
 def load_network(folder: Path) -> tuple[torch.nn.Module, NetworkSettings, list[str]]:
     """A trained network with its settings and class order, from the folder of its `teacher` result."""
+    from safetensors.torch import load_file
+
+    from emonb.teacher import build_network
+
     config = read_json(folder / "config.json")
     settings = NetworkSettings.model_validate(config["network"])
     untrained = settings.model_copy(update={"pretrained": False, "weights": None})
@@ -418,6 +457,11 @@ def load_network(folder: Path) -> tuple[torch.nn.Module, NetworkSettings, list[s
 
 def cached_tensors(samples: Artifact, features: Artifact, teacher: Artifact) -> dict[str, Cached]:
     """What the heads learn from: of each split features (mapped, not read), logits of the teacher, labels."""
+    import torch
+    from safetensors.torch import load_file
+
+    from emonb.distill import Cached
+
     labels, logits, data = sample_labels(samples.path), load_file(teacher.path / "logits.safetensors"), {}
     for split, table in _tables(samples, features, teacher).items():
         pooled = torch.from_numpy(np.load(features.path / f"{split}.pooled.npy", mmap_mode="c"))
@@ -432,6 +476,9 @@ def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teach
     Files: `<model>.seed<k>.safetensors`, `heads.json` (sizes, labels), `history.json` and
     `logits.safetensors` (both of `head`), and `<model>.parquet` predictions with all seeds.
     """
+    from emonb.distill import Cached, train_head
+    from emonb.training import outputs
+
     config, seeds = run.settings.distill, run.settings.seeds
     folder, _ = yield {**config.model_dump(), "seeds": seeds}
     data = cached_tensors(samples, features, teacher)
@@ -456,6 +503,10 @@ def _train_all(
     what: str,
 ) -> None:
     """Train and write every head or gate of every seed; of the first one also logits and training curve."""
+    from safetensors.torch import save_file
+
+    from emonb.model import save_module
+
     history, kept = [], {}
     for name in progress(names, what, unit="model"):
         frames = []
@@ -478,6 +529,11 @@ def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -
     Files: `<model>.seed<k>.safetensors`, `gates.json`, `<model>.parquet`; of `emovlmkd` also `history.json` and
     `logits.safetensors`.
     """
+    from safetensors.torch import load_file
+
+    from emonb.gate import train_gate
+    from emonb.training import outputs
+
     config, seeds = run.settings.gate, run.settings.seeds
     folder, _ = yield {**config.model_dump(), "seeds": seeds}
     labels = read_json(head.path / "heads.json")["labels"]
@@ -500,6 +556,10 @@ def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -
 
 def opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
     """What a gate learns from, out of the VLM's predictions of a split and the head's logits in the same order."""
+    import torch
+
+    from emonb.gate import Opinions, gate_inputs
+
     p, parsed = torch.tensor(probabilities(frame), dtype=torch.float32), torch.tensor(frame["parsed"].tolist())
     labels = frame.attrs["labels"]
     gold = torch.tensor([labels.index(label) for label in frame["label"]])
@@ -517,6 +577,8 @@ def rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
 @stage("06_gate")
 def model(run: Run, dataset: str, *, adapter: Artifact, head: Artifact, gate: Artifact) -> Making:
     """The assembled model of the first seed; also copied to `OUT/models/<dataset>`."""
+    from emonb.tuning import adapted
+
     config = _config(run, dataset, head)
     folder, _ = yield config
     with adapted(base_vlm(run), adapter.path) as tuned:
@@ -533,6 +595,8 @@ def _config(run: Run, dataset: str, head: Artifact) -> dict[str, Any]:
 
 def assemble(tuned: VLM, head: Path, gate: Path, config: Mapping[str, Any]) -> EmoVLMKD:
     """The parts of one seed as one model."""
+    from emonb.model import EmoVLMKD, load_gate, load_head
+
     end, classes = f"seed{config['seed']}.safetensors", len(config["labels"])
     student = load_head(head / f"head.{end}", config["hidden"], classes)
     return EmoVLMKD(tuned, student, load_gate(gate / f"emovlmkd.{end}", config["gate"], classes), dict(config)).eval()
@@ -541,6 +605,9 @@ def assemble(tuned: VLM, head: Path, gate: Path, config: Mapping[str, Any]) -> E
 @stage("06_gate")
 def cost(run: Run, dataset: str, *, samples: Artifact, adapter: Artifact, head: Artifact, gate: Artifact) -> Making:
     """What an answer of each model costs (`cost.json`); a stored result stays as it was measured."""
+    from emonb.cost import PICTURES, WARM_UP, measure, parts_of
+    from emonb.tuning import adapted
+
     settings, networks = run.settings, {}
     for name in settings.teacher.networks:
         with suppress(EmonbError):  # a network that failed has no cost
@@ -556,6 +623,9 @@ def cost(run: Run, dataset: str, *, samples: Artifact, adapter: Artifact, head: 
 
 def _measured(folder: Path) -> Measured:
     """A conventional network as `cost.measure` takes it."""
+    from emonb.cost import count
+    from emonb.teacher import Pictures, colours_of
+
     net, settings, _ = load_network(folder)
     net.to(get_device())
     colours = colours_of(settings.name, settings.pretrained)

@@ -9,14 +9,10 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
-
 from emonb import annotate, pipeline, predictions
 from emonb.data import read_samples, sample_labels, thumbnail
-from emonb.distill import Cached
 from emonb.errors import EmonbError
 from emonb.files import atomic_write, make_folder, read_json
-from emonb.gate import Opinions
 from emonb.machine import get_device, is_main, library_versions, process_count, side_by_side
 from emonb.progress import progress
 from emonb.reach import reached
@@ -30,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+    from emonb.distill import Cached
+    from emonb.gate import Opinions
     from emonb.vlm import VLM
 
 # Models of OUT/predictions whose file in the result of their stage has another name.
@@ -69,7 +67,8 @@ class Run:
         Returns:
             Dataset -> result; of the stage `teacher`, (dataset, network) -> result.
         """
-        jobs, alone = self.jobs(name), process_count() == 1 and get_device().type == "cpu"
+        jobs, alone = self.jobs(name), process_count() == 1
+        alone = alone and (name == "samples" or get_device().type == "cpu")  # drawing needs no torch
         if STAGES[name].side_by_side and self.settings.side_by_side and alone:
             missing = [job for job in jobs if not self.store.has(*self._order(name, job))]
             calls = [(self.settings, self.store, name, job) for job in missing]
@@ -147,6 +146,8 @@ class Run:
 
     def opinions(self, dataset: str, split: str, inputs: str = "probabilities") -> Opinions:
         """What a gate learns from (see `gate.gate_inputs`), with the head of the first seed."""
+        from safetensors.torch import load_file
+
         frame, head = self.predictions(dataset, "vlm_tuned", split), self.find("head", dataset).path
         rows = pipeline.rows_of(head / "head.parquet", split, frame["image_id"])
         logits = load_file(head / "logits.safetensors")[f"{split}.seed{self.settings.seed}"]

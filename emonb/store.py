@@ -186,7 +186,7 @@ class Store:
         return made_of, Artifact(stage, name, key, self.root / stage / key)
 
     def _note_use(self, artifact: Artifact, hit: bool) -> None:
-        cost = {field: artifact.provenance[field] for field in ("seconds", "created", "peak_memory_mb")}
+        cost = {field: artifact.provenance.get(field) for field in ("seconds", "created", "peak_memory_mb")}
         self.note(stage=artifact.stage, name=artifact.name, key=artifact.key, hit=hit, **cost)
 
     def note(self, **event: Any) -> None:
