@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -262,6 +263,11 @@ def main() -> None:
         app()
     except EmonbError as error:
         print(f"emonb: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.ENOSPC, errno.EROFS):
+            raise
+        print(f"emonb: {error.filename or 'a result'}: cannot write ({error.strerror}); free it or set OUT", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of Ctrl-C

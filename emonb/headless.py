@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -286,6 +287,7 @@ def _papermill(source: Path, target: Path, parameters: Mapping[str, Any], bar: B
     def tell(cell: Any, cell_index: int) -> None:
         bar.what = f"{source.stem} cell {cell_index + 1}/{cells}"
 
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it does not know parameters of a second cell
     quiet = ["--IPKernelApp.log_level=50"]  # kernels warn of TCP and of their own shutdown on our console
     options = {"kernel_manager_class": _OwnKernel, "extra_arguments": quiet, "on_cell_start": tell}
     options |= {"kernel_name": "python3", "progress_bar": False, "start_timeout": 120, "cwd": "."}
