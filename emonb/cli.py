@@ -267,7 +267,10 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.ENOSPC, errno.EROFS):
             raise
-        print(f"emonb: {error.filename or 'a result'}: cannot write ({error.strerror}); free it or set OUT", file=sys.stderr)
+        print(
+            f"emonb: {error.filename or 'a result'}: cannot write ({error.strerror}); free it or set OUT",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of Ctrl-C
