@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -41,10 +41,21 @@ if TYPE_CHECKING:
     from emonb.distill import Cached
     from emonb.gate import Opinions
     from emonb.model import EmoVLMKD
-    from emonb.run import Run
     from emonb.vlm import VLM, VisualTokens
 
 Trained = tuple[Any, list[dict[str, Any]], dict[str, Any]]  # net, training curve, [N, C] logits of each split
+
+
+class Run(Protocol):
+    """What a stage may ask of the run that it is made for (`emonb.run.Run`)."""
+
+    settings: Settings
+    out: Path
+
+    def find(self, name: str, *job: str) -> Artifact:
+        """The result of another stage."""
+
+
 Tables = Mapping[str, pd.DataFrame]  # of each split: image_id, label and perhaps path
 SHARD = 512  # pictures; ours: minutes of work for a 7B model, and a multiple of the usual batch sizes
 
