@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 import zlib
-from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -177,14 +176,17 @@ class NearDuplicates:
     def __init__(self, at_least: float) -> None:
         """`at_least`: the similarity from which a text counts as nearly the same."""
         self._at_least = at_least
-        self._having = defaultdict[int, list[tuple[str, Sequence[int]]]](list)  # sequence -> texts that begin with it
+        self._having = defaultdict[int, list[tuple[str, frozenset[int]]]](list)  # sequence -> texts that begin with it
 
     def find(self, text: str) -> tuple[str, float] | None:
         """Name and similarity of an earlier text that is similar enough."""
         sequences = _sequences(text)
-        mine = {*sequences}
+        mine, looked_at = frozenset(sequences), set[str]()
         for name, others in (other for key in self._first(sequences) for other in self._having.get(key, ())):
-            shared = len(mine.intersection(others))
+            if name in looked_at:
+                continue
+            looked_at.add(name)
+            shared = len(mine & others)
             similarity = shared / (len(mine) + len(others) - shared)
             if similarity >= self._at_least:
                 return name, similarity
@@ -192,9 +194,10 @@ class NearDuplicates:
 
     def add(self, name: str, text: str) -> None:
         """Remember a text."""
-        sequences = array("I", _sequences(text))
+        sequences = _sequences(text)
+        whole = frozenset(sequences)
         for key in self._first(sequences):
-            self._having[key].append((name, sequences))
+            self._having[key].append((name, whole))
 
     def _first(self, sequences: Sequence[int]) -> Sequence[int]:
         return sequences[: len(sequences) - int(self._at_least * len(sequences)) + 1]
