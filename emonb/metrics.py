@@ -27,9 +27,7 @@ def accuracy(frame: pd.DataFrame) -> float:
 
 def correctness(predictions: Predictions, dataset: str, models: Iterable[str]) -> pd.DataFrame:
     """Share of seeds that are right, 0..1: a row per test image (by image_id), a column per model; NaN = no answer."""
-    frames = {model: test_rows(predictions, dataset, model) for model in models}
-    frames = {m: f.assign(right=(f["prediction"] == f["label"]).astype(float)) for m, f in frames.items()}
-    return pd.DataFrame({m: f.groupby("image_id")["right"].mean() for m, f in frames.items()})
+    return pd.DataFrame({m: hits_by_seed(test_rows(predictions, dataset, m)).mean(axis=1) for m in models})
 
 
 def hits_by_seed(frame: pd.DataFrame) -> pd.DataFrame:

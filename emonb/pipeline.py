@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from emonb import annotate
-from emonb.data import parse_emotion, question, read_samples, sample_labels, taxonomy_for_dataset
+from emonb.data import open_picture, parse_emotion, question, read_samples, sample_labels, taxonomy_for_dataset
 from emonb.errors import EmonbError
 from emonb.files import link_or_copy, read_json, resource, write_json
 from emonb.machine import get_device, is_main, process_count, process_index, wait_for_all
@@ -28,13 +28,12 @@ from emonb.predictions import make_predictions, probabilities, read_predictions,
 from emonb.progress import progress
 from emonb.releases import Release
 from emonb.releases.imports import listing_digest, read_dataset, write_table
-from emonb.settings import SPLITS, NetworkSettings, Settings, VLMSettings, checkpoint_of, project_root
+from emonb.settings import SPLITS, Settings, VLMSettings, checkpoint_of, project_root
 from emonb.store import Artifact, Making, stage
 from emonb.triplets import KINDS, has_paid_answers, offline_triplets, triplet_line, triplet_lines
 from emonb.world import DRAWN, draw_dataset
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from emonb.cost import Measured
@@ -449,20 +448,6 @@ def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Makin
         write_predictions(folder / "predictions.parquet", _predictions(tables, logits, seed))
 
 
-def load_network(folder: Path) -> tuple[torch.nn.Module, NetworkSettings, list[str]]:
-    """A trained network with its settings and class order, from the folder of its `teacher` result."""
-    from safetensors.torch import load_file
-
-    from emonb.teacher import build_network
-
-    config = read_json(folder / "config.json")
-    settings = NetworkSettings.model_validate(config["network"])
-    untrained = settings.model_copy(update={"pretrained": False, "weights": None})
-    net = build_network(classes=len(config["labels"]), **untrained.building)
-    net.load_state_dict(load_file(folder / "model.safetensors"))
-    return net.eval(), settings, config["labels"]
-
-
 # ---- 05, 06: head, gate, the assembled model -----------------------------------------------------------------------
 
 
@@ -487,6 +472,8 @@ def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teach
     Files: `<model>.seed<k>.safetensors`, `heads.json` (sizes, labels), `history.json` and
     `logits.safetensors` (both of `head`), and `<model>.parquet` predictions with all seeds.
     """
+    from safetensors.torch import save_file
+
     from emonb.distill import Cached, train_head
     from emonb.training import outputs
 
@@ -499,7 +486,8 @@ def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teach
         net, curve = train_head(there["train"], there["val"], **config.heads[name], **config.training, seed=seed)
         return net.cpu(), curve, {s: outputs(net, cached.features) for s, cached in data.items()}
 
-    _train_all(folder, [*config.heads], seeds, train, _tables(samples), f"heads of {dataset}")
+    kept = _train_all(folder, [*config.heads], seeds, train, _tables(samples), f"heads of {dataset}")
+    save_file(kept, folder / "logits.safetensors")
     sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
     width = data["train"].features.shape[1]
     write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": sample_labels(samples.path)})
@@ -512,10 +500,8 @@ def _train_all(
     train: Callable[[str, int], Trained],
     tables: Tables,
     what: str,
-) -> None:
-    """Train and write every head or gate of every seed; of the first one also logits and training curve."""
-    from safetensors.torch import save_file
-
+) -> dict[str, Tensor]:
+    """Train and write every head or gate of every seed, and the curve of the first one; returns the logits of that."""
     from emonb.model import save_module
 
     history, kept = [], {}
@@ -529,16 +515,15 @@ def _train_all(
                 kept |= {f"{split}.seed{seed}": logits for split, logits in scores.items()}
                 history += [row | {"seed": seed} for row in curve]
         write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
-    save_file(kept, folder / "logits.safetensors")
     write_json(folder / "history.json", history)
+    return kept
 
 
 @stage("06_gate", side_by_side=True)
 def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -> Making:
     """All gates of all seeds; seed k of a gate reads seed k of the head.
 
-    Files: `<model>.seed<k>.safetensors`, `gates.json`, `<model>.parquet`; of `emovlmkd` also `history.json` and
-    `logits.safetensors`.
+    Files: `<model>.seed<k>.safetensors`, `gates.json`, `<model>.parquet`, `history.json` (of `emovlmkd`).
     """
     from safetensors.torch import load_file
 
@@ -635,13 +620,12 @@ def cost(run: Run, dataset: str, *, samples: Artifact, adapter: Artifact, head: 
 def _measured(folder: Path) -> Measured:
     """A conventional network as `cost.measure` takes it."""
     from emonb.cost import count
-    from emonb.teacher import Pictures, colours_of
+    from emonb.teacher import load_network, network_input
 
     net, settings, _ = load_network(folder)
     net.to(get_device())
-    colours = colours_of(settings.name, settings.pretrained)
 
     def answer(path: str) -> Tensor:
-        return net(Pictures([path], [0], settings.image_size, colours)[0][0][None].to(get_device()))
+        return net(network_input([open_picture(path)], settings).to(get_device()))
 
     return answer, count(net), count(net)

@@ -8,7 +8,6 @@ so that a result does not depend on how many processes or loader workers share t
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from huggingface_hub import hf_hub_download
 from PIL import Image
+from safetensors.torch import load_file
 from timm.layers import ClassifierHead
 from timm.models import load_state_dict
 from timm.models.vgg import VGG
@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from emonb.data import open_picture
+from emonb.data import open_picture, sizes_of
 from emonb.errors import EmonbError
+from emonb.files import read_json
 from emonb.machine import cores, get_device, hub_offline, is_main, process_count, wait_for_all
 from emonb.progress import progress
-from emonb.settings import project_root
+from emonb.settings import NetworkSettings, project_root
 from emonb.training import Best, load_checkpoint, mixed_seed, save_checkpoint
 
 LAYOUT = {"memory_format": torch.channels_last}  # a sixth to a quarter faster for the convolutions on 2 CPU cores
@@ -100,6 +101,16 @@ def build_network(
     return net
 
 
+def load_network(folder: Path) -> tuple[nn.Module, NetworkSettings, list[str]]:
+    """A trained network with its settings and class order, from the folder of its `teacher` result."""
+    config = read_json(folder / "config.json")
+    settings = NetworkSettings.model_validate(config["network"])
+    untrained = settings.model_copy(update={"pretrained": False, "weights": None})
+    net = build_network(classes=len(config["labels"]), **untrained.building)
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    return net.eval(), settings, config["labels"]
+
+
 def _weights_file(hub: str | None, weights: str | None) -> str:
     if weights:
         return str(project_root() / Path(weights).expanduser())
@@ -132,7 +143,7 @@ class Pictures(Dataset):
         crop = v2.RandomResizedCrop(image_size, crop_scale, antialias=True)
         self.random_crop = v2.Compose([crop, v2.RandomHorizontalFlip()])
         self.mean, self.deviation = (255 * torch.tensor(c)[:, None, None] for c in colours)
-        some = [math.prod(open_picture(path).size) for path in self.paths[:: max(1, len(self.paths) // 32)]]
+        some = [width * height for width, height in sizes_of(self.paths, 32)]
         fit = 3 * sum(some) / max(1, len(some)) * len(self.paths) <= CACHE_BYTES
         self.cache: dict[int, Tensor] | None = {} if fit else None
 
@@ -177,6 +188,13 @@ def as_tensor(picture: Image.Image) -> Tensor:
 def centre(side: int) -> Callable[[Tensor], Tensor]:
     """What is looked at outside training: the short side resized to `side`, the centre cropped (authors' code)."""
     return v2.Compose([v2.Resize(side, antialias=True), v2.CenterCrop(side)])
+
+
+def network_input(pictures: Sequence[Image.Image], settings: NetworkSettings) -> Tensor:
+    """[B, 3, S, S] of pictures as a network of these settings looks at them outside training."""
+    mean, deviation = (255 * torch.tensor(c)[:, None, None] for c in colours_of(settings.name, settings.pretrained))
+    seen = torch.stack([centre(settings.image_size)(as_tensor(picture)) for picture in pictures])
+    return seen.float().sub_(mean).div_(deviation)
 
 
 def colours_of(name: str, pretrained: bool) -> tuple[Sequence[float], Sequence[float]]:

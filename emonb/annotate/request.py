@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from emonb.data import open_picture
+from emonb.data import open_picture, sizes_of
 from emonb.errors import EmonbError
 from emonb.files import resource, resource_path
 from emonb.settings import TripletSettings, project_root
@@ -267,11 +267,7 @@ def estimate_table(
 
 def picture_sizes(samples: pd.DataFrame) -> list[tuple[int, int]]:
     """Width and height of at most 500 training pictures, spread evenly; unreadable ones are left out."""
-    paths, sizes = samples.loc[samples["split"] == "train", "path"], []
-    for path in paths.iloc[:: max(1, -(-len(paths) // 500))]:
-        with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as image:
-            sizes.append(image.size)
-    return sizes
+    return sizes_of(samples.loc[samples["split"] == "train", "path"].tolist(), 500)
 
 
 def estimate_text(

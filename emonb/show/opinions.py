@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emonb.data import check_labels
 from emonb.errors import EmonbError
-from emonb.files import read_json
 from emonb.store import Store
-from emonb.teacher import LAYOUT, as_tensor, build_network, centre, colours_of
+from emonb.teacher import LAYOUT, load_network, network_input
 
 if TYPE_CHECKING:
     from emonb.model import EmoVLMKD
@@ -158,19 +156,13 @@ def find_teacher(folder: Path, labels: Sequence[str]) -> Teacher | None:
         return None
     try:
         made = Store(artifacts).find("teacher", f"{folder.name}--vit").path
-        config = read_json(made / "config.json")
-        check_labels(config["labels"], labels, str(made))
+        net, settings, known = load_network(made)
+        check_labels(known, labels, str(made))
     except EmonbError:
         return None
-    known = config["network"]
-    side, colours = known["image_size"], colours_of(known["name"], known["pretrained"])
-    mean, deviation = (255 * torch.tensor(c)[:, None, None] for c in colours)
-    net = build_network(known["name"], len(labels), image_size=side, **known["kwargs"]).eval()
-    net.load_state_dict(load_file(made / "model.safetensors"))
 
     @torch.inference_mode()
     def ask(pictures: Sequence[Image.Image]) -> Tensor:
-        seen = torch.stack([centre(side)(as_tensor(picture)) for picture in pictures])  # [B, 3, S, S]
-        return net(((seen.float() - mean) / deviation).to(**LAYOUT)).double().softmax(-1)
+        return net(network_input(pictures, settings).to(**LAYOUT)).double().softmax(-1)
 
     return ask

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from emonb.pipeline import load_network
 from emonb.run import Run
-from emonb.teacher import LAYOUT, Pictures, colours_of, predict_network
+from emonb.teacher import LAYOUT, Pictures, colours_of, load_network, predict_network
 from emonb.vlm import VLM, answer_tokens, make_batch, patches, visual_tokens
 from tools.bench.common import DATASET, arguments, save, small_run, tuned
 
