@@ -130,6 +130,7 @@ def _heatmap(ax: Axes, values: pd.DataFrame, notes: Any, cmap: str, low: float, 
     sns.heatmap(values, ax=ax, cbar_kws=legend, xticklabels=True, yticklabels=True, **look, **style)
     ax.set_xticks(ax.get_xticks(), values.columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
+    ax.tick_params("y", rotation=0)  # seaborn turns the names of a few rows, which then overlap
 
 
 def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Sequence[Any], xlabel: str) -> Panels:
