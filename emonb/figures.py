@@ -28,10 +28,12 @@ from emonb.predictions import (
     GROUPS,
     MAIN,
     UNPARSABLE,
+    first_seed,
     intersections,
     model_color,
     model_name,
     prediction_labels,
+    seeds_alike,
 )
 
 if TYPE_CHECKING:
@@ -96,6 +98,13 @@ def compact(source: Any, *, width: int = 2000, photo: bool = False) -> bytes:
 
 
 # ---- panels, heatmaps, bars ----------------------------------------------------------------------------------------
+
+
+def _first_of(frame: pd.DataFrame) -> str:
+    """What a picture of a model's first seed rests on, and how far it speaks for the others."""
+    alike, seeds = seeds_alike(frame), frame["seed"].nunique()
+    agree = f", first of {seeds} seeds; all say the same of {(alike == seeds).mean():.0%}" if seeds > 1 else ", 1 seed"
+    return f"n = {len(alike)} images{agree}"
 
 
 def _rests_on(n: object, seeds: object) -> str:
@@ -183,10 +192,10 @@ def _matrix(title: str, *cells: Any) -> Figure:
 
 @styled
 def confusion(frame: pd.DataFrame, title: str) -> Figure:
-    """Confusion matrix of a prediction frame: row percent as colour, percent and counts (over all seeds) as text."""
-    counts, percent = _confusion(frame)
+    """Confusion matrix of the first seed of a prediction frame: row percent as colour, percent and counts as text."""
+    counts, percent = _confusion(first_seed(frame))
     notes = (percent.round().astype(int).astype(str) + " %\n" + counts.astype(str)).where(counts > 0, "")
-    title = f"{title}\n{_rests_on(frame['image_id'].nunique(), frame['seed'].nunique())}"
+    title = f"{title}\n{_first_of(frame)}"
     return _matrix(title, percent, notes, "Blues", 0, 100, "% of the true emotion")
 
 
@@ -195,15 +204,15 @@ def confusion_difference(a: pd.DataFrame, b: pd.DataFrame, title: str) -> Figure
     """Confusion matrix of a minus that of b, in percentage points of the true emotion, on their common images.
 
     Green-blue: a answers so more often than b; brown: less often. On the diagonal more is better, elsewhere
-    less. A difference that rounds to zero has no number. Several seeds of one model are pooled.
+    less. A difference that rounds to zero has no number. Of several seeds the first is taken.
     """
     shared = set(a["image_id"]) & set(b["image_id"])
-    (_, first), (_, second) = (_confusion(frame[frame["image_id"].isin(shared)]) for frame in (a, b))
+    (_, first), (_, second) = (_confusion(first_seed(frame[frame["image_id"].isin(shared)])) for frame in (a, b))
     points = first.sub(second, fill_value=0.0).loc[first.index, max(first.columns, second.columns, key=len)]
     limit = max(1.0, float(points.abs().to_numpy().max()))
     digits = 0 if limit >= 3 else 1
     notes = points.map(f"{{:+.{digits}f}}".format).where(points.round(digits) != 0, "")
-    title = f"{title}\nn = {len(shared)} images, {a['seed'].nunique()} and {b['seed'].nunique()} seeds"
+    title = f"{title}\nn = {len(shared)} images, first seed of each"
     return _matrix(title, points, notes, "BrBG", -limit, limit, "points")
 
 

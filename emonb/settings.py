@@ -28,9 +28,10 @@ class _Section(BaseModel):
 class WorldSettings(_Section):
     """Sizes of the drawn datasets: train, val, test images per taxonomy."""
 
-    mikels8: tuple[int, int, int] = (1040, 200, 600)
-    ekman6: tuple[int, int, int] = (800, 160, 600)
-    sentiment2: tuple[int, int, int] = (600, 120, 600)
+    mikels8: tuple[int, int, int] = (1040, 200, 2400)
+    ekman6: tuple[int, int, int] = (1040, 200, 2400)
+    sentiment2: tuple[int, int, int] = (1040, 200, 2400)
+    redraw: int = Field(0, ge=0)  # other test pictures of the same world, to see which verdicts hang on these
 
 
 class VLMSettings(_Section):
@@ -224,13 +225,17 @@ class ReportSettings(_Section):
 
 
 class Settings(_Section):
-    """Everything a run depends on. `seeds[0]` trains VLM and teachers; head and gates use all seeds."""
+    """Everything a run depends on.
+
+    Each of `seeds` is a pipeline of its own: LoRA, ViT, heads and gates. Baselines that no claim needs have the first.
+    """
 
     profile: str
     datasets: tuple[str, ...] = Field(min_length=1)
     images: str | None = None  # folder of datasets; None = the drawn world
     out: str
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    repeats: int = Field(3, ge=1)  # how often a pipeline trains the head, the head without teacher and the gate; ours
     side_by_side: bool = False  # on a CPU: several datasets at once, a thread each; ours
     world: WorldSettings = WorldSettings()
     triplets: TripletSettings = TripletSettings()
@@ -249,7 +254,7 @@ class Settings(_Section):
 
     @property
     def seed(self) -> int:
-        """The seed of everything that is trained once."""
+        """The seed of the first pipeline, and of everything that is trained once."""
         return self.seeds[0]
 
     @property
@@ -292,21 +297,13 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
     Raises:
         EmonbError: unknown profile; or a key that is unknown, of the wrong type or impossible.
     """
-    name, text = _read_profile(profile)
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise EmonbError(f"profile {profile}: not valid YAML ({error}); correct the file") from None
-    if not isinstance(tree, dict):
-        raise EmonbError(f"profile {profile}: must be a mapping of settings, found {type(tree).__name__}")
+    name, tree = _read_profile(profile)
     tree = {"profile": name, "out": f"build/{name}", **tree}
     for key, value in overrides.items():
         if key in ("datasets", "seeds") and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
-        if isinstance(value, dict) and isinstance(tree.get(key, {}), dict):
-            value = {**tree.get(key, {}), **value}
         if value or value == 0:
-            tree[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
+            tree = _merged(tree, {key: os.fspath(value) if isinstance(value, os.PathLike) else value})
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -314,11 +311,27 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
         raise EmonbError(f"profile {profile}: invalid settings\n" + "\n".join(lines)) from None
 
 
-def _read_profile(profile: str) -> tuple[str, str]:
+def _read_profile(profile: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of a profile, on top of those of the profile that its key `from` names."""
     shipped = {f.name.removesuffix(".yaml"): f for f in resources.files("emonb").joinpath("profiles").iterdir()}
     path = shipped.get(profile, Path(profile))
-    if profile in shipped or (Path(profile).suffix in (".yaml", ".yml") and path.is_file()):
-        return Path(profile).stem, path.read_text(encoding="utf-8")
-    raise EmonbError(
-        f"unknown profile {profile!r}; use one of {', '.join(sorted(shipped))} or the path of a .yaml file"
-    )
+    if profile not in shipped and not (Path(profile).suffix in (".yaml", ".yml") and path.is_file()):
+        raise EmonbError(
+            f"unknown profile {profile!r}; use one of {', '.join(sorted(shipped))} or the path of a .yaml file"
+        )
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise EmonbError(f"profile {profile}: not valid YAML ({error}); correct the file") from None
+    if not isinstance(tree, dict):
+        raise EmonbError(f"profile {profile}: must be a mapping of settings, found {type(tree).__name__}")
+    start = tree.pop("from", "")
+    if start and start not in shipped:
+        raise EmonbError(f"profile {profile}: from: {start!r} is none of {', '.join(sorted(shipped))}")
+    return Path(profile).stem, _merged(_read_profile(start)[1], tree) if start else tree
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Settings on top of others, section by section."""
+    both = {key: isinstance(value, dict) and isinstance(below.get(key), dict) for key, value in above.items()}
+    return below | {key: _merged(below[key], value) if both[key] else value for key, value in above.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from numbers import Real
 from typing import Any
 
@@ -84,14 +85,15 @@ def alpha(predictions: Predictions, settings: Settings) -> pd.DataFrame:
 def instruction_tuning(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     """Zero-shot against tuned, and free generation against scoring.
 
-    Extra columns: `mcnemar_p` (against zero-shot); `parse_rate`, percent of answers with a label; and
-    `agreement`, percent of images on which the answer equals the tuned VLM's scored one.
+    Extra columns, of the first seeds: `mcnemar_p` (against zero-shot); `parse_rate`, percent of answers with a label;
+    and `agreement`, percent of images on which the answer equals the tuned VLM's scored one.
     """
     models = ("vlm_zero_shot", "vlm_tuned", "vlm_generated")
-    right = {dataset: metrics.correctness(predictions, dataset, models) for dataset in settings.datasets}
+    firsts = {(d, m): pr.first_seed(test_rows(predictions, d, m)) for d in settings.datasets for m in models}
+    right = {dataset: metrics.correctness(firsts, dataset, models) for dataset in settings.datasets}
 
     def compared(dataset: str, model: str) -> dict[str, float]:
-        frame, tuned = (test_rows(predictions, dataset, m) for m in (model, "vlm_tuned"))
+        frame, tuned = (firsts[dataset, m] for m in (model, "vlm_tuned"))
         both = frame.merge(tuned, on="image_id", suffixes=("", "_tuned"))
         gaps = (right[dataset][model] - right[dataset]["vlm_zero_shot"]).dropna()
         return {
@@ -121,33 +123,48 @@ def _table(
     `paper`: its table with a row of the same model or name; `more`: further columns of a dataset and model.
     """
     known = {key: r for r in resource("paper_values.yaml", "tables")[paper] for key in (r["row"], r["name"])}
-    options, records = (settings.report.bootstrap, settings.report.confidence), []
-    for dataset in settings.datasets:
-        right = metrics.correctness(predictions, dataset, {*rows, reference, "vlm_tuned", "vit"})
-        right["oracle"] = 1 - (1 - right["vlm_tuned"]) * (1 - right["vit"])
-        for model, name in rows.items():
-            printed, n = known.get(model) or known.get(name) or {"values": {}}, right[model].count()
-            value = printed["values"].get(dataset.removeprefix("mini-"), np.nan)
-            if not n and np.isnan(value):
-                continue
-            source = "" if np.isnan(value) else printed["source"]
-            about = (model, name, dataset_title(dataset), pr.paper_dataset(dataset), value, source)
-            seeds = test_rows(predictions, dataset, model)["seed"].nunique() or 1  # 1: the oracle's
-            ours, *ends = metrics.mean_interval(100 * right[model], *options)
-            lead = 100 * (right[model] - (right[reference] if model != reference else np.nan))
-            record = (*about, ours, ours - value, *ends, *((n, seeds) if n else (None, None)))
-            record += metrics.mean_interval(lead, *options)
-            records.append(dict(zip(_COLUMNS, record, strict=True)) | more(dataset, model))
+    hits = {m: _hits(predictions, settings, m) for m in dict.fromkeys([*rows, *filter(None, [reference])])}
+    both = [d for d in settings.datasets if not (hits[reference][d].empty if reference else True)]
+    own, lead = {}, {}
+    for model in rows:
+        own[model] = metrics.crossed_estimates({d: x.to_numpy() for d, x in hits[model].items() if not x.empty})
+        gaps = {d: metrics.difference(hits[model][d], hits[reference][d]) for d in both if model != reference}
+        lead[model] = metrics.crossed_estimates({d: gap for d, gap in gaps.items() if len(gap)})
+    tail, records = (1 - settings.report.confidence) / 2, []
+    for dataset, (model, name) in product(settings.datasets, rows.items()):
+        printed, ours = known.get(model) or known.get(name) or {"values": {}}, own[model].get(dataset)
+        value = printed["values"].get(dataset.removeprefix("mini-"), np.nan)
+        if ours is None and np.isnan(value):
+            continue
+        source = "" if np.isnan(value) else printed["source"]
+        record = [model, name, dataset_title(dataset), pr.paper_dataset(dataset), value, source]
+        mean, *ends = _ends(ours, tail)
+        record += [mean, mean - value, *ends, *((ours.images, ours.seeds) if ours else (None, None))]
+        record += _ends(lead[model].get(dataset), tail)
+        records.append(dict(zip(_COLUMNS, record, strict=True)) | more(dataset, model))
     table = pd.DataFrame(records, columns=None if records else _COLUMNS).astype({"n": "Int64", "seeds": "Int64"})
     table = table if reference else table.drop(columns=["gain", "gain_low", "gain_high"])
     caption = [
-        f"Accuracy in percent on test images, {100 * options[1]:g} % bootstrap intervals.",
+        f"Accuracy in percent on test images, {100 * settings.report.confidence:g} % intervals over images and seeds.",
         f"gain: points over {model_name(reference)} on the same images." * bool(reference),
         "Ours: drawn datasets that stand for the paper's; NOT comparable with its accuracies."
         * any(map(pr.is_drawn, settings.datasets)),
     ]
     table.attrs["caption"] = " ".join(filter(None, caption))
     return table
+
+
+def _hits(predictions: Predictions, settings: Settings, model: str) -> dict[str, pd.DataFrame]:
+    """Percent right of each dataset's test images, [images, seeds]; `oracle`: of the VLM or the ViT."""
+    if model != "oracle":
+        return {d: 100 * metrics.hits_by_seed(test_rows(predictions, d, model)) for d in settings.datasets}
+    parts = zip(*(_hits(predictions, settings, part).items() for part in ("vlm_tuned", "vit")), strict=True)
+    return {d: (100 - (100 - a) * (100 - b) / 100).dropna(axis=1, how="all").dropna() for (d, a), (_, b) in parts}
+
+
+def _ends(estimate: metrics.Estimate | None, tail: float) -> metrics.Interval:
+    """A value with its interval; NaN where there is none."""
+    return (estimate.value, *estimate.interval(tail)) if estimate else (np.nan,) * 3
 
 
 def complementarity(predictions: Predictions, settings: Settings) -> pd.DataFrame:

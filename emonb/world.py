@@ -34,10 +34,11 @@ DRAWN = ("mini-fi", "mini-emoset", "mini-emotion6", "mini-flickr", "mini-instagr
 # ---- datasets ------------------------------------------------------------------------------------------------------
 
 
-def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int]) -> pd.DataFrame:
+def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int], redraw: int = 0) -> pd.DataFrame:
     """Draw one of the datasets in `DRAWN`, byte-equal every time: `folder/images/<split>/<label>/<number>.png`.
 
-    `sizes` are images per split; fewer than classes raise `EmonbError`. Returns one row per image, with `COLUMNS`:
+    `sizes` are images per split; fewer than classes raise `EmonbError`. `redraw`: another number gives other test
+    images, and the same ones for training. Returns one row per image, with `COLUMNS`:
     path (relative to folder), label (after noise), evidence (content, mood or both), noisy (label was swapped), ...
     """
     domain = resource("lexicon.yaml", "datasets")[name]
@@ -52,7 +53,7 @@ def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int]) -> pd.DataFr
         size = sizes[split]
         if size < len(labels):
             raise EmonbError(f"dataset {name}: {split} has {size} images for {len(labels)} classes; raise world sizes")
-        rng = np.random.default_rng([0, zlib.crc32(name.encode()), number])
+        rng = np.random.default_rng([redraw if split == "test" else 0, zlib.crc32(name.encode()), number])
         latent = [labels[i % len(labels)] for i in rng.permutation(size)]
         evidence = rng.choice(("content", "mood", "both"), size, p=domain["evidence"]).tolist()
         given = _swap_labels(rng, latent, domain["noise"])

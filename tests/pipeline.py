@@ -47,7 +47,8 @@ def tiny_profile(file: Path, base: Path | str, **vlm: object) -> Path:
     vit = {"name": "vit_tiny_patch16_224", "image_size": 32, "kwargs": options, "epochs": 4, "lr": 3e-3}
     tree = {
         "datasets": [DATASET],
-        "seeds": [0, 1],
+        "seeds": [0],
+        "repeats": 2,
         "vlm": {
             "base": str(base), "dtype": "float32", "quantize_4bit": False, "cache_visual_tokens": True,
             "batch_size": 7, "lora_dropout": 0, "epochs": 1, "lr": 1e-3, "train_batch_size": 8,

@@ -106,4 +106,4 @@ def test_a_result_of_other_pictures_is_not_mixed_in(tiny, tmp_path):
     ids = tiny.artifact("features", run).path / "ids.json"
     ids.write_text(ids.read_text().replace("negative/0", "negative/x"))
     with pytest.raises(EmonbError, match="made of other samples"):
-        run.make_one("base_predictions", DATASET)
+        run.make("base_predictions")

@@ -170,8 +170,9 @@ def test_a_killed_run_leaves_no_process_and_the_next_makes_every_output(smoke_ru
 def test_what_a_killed_run_made_is_what_an_undisturbed_one_makes_alone(smoke_run, tmp_path):
     run, theirs = open_run("smoke", datasets=DATASETS[0], out=str(tmp_path)), open_run("smoke", out=str(smoke_run.out))
     run.make("samples")
+    run.make("teacher")
     for network in run.settings.teacher.networks:
-        made = run.make_one("teacher", DATASETS[0], network), theirs.find("teacher", DATASETS[0], network)
+        made = [r.find("teacher", DATASETS[0], network) for r in (run, theirs)]
         assert made[0].key == made[1].key
         logits = [load_file(artifact.path / "logits.safetensors")["test"] for artifact in made]
         np.testing.assert_allclose(*logits, atol=1e-4)

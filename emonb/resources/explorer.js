@@ -176,10 +176,11 @@
     const answers = now.models.map((model, m) => {
       const right = now.answer[m][i] === now.label[i];
       const sure = now.sure[m][i] < 0 ? "" : ` ${now.sure[m][i]} %`;
+      const seeds = now.of[m] > 1 ? `, so say ${now.alike[m][i]} of ${now.of[m]} seeds` : "";
       return el("li", { class: m === state.model ? "this" : null },
         el("span", { class: right ? "right" : "wrong", role: "img", "aria-label": right ? "right" : "wrong" },
           right ? "✓" : "✗"),
-        ` ${model}: `, el("b", {}, now.columns[now.answer[m][i]]), sure);
+        ` ${model}: `, el("b", {}, now.columns[now.answer[m][i]]), sure, seeds);
     });
     const reasons = (now.text[i] || []).map(([m, text]) =>
       el("details", {}, el("summary", {}, `${now.models[m]} says`), el("p", {}, text)));

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from emonb.claims import FAILS, HOLDS, UNDECIDED
 from emonb.errors import EmonbError
 from emonb.files import read_json
 from emonb.metrics import correctness, mean_interval
@@ -69,6 +70,20 @@ def compare(a: Path, b: Path) -> Comparison:
     )
 
 
+def verdict_counts(runs: Sequence[Path]) -> pd.DataFrame:
+    """In how many results folders each verdict came out: a row per claim and dataset, a column per verdict.
+
+    Raises:
+        EmonbError: a folder without claims.
+    """
+    files = [out / "tables" / "claims.csv" for out in runs]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise EmonbError(f"{missing[0]}: no claims; run notebook 08 there first")
+    judged = pd.concat([pd.read_csv(file) for file in files])
+    counts = judged.groupby(["claim", "dataset"], sort=False)["verdict"].value_counts().unstack(fill_value=0)
+    return counts.reindex(columns=[HOLDS, UNDECIDED, FAILS], fill_value=0)
+
+
 def _about(run: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run may be the cause of other results, as `name.of.entry`: value."""
     settings = {name: value for name, value in run["settings"].items() if name != "out"}
@@ -110,7 +125,9 @@ def _begins(a: Mapping[tuple[str, str], str], b: Mapping[tuple[str, str], str]) 
 def _answers(a: Predictions, b: Predictions) -> pd.DataFrame:
     rows = []
     for dataset, model in (key for key in a if key in b):
-        both = a[dataset, model].merge(b[dataset, model], on=["image_id", "split", "seed"], suffixes=("", "_b"))
+        both = a[dataset, model].merge(
+            b[dataset, model], on=["image_id", "split", "seed", "repeat"], suffixes=("", "_b")
+        )
         changed = both["prediction"] != both["prediction_b"]
         if not changed.any():
             continue

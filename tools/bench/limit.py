@@ -57,9 +57,7 @@ def bare(run: Run, vlm: VLM, net: nn.Module, pictures: Pictures) -> dict[str, fl
 def main() -> None:
     options = arguments(__doc__).parse_args()
     run = small_run(options, force=",".join(MEASURED))
-    made = {"teacher": run.make_one("teacher", DATASET, "vit")} | {
-        stage: run.make(stage)[DATASET] for stage in MEASURED
-    }
+    made = {"teacher": run.make("teacher")[DATASET, "vit"]} | {stage: run.make(stage)[DATASET] for stage in MEASURED}
     seconds = {stage: artifact.provenance["seconds"] for stage, artifact in made.items()}
     net, config, labels = load_network(made["teacher"].path)
     frame, colours = run.samples(DATASET), colours_of(config.name, config.pretrained)
