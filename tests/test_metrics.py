@@ -31,6 +31,13 @@ def test_accuracy_is_percent_and_seeds_of_one_image_are_averaged_first():
     assert right["c"].isna().all(), "no predictions"
 
 
+def test_repeats_are_averaged_within_their_seed():
+    truth = ["positive", "negative"]
+    again = frame(["negative", "negative"], truth).assign(repeat=1)
+    both = pd.concat([frame(truth, truth), again, frame(truth, truth, seed=1)])
+    assert metrics.hits_by_seed(both).to_numpy().tolist() == [[0.5, 1.0], [1.0, 1.0]]
+
+
 def test_bootstrap_equals_plain_resampling():
     values = np.random.default_rng(3).choice([0, 1 / 3, 2 / 3, 1], size=80)
     fast = metrics.bootstrap_means(values, 20_000, seed=1)

@@ -174,6 +174,22 @@ def test_joint_takes_the_first_seed_and_joins_by_name(predictions, table):
     assert pr.joint({}, "mini-fi").empty
 
 
+def test_an_average_pairs_seeds_and_a_picture_counts_the_seeds_that_say_the_same(predictions):
+    one = pr.test_rows(predictions, "mini-flickr", "head")
+    twice = pd.concat([one, one.assign(repeat=1)], ignore_index=True)
+    mean = pr.average(one.sample(frac=1, random_state=0), twice)
+    assert sorted(set(zip(mean["seed"], mean["repeat"], strict=True))) == [(s, r) for s in (0, 1, 2) for r in (0, 1)]
+    wanted = one.set_index(["image_id", "seed"])["prediction"]
+    found = mean[mean["repeat"] == 1].set_index(["image_id", "seed"])["prediction"]
+    assert found.loc[wanted.index].equals(wanted), "a seed with itself"
+    single = pr.average(pr.first_seed(one), twice)
+    assert len(single) == len(mean), "one seed goes with all"
+    alike = pr.seeds_alike(twice)
+    said = one.pivot(index="image_id", columns="seed", values="prediction")
+    assert alike.tolist() == [1 + (row[0] == row[1]) + (row[0] == row[2]) for row in said.to_numpy()]
+    assert 1 < alike.mean() < 3
+
+
 def test_examples_are_what_they_say_and_repeat(table):
     chosen = pr.select_examples(table, 3)
     rules = {"vlm": (True, False, True), "vit": (False, True, True), "gate": (False, False, True)}

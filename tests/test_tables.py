@@ -188,6 +188,18 @@ def test_seeds_that_disagree_make_a_verdict_less_sure(settings, predictions):
     assert widths[1] > 1.5 * widths[0]
 
 
+def test_a_clear_verdict_comes_out_of_every_resampling_and_a_close_one_does_not(settings):
+    one, shares = settings.model_copy(update={"datasets": ("mini-fi",)}), {}
+    for name, tuned in (("clear", 0.9), ("close", 0.575)):
+        a, b = pair(tuned, 0.5)
+        found = {("mini-fi", "vlm_tuned"): a, ("mini-fi", "vlm_zero_shot"): b}
+        table = claims.claims(claims.comparisons(found, one), None, claims.shares(found, one))
+        shares[name] = table.query("claim == 'C5' and dataset == @FI")["share"].item()
+        assert table.query("claim == 'C2' and dataset == @FI")["share"].item() == 100, "undecided for lack of a head"
+    assert shares["clear"] == 100
+    assert 0 < shares["close"] < 100
+
+
 def test_all_claims_are_judged_with_rule_and_numbers(predictions, settings):
     detail = claims.comparisons(predictions, settings)
     table = claims.claims(detail, PARAMETERS)

@@ -71,6 +71,13 @@ def test_descriptions_are_true(drawn):
     assert [shares[k] for k in ("content", "mood", "both")] == pytest.approx(domain["evidence"], abs=0.13)
 
 
+def test_redrawn_test_pictures_are_others_and_the_training_stays(drawn, tmp_path):
+    name, frame, _ = drawn
+    other = draw_dataset(name, tmp_path, frame["split"].value_counts().to_dict(), redraw=1)
+    same = frame["caption"].eq(other["caption"]).groupby(frame["split"]).mean()
+    assert same["train"] == same["val"] == 1 > 0.2 > same["test"]
+
+
 def test_too_few_pictures_are_refused(tmp_path):
     with pytest.raises(EmonbError, match=r"val has 3 images for 8 classes"):
         draw_dataset("mini-fi", tmp_path, {"train": 8, "val": 3, "test": 8})

@@ -157,7 +157,7 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
         "this run": f"{totals['seconds_wall_this_run'] / 60:.1f} min",
         "peak memory": f"{totals['peak_memory_mb'] / 1024:.1f} GB",
         "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine.get('gpu') or 'no GPU'}",
-        "seeds of head and gates": ", ".join(map(str, run["seeds"])),
+        "pipelines (seeds)": ", ".join(map(str, run["seeds"])),
         "code": str(git.get("commit", ""))[:10] + (" + changes" if git.get("dirty") else ""),
         "versions": ", ".join(f"{name} {run['versions'][name]}" for name in ("python", "torch", "transformers")),
         "packages": f"not as locked (here, locked): {differs}" if differs else "as locked" * bool(lock.get("locked")),
