@@ -71,6 +71,8 @@ def write_report(out: Path) -> list[str]:
     said = results.safe("who wrote the triplets", source_note, out, datasets) or ""
     drawn = [is_drawn(name) for name in datasets]
     notes = [resource("report.yaml", "drawn")] * any(drawn) + [f"{said[:1].upper()}{said[1:]}."] * bool(said)
+    others = [f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items()]
+    notes += [f"{resource('report.yaml', 'elsewhere')} {'; '.join(others)}."] * bool(others)
     results.problems += write_site(out, " ".join(notes))
     blocks = _blocks(results, records, datasets, settings)
     judged, sections = (blocks.get("table:claims") or {}).get("claims", []), []
@@ -150,7 +152,6 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     """What run.json says of time, machine and packages; what is empty is left out."""
     totals, machine, git, lock = (run.get(key, {}) for key in ("totals", "machine", "git", "lock"))
     differs = ", ".join(f"{name} {both}" for name, both in lock.get("differs", {}).items())
-    others = ", ".join(f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items())
     facts = {
         "when": f"{run['written'][:10]} {run['written'][11:16]} UTC",
         "from nothing": f"{totals['seconds_compute'] / 60:.1f} min",
@@ -161,7 +162,6 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
         "code": str(git.get("commit", ""))[:10] + (" + changes" if git.get("dirty") else ""),
         "versions": ", ".join(f"{name} {run['versions'][name]}" for name in ("python", "torch", "transformers")),
         "packages": f"not as locked (here, locked): {differs}" if differs else "as locked" * bool(lock.get("locked")),
-        "the committed notebooks had others (here, theirs)": others,
     }
     return {what: value for what, value in facts.items() if value}
 
