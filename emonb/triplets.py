@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from emonb.data import answer_text, question
+from emonb.data import TAXONOMIES, answer_text, infer_taxonomy, question
 from emonb.errors import EmonbError
 from emonb.files import resource, resource_path
 
@@ -74,27 +74,87 @@ def offline_triplets(row: dict[str, Any], labels: Sequence[str]) -> list[dict[st
     `row` is one of the sample table; `objects` and `scene` (else `caption`) are used where present, brightness and
     colourfulness always.
     """
-    prompts, texts = resource("prompts.yaml"), {}
+    sentences, texts = resource("prompts.yaml", "conversation"), {}
     known = {name: row[name] for name in ("objects", "scene", "caption") if _is_known(row.get(name))}
-    if "objects" in known:
-        *names, last = (f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in known["objects"])
-        known["objects"] = f"{', '.join(names)} and {last}" if names else last
     if "objects" in known or "scene" in known:
         known.pop("caption", None)
+    scales = {"brightness": resource("prompts.yaml", "brightness")}
+    scales["colorfulness"] = resource("prompts.yaml", "colorfulness")
     measured = {
-        scale: next((word for bound, word in prompts[scale] if row[scale] < bound), prompts[scale][-1][1])
-        for scale in ("brightness", "colorfulness")
+        name: next((word for bound, word in scale if row[name] < bound), scale[-1][1])
+        for name, scale in scales.items()
     }
-    for kind in ("conversation", "reasoning"):
-        frames = (prompts[kind][name] for name in (*known, "measured"))
-        texts[kind] = " ".join(frames).format(**known, **measured)
-    texts["reasoning"] += " " + prompts["reasoning"]["closing"][row["label"]]
+    told = {name: listing(what) if name == "objects" else what for name, what in known.items()} | measured
+    texts["conversation"] = " ".join(sentences[name] for name in (*known, "measured")).format(**told)
+    texts["reasoning"] = _reasoning(row, labels, known, measured)
     origin = {"source": "offline", "model": "emonb-offline-annotator", "prompt_sha256": prompts_sha256()}
     return make_triplets(row, labels, origin, texts)
 
 
 def _is_known(value: Any) -> bool:
     return len(value) > 0 if hasattr(value, "__len__") else not pd.isna(value)
+
+
+def with_article(name: str) -> str:
+    """`skull` -> `a skull`, `atom` -> `an atom`; plurals stay bare."""
+    if name in ("scissors", "scales", "hammers", "notes", "crossed swords"):
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def listing(objects: Sequence[str]) -> str:
+    """`a skull, a heart and an urn`."""
+    *others, last = map(with_article, objects)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _reasoning(row: dict[str, Any], labels: Sequence[str], known: dict[str, Any], measured: dict[str, str]) -> str:
+    """Why: which objects and background go with the label and how they look; which have nothing to do with it.
+
+    Only of drawn pictures the lexicon can tell; in others all that is known counts, and looks as the label may.
+    """
+    ties, label, sentences = associations(tuple(labels)), row["label"], resource("lexicon.yaml", "reasons")
+    looks, number = resource("lexicon.yaml", "looks"), int(row["sha256"][8:16], 16)
+    moods = sorted({by[label] for by in ties.values() if label in by})
+    things = {name: (text, str(text)) for name, text in {**known, "measured": " ".join(measured.values())}.items()}
+    objects, (background, _, texture) = known.get("objects", ()), str(known.get("scene", "")).partition(" with ")
+    if len(objects):
+        things["objects"] = listing(objects), objects[0]
+    if background.split(" ")[-1] in resource("lexicon.yaml", "hues") and ties.keys() >= {*objects}:
+        told = [name for name in objects if label in ties[name]]
+        things = {"objects": (listing(told), told[0])} if told else {"no_objects": ("", "")}
+        things["scene" if label in ties.get(texture or "plain", ()) else "no_scene"] = known["scene"], texture
+    said = []
+    for kind, (text, name) in things.items():
+        chance = zlib.crc32(name.encode())
+        words = looks[ties.get(name, {}).get(label) or moods[chance % len(moods)]]
+        sentence = sentences[kind][number % len(sentences[kind])]
+        said.append(sentence.format(**{kind: text}, look=words[chance % len(words)], **measured))
+    return " ".join(said)
+
+
+@functools.cache
+def associations(labels: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """The lexicon's words for objects, textures and looks, each with the emotions that it goes with: label -> mood.
+
+    Neutral objects go with none. Our reading of the symbols, made for the drawn world.
+    """
+    taxonomy = infer_taxonomy(labels, "the labels").name
+    column, moods = list(TAXONOMIES).index(taxonomy) + 1, resource("lexicon.yaml", "labels")[taxonomy]
+    glyphs, looks = resource("lexicon.yaml", "glyphs"), resource("lexicon.yaml", "looks")
+    found = {name: {row[column]: row[1]} if row[1:] else {} for name, row in glyphs.items()}
+    for label, mood in [(label, mood) for label, several in moods.items() for mood in several]:
+        for word in (*resource("lexicon.yaml", "moods")[mood]["textures"], *looks[mood]):
+            found.setdefault(word, {}).setdefault(label, mood)
+    return found
+
+
+def suggested(text: str, labels: Sequence[str]) -> list[str]:
+    """The emotions that most of a text's words go with, by `associations`: several in a tie, none for other words."""
+    ties = associations(tuple(labels))
+    words = "|".join(sorted(map(re.escape, ties), key=len, reverse=True))
+    counts = Counter(label for word in re.findall(rf"\b(?:{words})\b", text.lower()) for label in ties[word])
+    return [label for label in labels if counts[label] == max(counts.values(), default=-1)]
 
 
 # ---- is an answer fit to teach from? -------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def test_each_image_has_its_own_facts(made, html):
         assert one["columns"][one["answer"][3][i]] == frame.at[name, "prediction"]
         assert one["sure"][3][i] == pytest.approx(100 * frame.loc[name].filter(like="p_").max(), abs=0.501)
     assert one["text"] == {"1": [[1, "It looks calm."]], "2": [[1, "a" * explorer.LONGEST + "…"]]}
+    assert one["judged"] == [""] * len(SHOWN), "no table of reasons"
     assert one["seeds"] == "Of models with several seeds the first is shown."
 
 

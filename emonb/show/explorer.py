@@ -31,6 +31,7 @@ from emonb.predictions import (
     prediction_labels,
     probabilities,
 )
+from emonb.show.reasons import reasons_note
 from emonb.store import Store
 
 SIDE, ACROSS, TILES = 80, 32, 1024  # px of a thumbnail; how many in a row, and on a sheet (WebP: at most 16,383 px)
@@ -162,6 +163,11 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
         "answer": [few[m].tolist() for m in frames],
         "sure": sure,
         "text": dict(sorted(texts.items())),
+        "judged": {
+            m: reasons_note(predictions.folder.parent, dataset)
+            for m, model in enumerate(frames)
+            if model == "vlm_tuned"
+        },
         "size": sizes,
         "sprites": sheets,
     }

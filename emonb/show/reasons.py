@@ -1,0 +1,96 @@
+"""Are the VLM's reasons those of its answer? Judged by the lexicon and by pictures drawn again; not in the paper.
+
+Reason and answer come from separate questions: nothing makes them agree. Of photographs nothing is judged, for which
+emotions their things go with is known of the drawn world alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from emonb.metrics import mean_interval
+from emonb.triplets import suggested
+from emonb.world import DRAWN, draw_dataset
+
+if TYPE_CHECKING:
+    from emonb.vlm import VLM
+
+AGREES, EXCHANGED = "reason suggests the VLM's own answer, %", "another picture's reason does, %"
+NAMED, OTHER = "answer changes without objects that the reason names, %", "without as many that it does not name, %"
+
+
+def judge_reasons(
+    vlm: VLM,
+    dataset: str,
+    said: pd.DataFrame,
+    samples: pd.DataFrame,
+    labels: Sequence[str],
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """The four measures with intervals over texts: dataset, measure, value, ci_low, ci_high, n; NaN for photographs.
+
+    `said`: the tuned VLM's predictions that have a `raw_text`, image_id unique; `samples`: the split's sample table.
+    """
+    found = {AGREES: pd.Series(np.nan, said.index)}
+    if dataset in DRAWN:
+        found = {**agreement(said, labels), **left_out(vlm, dataset, said, samples, labels)}
+    rows = [(dataset, name, *mean_interval(100 * x, resamples, confidence), len(x)) for name, x in found.items()]
+    return pd.DataFrame(rows, columns=["dataset", "measure", "value", "ci_low", "ci_high", "n"])
+
+
+def agreement(said: pd.DataFrame, labels: Sequence[str]) -> dict[str, pd.Series]:
+    """Per text 0..1: whether its words suggest the VLM's answer (`triplets.suggested`), and how many others' would."""
+    each = [suggested(text, labels) for text in said["raw_text"]]
+    hits = np.array([[answer in words for words in each] for answer in said["prediction"]], float)
+    hits = hits.reshape(len(each), len(each))  # [answers, texts]
+    others = (hits.sum(axis=1) - hits.diagonal()) / max(1, len(each) - 1)
+    return {AGREES: pd.Series(hits.diagonal()), EXCHANGED: pd.Series(others)}
+
+
+def left_out(
+    vlm: VLM, dataset: str, said: pd.DataFrame, samples: pd.DataFrame, labels: Sequence[str]
+) -> dict[str, pd.Series]:
+    """Per picture 0 or 1: is the answer another one when it is drawn without objects, those named or as many others?
+
+    Pictures of which the reason names no object, or every one, do not count.
+    """
+    from emonb.vlm import answer_distribution, visual_tokens
+
+    objects, gone = samples.set_index("image_id")["objects"], {NAMED: {}, OTHER: {}}
+    for image_id, text in zip(said["image_id"], said["raw_text"], strict=True):
+        named = [name for name in objects[image_id] if re.search(rf"\b{name}\b", text)]
+        other = [name for name in objects[image_id] if name not in named]
+        if few := min(len(named), len(other)):
+            gone[NAMED][image_id], gone[OTHER][image_id] = named[:few], other[:few]
+    sizes, before = samples["split"].value_counts(), said.set_index("image_id")["prediction"]
+    changed = {name: pd.Series(dtype=float) for name in gone}
+    for name, without in ((name, without) for name, without in gone.items() if without):
+        with TemporaryDirectory() as folder:
+            again = draw_dataset(dataset, Path(folder), sizes, without).set_index("image_id")["path"]
+            scores = answer_distribution(vlm, visual_tokens(vlm, [Path(folder) / path for path in again]), labels)
+        answers = pd.Series([labels[k] for k in scores.argmax(1).tolist()], again.index)
+        changed[name] = (answers != before[again.index]).astype(float)
+    return changed
+
+
+def reasons_note(out: Path, dataset: str) -> str:
+    """One line beside reasons that are shown, from `tables/reasons.csv` of a results folder; "": there is none."""
+    path = out / "tables" / "reasons.csv"
+    rows = pd.read_csv(path).query("dataset == @dataset").set_index("measure") if path.is_file() else pd.DataFrame()
+    if AGREES not in rows.index or not rows.at[AGREES, "n"]:
+        return ""
+    if pd.isna(rows.at[AGREES, "value"]):
+        return "Whether a reason fits the VLM's answer is judged for drawn pictures only."
+    agrees, exchanged = rows.loc[[AGREES, EXCHANGED], "value"]
+    return (
+        f"The VLM's reasons suggest its own answer in {agrees:.0f} % of {rows.at[AGREES, 'n']} texts, reasons of "
+        f"other pictures in {exchanged:.0f} %."
+    )
