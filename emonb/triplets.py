@@ -140,9 +140,11 @@ def associations(labels: tuple[str, ...]) -> dict[str, dict[str, str]]:
     Neutral objects go with none. Our reading of the symbols, made for the drawn world.
     """
     taxonomy = infer_taxonomy(labels, "the labels").name
-    column, moods = list(TAXONOMIES).index(taxonomy) + 1, resource("lexicon.yaml", "labels")[taxonomy]
-    glyphs, looks = resource("lexicon.yaml", "glyphs"), resource("lexicon.yaml", "looks")
-    found = {name: {row[column]: row[1]} if row[1:] else {} for name, row in glyphs.items()}
+    column, moods = list(TAXONOMIES).index(taxonomy), resource("lexicon.yaml", "labels")[taxonomy]
+    looks, found = resource("lexicon.yaml", "looks"), {}
+    for name, (_, *tied) in resource("lexicon.yaml", "glyphs").items():
+        label = tied[column] if tied else ""
+        found[name] = {label: tied[0] if tied[0] in moods[label] else moods[label][0]} if tied else {}
     for label, mood in [(label, mood) for label, several in moods.items() for mood in several]:
         for word in (*resource("lexicon.yaml", "moods")[mood]["textures"], *looks[mood]):
             found.setdefault(word, {}).setdefault(label, mood)

@@ -163,11 +163,7 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
         "answer": [few[m].tolist() for m in frames],
         "sure": sure,
         "text": dict(sorted(texts.items())),
-        "judged": {
-            m: reasons_note(predictions.folder.parent, dataset)
-            for m, model in enumerate(frames)
-            if model == "vlm_tuned"
-        },
+        "judged": [reasons_note(predictions.folder.parent, dataset) if m == "vlm_tuned" else "" for m in frames],
         "size": sizes,
         "sprites": sheets,
     }

@@ -7,7 +7,7 @@ emotions their things go with is known of the drawn world alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,11 +17,11 @@ import pandas as pd
 
 from emonb.metrics import mean_interval
 from emonb.triplets import suggested
-from emonb.world import DRAWN, draw_dataset
 
 if TYPE_CHECKING:
     from emonb.vlm import VLM
 
+Redraw = Callable[..., pd.DataFrame]  # folder, pictures of each split, {image_id: objects to leave out}
 AGREES, EXCHANGED = "reason suggests the VLM's own answer, %", "another picture's reason does, %"
 NAMED, OTHER = "answer changes without objects that the reason names, %", "without as many that it does not name, %"
 
@@ -32,16 +32,18 @@ def judge_reasons(
     said: pd.DataFrame,
     samples: pd.DataFrame,
     labels: Sequence[str],
+    redraw: Redraw | None,
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """The four measures with intervals over texts: dataset, measure, value, ci_low, ci_high, n; NaN for photographs.
 
-    `said`: the tuned VLM's predictions that have a `raw_text`, image_id unique; `samples`: the split's sample table.
+    `said`: the tuned VLM's predictions that have a `raw_text`, image_id unique; `samples`: the sample table; `redraw`:
+    `world.draw_dataset` of a drawn dataset, None for photographs.
     """
     found = {AGREES: pd.Series(np.nan, said.index)}
-    if dataset in DRAWN:
-        found = {**agreement(said, labels), **left_out(vlm, dataset, said, samples, labels)}
+    if redraw:
+        found = {**agreement(said, labels), **left_out(vlm, said, samples, labels, redraw)}
     rows = [(dataset, name, *mean_interval(100 * x, resamples, confidence), len(x)) for name, x in found.items()]
     return pd.DataFrame(rows, columns=["dataset", "measure", "value", "ci_low", "ci_high", "n"])
 
@@ -56,7 +58,7 @@ def agreement(said: pd.DataFrame, labels: Sequence[str]) -> dict[str, pd.Series]
 
 
 def left_out(
-    vlm: VLM, dataset: str, said: pd.DataFrame, samples: pd.DataFrame, labels: Sequence[str]
+    vlm: VLM, said: pd.DataFrame, samples: pd.DataFrame, labels: Sequence[str], redraw: Redraw
 ) -> dict[str, pd.Series]:
     """Per picture 0 or 1: is the answer another one when it is drawn without objects, those named or as many others?
 
@@ -74,7 +76,7 @@ def left_out(
     changed = {name: pd.Series(dtype=float) for name in gone}
     for name, without in ((name, without) for name, without in gone.items() if without):
         with TemporaryDirectory() as folder:
-            again = draw_dataset(dataset, Path(folder), sizes, without).set_index("image_id")["path"]
+            again = redraw(Path(folder), sizes, without).set_index("image_id")["path"]
             scores = answer_distribution(vlm, visual_tokens(vlm, [Path(folder) / path for path in again]), labels)
         answers = pd.Series([labels[k] for k in scores.argmax(1).tolist()], again.index)
         changed[name] = (answers != before[again.index]).astype(float)
