@@ -57,3 +57,5 @@ def test_the_line_is_made_of_the_table(tmp_path):
     said = pd.DataFrame({"image_id": ["a", "b"], "prediction": LABELS, "raw_text": ["a skull", "a rat"]})
     judge_reasons(None, "photos", said, None, LABELS, None).to_csv(tmp_path / "tables" / "reasons.csv")
     assert "drawn pictures only" in reasons_note(tmp_path, "photos")
+    (tmp_path / "tables" / "reasons.csv").write_text("dataset,measure\nphotos")
+    assert reasons_note(tmp_path, "photos") == ""

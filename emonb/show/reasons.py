@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -84,15 +85,13 @@ def left_out(
 
 
 def reasons_note(out: Path, dataset: str) -> str:
-    """One line beside reasons that are shown, from `tables/reasons.csv` of a results folder; "": there is none."""
-    path = out / "tables" / "reasons.csv"
-    rows = pd.read_csv(path).query("dataset == @dataset").set_index("measure") if path.is_file() else pd.DataFrame()
-    if AGREES not in rows.index or not rows.at[AGREES, "n"]:
-        return ""
-    if pd.isna(rows.at[AGREES, "value"]):
-        return "Whether a reason fits the VLM's answer is judged for drawn pictures only."
-    agrees, exchanged = rows.loc[[AGREES, EXCHANGED], "value"]
-    return (
-        f"The VLM's reasons suggest its own answer in {agrees:.0f} % of {rows.at[AGREES, 'n']} texts, reasons of "
-        f"other pictures in {exchanged:.0f} %."
-    )
+    """One line beside reasons that are shown, from a results folder's `tables/reasons.csv`; "": no (whole) table."""
+    with suppress(OSError, ValueError, KeyError):  # the report names a damaged table
+        rows = pd.read_csv(out / "tables" / "reasons.csv").set_index(["dataset", "measure"]).loc[dataset]
+        n, agrees = rows.at[AGREES, "n"], rows.at[AGREES, "value"]
+        if n and pd.isna(agrees):
+            return "Whether a reason fits the VLM's answer is judged for drawn pictures only."
+        if n:
+            others = f"reasons of other pictures in {rows.at[EXCHANGED, 'value']:.0f} %"
+            return f"The VLM's reasons suggest its own answer in {agrees:.0f} % of {n} texts, {others}."
+    return ""
