@@ -109,45 +109,31 @@ def listing(objects: Sequence[str]) -> str:
 
 
 def _reasoning(row: dict[str, Any], labels: Sequence[str], known: dict[str, Any], measured: dict[str, str]) -> str:
-    """Why: which objects and background go with the label and how they look; which have nothing to do with it.
+    """Why: the objects and the background that go with the label, and whether either has nothing to do with it.
 
-    Only of drawn pictures the lexicon can tell; in others all that is known counts, and looks as the label may.
+    The lexicon can tell that of drawn pictures only; of others all that is known is given as a reason.
     """
     ties, label, sentences = associations(tuple(labels)), row["label"], resource("lexicon.yaml", "reasons")
-    looks, number = resource("lexicon.yaml", "looks"), int(row["sha256"][8:16], 16)
-    moods = sorted({by[label] for by in ties.values() if label in by})
-    things = {name: (text, str(text)) for name, text in {**known, "measured": " ".join(measured.values())}.items()}
     objects, (background, _, texture) = known.get("objects", ()), str(known.get("scene", "")).partition(" with ")
-    if len(objects):
-        things["objects"] = listing(objects), objects[0]
+    kinds = [*known, "measured"]
     if background.split(" ")[-1] in resource("lexicon.yaml", "hues") and ties.keys() >= {*objects}:
-        told = [name for name in objects if label in ties[name]]
-        things = {"objects": (listing(told), told[0])} if told else {"no_objects": ("", "")}
-        things["scene" if label in ties.get(texture or "plain", ()) else "no_scene"] = known["scene"], texture
-    said = []
-    for kind, (text, name) in things.items():
-        chance = zlib.crc32(name.encode())
-        words = looks[ties.get(name, {}).get(label) or moods[chance % len(moods)]]
-        sentence = sentences[kind][number % len(sentences[kind])]
-        said.append(sentence.format(**{kind: text}, look=words[chance % len(words)], **measured))
-    return " ".join(said)
+        objects = [name for name in objects if label in ties[name]]
+        kinds = ["objects" if objects else "no_objects"]
+        kinds.append("scene" if label in ties.get(texture or "plain", ()) else "no_scene")
+    told = known | measured | {"objects": listing(objects) if len(objects) else ""}
+    number = int(row["sha256"][8:16], 16)
+    return " ".join(sentences[kind][number % len(sentences[kind])] for kind in kinds).format(**told)
 
 
 @functools.cache
-def associations(labels: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """The lexicon's words for objects, textures and looks, each with the emotions that it goes with: label -> mood.
-
-    Neutral objects go with none. Our reading of the symbols, made for the drawn world.
-    """
+def associations(labels: tuple[str, ...]) -> dict[str, list[str]]:
+    """The lexicon's objects and textures, each with the emotions of a taxonomy that it goes with, if any."""
     taxonomy = infer_taxonomy(labels, "the labels").name
-    column, moods = list(TAXONOMIES).index(taxonomy), resource("lexicon.yaml", "labels")[taxonomy]
-    looks, found = resource("lexicon.yaml", "looks"), {}
-    for name, (_, *tied) in resource("lexicon.yaml", "glyphs").items():
-        label = tied[column] if tied else ""
-        found[name] = {label: tied[0] if tied[0] in moods[label] else moods[label][0]} if tied else {}
-    for label, mood in [(label, mood) for label, several in moods.items() for mood in several]:
-        for word in (*resource("lexicon.yaml", "moods")[mood]["textures"], *looks[mood]):
-            found.setdefault(word, {}).setdefault(label, mood)
+    column, moods = list(TAXONOMIES).index(taxonomy) + 1, resource("lexicon.yaml", "moods")
+    found = {name: row[column : column + 1] for name, row in resource("lexicon.yaml", "glyphs").items()}
+    for label, drawn_with in resource("lexicon.yaml", "labels")[taxonomy].items():
+        for texture in {texture for mood in drawn_with for texture in moods[mood]["textures"]}:
+            found.setdefault(texture, []).append(label)
     return found
 
 

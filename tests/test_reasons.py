@@ -17,8 +17,8 @@ LABELS = ("positive", "negative")
 
 def test_a_reason_suggests_what_most_of_its_words_go_with():
     labels = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
-    assert suggested("With a skull in it the picture looks heavy.", labels) == ["anger", "disgust", "fear", "sadness"]
-    assert suggested("A hot spring. The background, dim grey with web, looks harsh: a Skull.", labels) == ["fear"]
+    assert suggested("What moves the viewer: a hot spring and a Skull.", labels) == ["contentment", "fear"]
+    assert suggested("A hot spring. The background, dim grey with web, a skull.", labels) == ["fear"]
     assert suggested("The rook and the telephone.", labels) == suggested("", labels) == []
     said = pd.DataFrame({"prediction": ["fear", "awe", "anger"], "raw_text": ["a skull", "a comet", "a telephone"]})
     found = agreement(said, labels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -91,12 +90,11 @@ def test_no_word_that_the_offline_annotator_writes_is_unknown_to_the_stand_in(ta
     tokenizer = load_processor("stand-in").tokenizer
     said = {t[field] for three in taught[2] for t in three for field in ("instruction", "response")}
     said |= {re.sub(r"{\w+}", "", text) for texts in resource("lexicon.yaml", "reasons").values() for text in texts}
-    said |= {word for words in resource("lexicon.yaml", "looks").values() for word in words}
     unknown = [text for text in sorted(said) if tokenizer.unk_token_id in tokenizer(text)["input_ids"]]
     assert not unknown
 
 
-def test_no_sentence_and_no_look_gives_the_label_away_yet_the_reasoning_fits_it(taught):
+def test_no_sentence_gives_the_label_away_yet_the_reasoning_fits_it(taught):
     labels, frame, made = taught
     said, label = pd.Series([three[2]["response"] for three in made]), frame["label"]
     often = label.groupby(said.str.findall(r"[^.]+\.").str[-1]).agg(["size", "nunique"]).query("size > 6")
@@ -105,9 +103,10 @@ def test_no_sentence_and_no_look_gives_the_label_away_yet_the_reasoning_fits_it(
     objects = "|".join(sorted(glyph_names(), key=len, reverse=True))
     words = CountVectorizer().fit_transform(said.str.replace(rf"\b(?:an? )?(?:{objects})\b", "", regex=True))
     half, guess = len(said) // 2, LogisticRegression(max_iter=1000)
-    assert guess.fit(words[:half], label[:half]).score(words[half:], label[half:]) < 0.95
-    fits = [own in suggested(text, labels) for own, text in zip(label, said, strict=True)]
-    assert all(np.array(fits)[~frame["noisy"]])
+    assert guess.fit(words[:half], label[:half]).score(words[half:], label[half:]) < 0.85
+    known = pd.DataFrame({"label": label, "suggested": [suggested(text, labels) for text in said]})[~frame["noisy"]]
+    assert all(own in some or not some for own, some in known.itertuples(index=False)), "none: a plain background"
+    assert known["suggested"].str.len().ge(1).mean() > 0.9
 
 
 def test_a_picture_is_drawn_again_without_an_object(tmp_path):
@@ -138,8 +137,6 @@ def test_lexicon_is_consistent():
     assert len({row[0] for row in world["glyphs"].values()}) == len(world["glyphs"]) >= 90
     for row in world["glyphs"].values():
         assert len(row) == 1 or [label in t.labels for label, t in zip(row[1:], TAXONOMIES.values(), strict=True)]
-    looks = Counter(word for words in world["looks"].values() for word in words)
-    assert min(looks.values()) >= 3
     for mood in world["moods"].values():
         assert all(set(mood[kind]) <= set(world[kind]) for kind in ("textures", "hues", "lights"))
 
