@@ -183,7 +183,8 @@
         ` ${model}: `, el("b", {}, now.columns[now.answer[m][i]]), sure, seeds);
     });
     const reasons = (now.text[i] || []).map(([m, text]) =>
-      el("details", {}, el("summary", {}, `${now.models[m]} says`), el("p", {}, text)));
+      el("details", {}, el("summary", {}, `${now.models[m]} says`), el("p", {}, text),
+        ...(now.judged[m] ? [el("p", {}, now.judged[m])] : [])));
     return el("li", { class: "card" }, el("div", { class: "frame" }, thumb),
       el("div", { class: "facts" }, el("code", {}, now.id[i]), el("p", {}, "true: ", el("b", {}, now.labels[now.label[i]])),
         el("ul", { role: "list", class: "answers" }, ...answers), ...reasons));

@@ -33,6 +33,7 @@ from emonb.predictions import (
     seeds_alike,
     test_rows,
 )
+from emonb.show.reasons import reasons_note
 from emonb.store import Store
 
 SIDE, ACROSS, TILES = 80, 32, 1024  # px of a thumbnail; how many in a row, and on a sheet (WebP: at most 16,383 px)
@@ -167,6 +168,7 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
         "answer": [few[m].tolist() for m in frames],
         "sure": sure,
         "text": dict(sorted(texts.items())),
+        "judged": [reasons_note(predictions.folder.parent, dataset) if m == "vlm_tuned" else "" for m in frames],
         "size": sizes,
         "sprites": sheets,
     }
