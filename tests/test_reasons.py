@@ -34,7 +34,7 @@ def test_pictures_without_what_a_reason_names_and_without_something_else(tmp_pat
     named = {i: objects[:1] for i, objects in test["objects"].items()}
     answers = {}
     for what, gone in {NAMED: named, OTHER: {i: objects[1:2] for i, objects in test["objects"].items()}}.items():
-        again = redraw(tmp_path / what[:12], sizes, gone)["path"]
+        again = redraw(tmp_path / what[:12], sizes, without=gone)["path"]
         scores = answer_distribution(vlm, visual_tokens(vlm, [tmp_path / what[:12] / path for path in again]), LABELS)
         answers[what] = [LABELS[k] for k in scores.argmax(1).tolist()]
     texts = [f"With a {names[0]} in it." for names in named.values()]
