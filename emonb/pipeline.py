@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -469,25 +469,32 @@ def cached_tensors(samples: Artifact, features: Artifact, teacher: Artifact) -> 
 def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teacher: Artifact) -> Making:
     """All heads of all seeds.
 
-    Files: `<model>.seed<k>.safetensors`, `heads.json` (sizes, labels), `history.json` and
-    `logits.safetensors` (both of `head`), and `<model>.parquet` predictions with all seeds.
+    Files: `<model>.seed<k>.safetensors`, `heads.json` (sizes, labels), `history.json` (of `head`),
+    `logits.safetensors` (`<model>.<split>.seed<k>` of what gates read; `head_oof.train`: out of fold, first seed), and
+    `<model>.parquet` predictions with all seeds; of heads with a schedule of their own the first seed alone.
     """
     from safetensors.torch import save_file
 
-    from emonb.distill import Cached, train_head
+    from emonb.distill import Cached, out_of_fold, train_head
     from emonb.training import outputs
 
-    config, seeds = run.settings.distill, run.settings.seeds
+    config, seeds, common = run.settings.distill, run.settings.seeds, run.settings.distill.training
     folder, _ = yield {**config.model_dump(), "seeds": seeds}
     data = cached_tensors(samples, features, teacher)
     there = {s: Cached(*(tensor.to(get_device()) for tensor in cached)) for s, cached in data.items()}
 
     def train(name: str, seed: int) -> Trained:
-        net, curve = train_head(there["train"], there["val"], **config.heads[name], **config.training, seed=seed)
+        net, curve = train_head(there["train"], there["val"], **common | config.heads[name], seed=seed)
         return net.cpu(), curve, {s: outputs(net, cached.features) for s, cached in data.items()}
 
-    kept = _train_all(folder, [*config.heads], seeds, train, _tables(samples), f"heads of {dataset}")
-    save_file(kept, folder / "logits.safetensors")
+    read, once = (
+        {gate["head"] for gate in run.settings.gates.values()},
+        [n for n, h in config.heads.items() if "lr" in h],
+    )
+    options = {"keep": read, "once": once, "what": f"heads of {dataset}"}
+    kept = _train_all(folder, [*config.heads], seeds, train, _tables(samples), **options)
+    unseen = out_of_fold(there["train"], there["val"], **common | config.heads["head"], seed=seeds[0])
+    save_file(kept | {f"head_oof.train.seed{seeds[0]}": unseen}, folder / "logits.safetensors")
     sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
     width = data["train"].features.shape[1]
     write_json(folder / "heads.json", {"features": width, "hidden": sizes, "labels": sample_labels(samples.path)})
@@ -499,21 +506,26 @@ def _train_all(
     seeds: Sequence[int],
     train: Callable[[str, int], Trained],
     tables: Tables,
+    *,
     what: str,
+    keep: Collection[str] = (),
+    once: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Train and write every head or gate of every seed, and the curve of the first one; returns the logits of that."""
+    """Train and write every head or gate of every seed, or `once`, of the first; and the curve of the first one.
+
+    Returns the logits of those to `keep`, as `<name>.<split>.seed<k>`.
+    """
     from emonb.model import save_module
 
     history, kept = [], {}
     for name in progress(names, what, unit="model"):
         frames = []
-        for seed in seeds:
+        for seed in seeds[:1] if name in once else seeds:
             net, curve, scores = train(name, seed)
             save_module(net, folder / f"{name}.seed{seed}.safetensors")
             frames.append(_predictions(tables, scores, seed))
-            if name == names[0]:
-                kept |= {f"{split}.seed{seed}": logits for split, logits in scores.items()}
-                history += [row | {"seed": seed} for row in curve]
+            kept |= {f"{name}.{split}.seed{seed}": logits for split, logits in scores.items() if name in keep}
+            history += [row | {"seed": seed} for row in curve if name == names[0]]
         write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
     write_json(folder / "history.json", history)
     return kept
@@ -521,7 +533,10 @@ def _train_all(
 
 @stage("06_gate", side_by_side=True)
 def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -> Making:
-    """All gates of all seeds; seed k of a gate reads seed k of the head.
+    """All gates of all seeds; seed k of a gate reads seed k of its head.
+
+    One learns from val, and its epoch is chosen on train; another from out-of-fold answers of the head about train
+    (the VLM's stay those of the one that was tuned on these pictures), of the first seed.
 
     Files: `<model>.seed<k>.safetensors`, `gates.json`, `<model>.parquet`, `history.json` (of `emovlmkd`).
     """
@@ -530,24 +545,28 @@ def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -
     from emonb.gate import train_gate
     from emonb.training import outputs
 
-    config, seeds = run.settings.gate, run.settings.seeds
-    folder, _ = yield {**config.model_dump(), "seeds": seeds}
+    config, seeds, gates = run.settings.gate, run.settings.seeds, run.settings.gates
+    folder, _ = yield {**config.model_dump(), "gates": gates, "seeds": seeds}
     labels = read_json(head.path / "heads.json")["labels"]
     logits = load_file(head.path / "logits.safetensors")
-    if missing := [seed for seed in seeds if f"train.seed{seed}" not in logits]:
+    if missing := [seed for seed in seeds if f"head.train.seed{seed}" not in logits]:
         raise EmonbError(f"{head.path}: no head of seed {missing}; run notebook 05 with these seeds")
     answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
     order = {s: rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
 
     def train(name: str, seed: int) -> Trained:
-        kind, inputs = config.gates[name]
-        data = {s: opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
-        net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
+        def told(head: str, s: str) -> Opinions:
+            return opinions(answers[s], logits[f"{head}.{s}.seed{seed}"][order[s]], gates[name]["inputs"])
+
+        data, learns_from = {s: told(gates[name]["head"], s) for s in SPLITS}, gates[name]["learns_from"]
+        pair = (told("head_oof", "train") if learns_from == "oof" else data["train"]), data["val"]
+        pair = pair[::-1] if learns_from == "val" else pair
+        net, curve = train_gate(gates[name]["kind"], *pair, **config.training, seed=seed)
         return net, curve, {s: outputs(net, x.vlm, x.head) for s, x in data.items()}
 
-    _train_all(folder, [*config.gates], seeds, train, answers, f"gates of {dataset}")
-    kinds = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in config.gates.items()}
-    write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
+    once = [name for name, gate in gates.items() if gate["learns_from"] == "oof"]
+    _train_all(folder, [*gates], seeds, train, answers, what=f"gates of {dataset}", once=once)
+    write_json(folder / "gates.json", {"labels": labels, "gates": gates})
 
 
 def opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:

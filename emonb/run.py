@@ -150,7 +150,7 @@ class Run:
 
         frame, head = self.predictions(dataset, "vlm_tuned", split), self.find("head", dataset).path
         rows = pipeline.rows_of(head / "head.parquet", split, frame["image_id"])
-        logits = load_file(head / "logits.safetensors")[f"{split}.seed{self.settings.seed}"]
+        logits = load_file(head / "logits.safetensors")[f"head.{split}.seed{self.settings.seed}"]
         return pipeline.opinions(frame, logits[rows], inputs)
 
     def histories(self, stage: str, what: str) -> dict[tuple[str, str], list[dict[str, Any]]]:

@@ -164,6 +164,7 @@ class DistillSettings(_Section):
 
     hidden: tuple[int, ...] = (1024,)  # paper
     depths: tuple[tuple[int, ...], ...] = tuple((1024, 512, 256, 128, 64)[:n] for n in range(1, 6))  # paper
+    lengths: tuple[float, ...] = (8,)  # of more trainings of the printed depths, 1: the authors' (`schedules`); ours
     alpha: float = Field(0.5, ge=0, le=1)  # paper
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # paper, alpha figure
     tau: float = Field(2.0, gt=0)  # paper
@@ -182,12 +183,27 @@ class DistillSettings(_Section):
         return self.model_dump(include=names)
 
     @property
+    def schedules(self) -> dict[float, dict[str, Any]]:
+        """Trainings of other lengths: multiple of the authors' -> arguments of `distill.train_head`. Ours.
+
+        Held equal is learning rate x steps, how far Adam can take a weight. The authors take a step of 1e-5 for each
+        image, 5 times: 0.05 in all for 1,000 images, 0.8 for FI's 16,000 (at batches of 64: a 64th of it). A step of
+        b images is b times as long (linear scaling, Goyal et al. 2017), so the passes are as many, too. Shorter
+        trainings take shorter steps, longer ones more epochs.
+        """
+        steps = 1e-5 * self.batch_size
+        return {x: {"lr": steps * min(1, x), "epochs": round(5 * max(1, x))} for x in self.lengths}
+
+    @property
     def heads(self) -> dict[str, dict[str, Any]]:
-        """Every head to train: model name -> its hidden layers and alpha. `head` is the paper's setting."""
-        heads = {"head": (self.hidden, self.alpha)}
-        heads |= {f"head_alpha{a:g}": (self.hidden, a) for a in self.alphas if a != self.alpha}
-        heads |= {f"head_depth{len(d)}": (d, self.alpha) for d in self.depths if d != self.hidden}
-        return {name: {"hidden": hidden, "alpha": alpha} for name, (hidden, alpha) in heads.items()}
+        """Every head to train: model name -> hidden layers, alpha, and what else is its own. `head` is the paper's."""
+        heads = {"head": (self.hidden, self.alpha, {})}
+        heads |= {f"head_alpha{a:g}": (self.hidden, a, {}) for a in self.alphas if a != self.alpha}
+        heads |= {f"head_depth{len(d)}": (d, self.alpha, {}) for d in self.depths if d != self.hidden}
+        printed = [d for d in self.depths if len(d) in (1, 2, 5)]  # paper
+        for x, schedule in self.schedules.items():
+            heads |= {f"head_depth{len(d)}_x{x:g}": (d, self.alpha, schedule) for d in printed}
+        return {name: {"hidden": hidden, "alpha": alpha, **own} for name, (hidden, alpha, own) in heads.items()}
 
 
 class GateSettings(_Section):
@@ -246,6 +262,19 @@ class Settings(_Section):
         if len(set(value)) != len(value):
             raise ValueError("names one entry twice")
         return value
+
+    @property
+    def gates(self) -> dict[str, dict[str, str]]:
+        """Every gate to train: model name -> its kind and inputs, the head that it reads, and what it learns from.
+
+        To those of `gate.gates` come the paper's gate on each deeper head (its depth table) and, ours, two that learn
+        from answers about pictures which the head has not seen: `val`, and `oof`, out of fold.
+        """
+        gates = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in self.gate.gates.items()}
+        gates |= {f"gate_{self.gate.kind}_{of}": gates["emovlmkd"] | {"learns_from": of} for of in ("val", "oof")}
+        others = [f"depth{len(hidden)}" for hidden in self.distill.depths if hidden != self.distill.hidden]
+        gates |= {f"gate_{depth}": gates["emovlmkd"] | {"head": f"head_{depth}"} for depth in others}
+        return {name: {"head": "head", "learns_from": "train", **gate} for name, gate in gates.items()}
 
     @property
     def seed(self) -> int:

@@ -24,8 +24,8 @@ class Comparison:
     Attributes:
         causes: settings, versions, machine, code that differ: a line each.
         begins: results of the earliest stage that differs in content, `stage: names`.
-        answers: dataset, model, images, `changed` (percent of answers), a, b and `difference` (b - a, in points, with
-            `low` and `high`) of models whose answers differ.
+        answers: dataset, model, images, `changed` (percent of answers; NaN: no seed in common), a, b and `difference`
+            (b - a, in points, with `low` and `high`) of models whose answers differ.
         tables: a line for each table that differs.
         verdicts: claim, dataset, a, b, and the deciding comparison with its value and interval in both.
     """
@@ -61,7 +61,7 @@ def compare(a: Path, b: Path) -> Comparison:
     if not {d for d, _ in found[0]} & {d for d, _ in found[1]}:
         raise EmonbError(f"{a} and {b}: no dataset in common; compare runs of the same datasets")
     return Comparison(
-        causes=[*_causes(*(_about(run) for run in runs)), *_alone(*found)],
+        causes=[*_causes(*(_about(run) for run in runs)), *_alone(*found), *_unpaired(*found)],
         begins=_begins(*(_digests(out, run) for out, run in zip((a, b), runs, strict=True))),
         answers=_answers(*found),
         tables=_tables(a / "tables", b / "tables"),
@@ -90,6 +90,13 @@ def _alone(a: Predictions, b: Predictions) -> Iterable[str]:
             yield f"only the {name} run has predictions of {', '.join(missing)}"
 
 
+def _unpaired(a: Predictions, b: Predictions) -> Iterable[str]:
+    keys = ["image_id", "split", "seed"]
+    pairs = {key: a[key][keys].merge(b[key][keys]) for key in a if key in b}
+    if lone := [f"{model} on {dataset}" for (dataset, model), pair in pairs.items() if pair.empty]:
+        yield f"no image and seed in common, so answers are not paired: {', '.join(lone)}"
+
+
 def _digests(out: Path, run: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """(stage, name) -> digest of the files of each result that the run used, in pipeline order."""
     used = [stage for record in run["notebooks"].values() for stage in record.get("stages", [])]
@@ -112,7 +119,7 @@ def _answers(a: Predictions, b: Predictions) -> pd.DataFrame:
     for dataset, model in (key for key in a if key in b):
         both = a[dataset, model].merge(b[dataset, model], on=["image_id", "split", "seed"], suffixes=("", "_b"))
         changed = both["prediction"] != both["prediction_b"]
-        if not changed.any():
+        if len(both) and not changed.any():
             continue
         right = [100 * correctness(run, dataset, [model])[model] for run in (a, b)]
         gap, low, high = mean_interval((right[1] - right[0]).dropna())
