@@ -86,7 +86,7 @@ def depth_schedule(predictions: Predictions, settings: Settings) -> pd.DataFrame
             return {"layers": len(heads[model]), "length": length}
 
         parts.append(_table("depth", predictions, settings, rows, next(iter(rows)), about))
-    table = pd.concat(parts, ignore_index=True)
+    table = pd.concat(parts, ignore_index=True).reindex(columns=[*_COLUMNS, "layers", "length"])
     table.attrs["caption"] = (
         f"{parts[0].attrs['caption']} The gain is over one hidden layer, trained as long. Lengths are multiples of "
         "the authors' learning rate x steps: 5 epochs at 1e-5, one image a step, on a data set of this size."
