@@ -114,8 +114,8 @@ def train_head(
 def out_of_fold(train: Cached, val: Cached, *, folds: int = 5, seed: int = 0, **options: Any) -> Tensor:
     """[N, C] logits about the N training pictures, each by a head that was trained without it (ours).
 
-    As in stacked generalization (Wolpert 1992): what a gate learns from these is how right a head is about new
-    pictures. `folds` parts by chance; `options`: of `train_head`.
+    From them a gate can learn how right a head is about new pictures (stacking: Wolpert 1992). `options`: of
+    `train_head`.
     """
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
     logits = torch.zeros_like(train.teacher)

@@ -171,14 +171,11 @@ def error_consistency(a: np.ndarray, b: np.ndarray, resamples: int = 2000, confi
     """
     if not len(a) or np.isnan([a, b]).any():
         return (np.nan,) * 3
-
-    def kappas(means: np.ndarray) -> np.ndarray:
-        p, q, observed = means.T
-        expected = p * q + (1 - p) * (1 - q)
-        return (observed - expected) / np.where(expected < 1, 1 - expected, np.nan)
-
     hits = np.column_stack([a, b, np.equal(a, b)]).astype(float)
-    return interval(kappas(hits.mean(axis=0)), kappas(bootstrap_means(hits, resamples)), confidence)
+    p, q, observed = np.vstack([hits.mean(axis=0), bootstrap_means(hits, resamples)]).T
+    expected = p * q + (1 - p) * (1 - q)
+    kappas = (observed - expected) / np.where(expected < 1, 1 - expected, np.nan)
+    return interval(kappas[0], kappas[1:], confidence)
 
 
 def kl_divergence(p: np.ndarray, q: np.ndarray, tau: float = 1.0) -> np.ndarray:

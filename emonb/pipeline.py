@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -484,15 +485,14 @@ def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teach
     there = {s: Cached(*(tensor.to(get_device()) for tensor in cached)) for s, cached in data.items()}
 
     def train(name: str, seed: int) -> Trained:
-        net, curve = train_head(there["train"], there["val"], **common | config.heads[name], seed=seed)
+        own = config.heads[name]
+        with warnings.catch_warnings(action="ignore" if "lr" in own else None):  # some are short on purpose
+            net, curve = train_head(there["train"], there["val"], **common | own, seed=seed)
         return net.cpu(), curve, {s: outputs(net, cached.features) for s, cached in data.items()}
 
-    read, once = (
-        {gate["head"] for gate in run.settings.gates.values()},
-        [n for n, h in config.heads.items() if "lr" in h],
-    )
-    options = {"keep": read, "once": once, "what": f"heads of {dataset}"}
-    kept = _train_all(folder, [*config.heads], seeds, train, _tables(samples), **options)
+    todo = {name: seeds[:1] if "lr" in head else seeds for name, head in config.heads.items()}
+    read = {gate["head"] for gate in run.settings.gates.values()}
+    kept = _train_all(folder, todo, train, _tables(samples), f"heads of {dataset}", read)
     unseen = out_of_fold(there["train"], there["val"], **common | config.heads["head"], seed=seeds[0])
     save_file(kept | {f"head_oof.train.seed{seeds[0]}": unseen}, folder / "logits.safetensors")
     sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
@@ -502,30 +502,27 @@ def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teach
 
 def _train_all(
     folder: Path,
-    names: list[str],
-    seeds: Sequence[int],
+    todo: Mapping[str, Sequence[int]],
     train: Callable[[str, int], Trained],
     tables: Tables,
-    *,
     what: str,
     keep: Collection[str] = (),
-    once: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Train and write every head or gate of every seed, or `once`, of the first; and the curve of the first one.
+    """Train and write every head or gate of its seeds, and the curve of the first one.
 
     Returns the logits of those to `keep`, as `<name>.<split>.seed<k>`.
     """
     from emonb.model import save_module
 
     history, kept = [], {}
-    for name in progress(names, what, unit="model"):
+    for name in progress(todo, what, unit="model"):
         frames = []
-        for seed in seeds[:1] if name in once else seeds:
+        for seed in todo[name]:
             net, curve, scores = train(name, seed)
             save_module(net, folder / f"{name}.seed{seed}.safetensors")
             frames.append(_predictions(tables, scores, seed))
             kept |= {f"{name}.{split}.seed{seed}": logits for split, logits in scores.items() if name in keep}
-            history += [row | {"seed": seed} for row in curve if name == names[0]]
+            history += [row | {"seed": seed} for row in curve if name == next(iter(todo))]
         write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
     write_json(folder / "history.json", history)
     return kept
@@ -535,8 +532,7 @@ def _train_all(
 def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -> Making:
     """All gates of all seeds; seed k of a gate reads seed k of its head.
 
-    One learns from val, and its epoch is chosen on train; another from out-of-fold answers of the head about train
-    (the VLM's stay those of the one that was tuned on these pictures), of the first seed.
+    That which learns from val is chosen on train. Out of fold (first seed) are the head's answers, not the VLM's.
 
     Files: `<model>.seed<k>.safetensors`, `gates.json`, `<model>.parquet`, `history.json` (of `emovlmkd`).
     """
@@ -559,13 +555,13 @@ def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -
             return opinions(answers[s], logits[f"{head}.{s}.seed{seed}"][order[s]], gates[name]["inputs"])
 
         data, learns_from = {s: told(gates[name]["head"], s) for s in SPLITS}, gates[name]["learns_from"]
-        pair = (told("head_oof", "train") if learns_from == "oof" else data["train"]), data["val"]
-        pair = pair[::-1] if learns_from == "val" else pair
+        known = told("head_oof", "train") if learns_from == "oof" else data["train"]
+        pair = (known, data["val"]) if learns_from != "val" else (data["val"], known)
         net, curve = train_gate(gates[name]["kind"], *pair, **config.training, seed=seed)
         return net, curve, {s: outputs(net, x.vlm, x.head) for s, x in data.items()}
 
-    once = [name for name, gate in gates.items() if gate["learns_from"] == "oof"]
-    _train_all(folder, [*gates], seeds, train, answers, what=f"gates of {dataset}", once=once)
+    todo = {name: seeds[:1] if gate["learns_from"] == "oof" else seeds for name, gate in gates.items()}
+    _train_all(folder, todo, train, answers, f"gates of {dataset}")
     write_json(folder / "gates.json", {"labels": labels, "gates": gates})
 
 

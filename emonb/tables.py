@@ -79,17 +79,13 @@ def depth_schedule(predictions: Predictions, settings: Settings) -> pd.DataFrame
     for length, schedule in {**distill.schedules, np.nan: {}}.items():
         trained = "as the profile has it" if np.isnan(length) else f"{length:g} x the authors' training"
         heads = {head_model(distill, hidden=hidden, **schedule): hidden for hidden in distill.depths}
-        heads = {head: hidden for head, hidden in heads.items() if head}
-        rows = {head: f"{list(hidden)}, {trained}" for head, hidden in heads.items()}
-
-        def about(dataset: str, model: str, heads: dict = heads, length: float = length) -> dict[str, float]:
-            return {"layers": len(heads[model]), "length": length}
-
-        parts.append(_table("depth", predictions, settings, rows, next(iter(rows)), about))
-    table = pd.concat(parts, ignore_index=True).reindex(columns=[*_COLUMNS, "layers", "length"])
+        rows = {head: f"{list(hidden)}, {trained}" for head, hidden in heads.items() if head}
+        part = _table("depth", predictions, settings, rows, next(iter(rows)))
+        parts.append(part.assign(layers=part["name"].str.count(", "), length=length))
+    table = pd.concat(parts, ignore_index=True)
     table.attrs["caption"] = (
-        f"{parts[0].attrs['caption']} The gain is over one hidden layer, trained as long. Lengths are multiples of "
-        "the authors' learning rate x steps: 5 epochs at 1e-5, one image a step, on a data set of this size."
+        f"{part.attrs['caption']} The gain is over one hidden layer, trained as long. Lengths are multiples of the "
+        "authors' learning rate x steps: 5 epochs at 1e-5, one image a step, on a data set of this size."
     )
     return table
 
@@ -190,17 +186,16 @@ def complementarity(predictions: Predictions, settings: Settings) -> pd.DataFram
     """VLM (tuned) x ViT on test images, first seeds, per dataset: emotion "all" first, then each emotion.
 
     Columns: dataset, emotion, n, counts by group, `only_vlm, only_vit` in percent with intervals, `oracle` in
-    percent, `q_statistic`, `disagreement` in percent, `kappa` (of the answers), `mcnemar_p`. Then what is owed to
-    another training rather than to another model: `second_vlm`, percent of images that a second seed of the VLM gets
-    right where the first errs, and `only_vit_over_second`, what the ViT gets right there beyond that, with interval;
-    as much with the roles exchanged; and `metrics.error_consistency` of VLM and ViT, and of two seeds of each. NaN
-    where there is one seed. Not in the paper.
+    percent, `q_statistic`, `disagreement` in percent, `kappa` (of the answers), `mcnemar_p`; `second_vlm`, percent of
+    images that the VLM's second seed gets right where its first errs, and `only_vit_over_second`, what the ViT gets
+    right there beyond that, and with the roles exchanged; `metrics.error_consistency` of VLM and ViT, and of two seeds
+    of each. NaN where there is one seed. Not in the paper.
     """
     rows, models, options = [], ("vlm_tuned", "vit"), (settings.report.bootstrap, settings.report.confidence)
     for dataset in (d for d in settings.datasets if all((d, model) in predictions for model in models)):
         table = pr.joint(predictions, dataset, models)
-        hits = [metrics.hits_by_seed(test_rows(predictions, dataset, model)).reindex(table.index) for model in models]
-        seconds = [hit.iloc[:, 1] if hit.shape[1] > 1 else hit.iloc[:, 0] * np.nan for hit in hits]
+        hits = [metrics.hits_by_seed(test_rows(predictions, dataset, m)).reindex(table.index) for m in models]
+        seconds = pd.concat([hit.iloc[:, 1] if hit.shape[1] > 1 else hit.iloc[:, 0] * np.nan for hit in hits], axis=1)
         for emotion, part in by_emotion(table, pr.prediction_labels(predictions[dataset, "vit"])).items():
             a, b = ((part[model] == part["label"]).to_numpy() for model in models)
             row = [dataset_title(dataset), emotion, len(part), *metrics.two_by_two(a, b).flat]
@@ -209,12 +204,11 @@ def complementarity(predictions: Predictions, settings: Settings) -> pd.DataFram
                 row += metrics.interval(100 * hit.mean(), resampled, settings.report.confidence)
             row += [100 * (1 - (~a & ~b).mean()), metrics.q_statistic(a, b), 100 * (a != b).mean()]
             row += [metrics.kappa(part["vlm_tuned"], part["vit"]), metrics.mcnemar_p(1.0 * a - b)]
-            more = [second[part.index] for second in seconds]
+            more = [second for _, second in seconds.loc[part.index].items()]
             for one, again, other in ((a, more[0], b), (b, more[1], a)):
                 row += [100 * (again * ~one).mean(), *metrics.mean_interval(100 * (other - again) * ~one, *options)]
-            for pair in ((a, b), (a, more[0]), (b, more[1])):
-                row += metrics.error_consistency(*pair, *options)
-            rows.append(row)
+            pairs = ((a, b), (a, more[0]), (b, more[1]))
+            rows.append(row + [x for pair in pairs for x in metrics.error_consistency(*pair, *options)])
     columns = ["dataset", "emotion", "n", *(group.replace(" ", "_") for group in pr.GROUPS)]
     columns += ["only_vlm", "only_vlm_low", "only_vlm_high", "only_vit", "only_vit_low", "only_vit_high"]
     columns += ["oracle", "q_statistic", "disagreement", "kappa", "mcnemar_p"]

@@ -87,11 +87,10 @@ def test_what_differs_is_told_with_paired_differences_and_where_it_begins(runs):
 
 
 def test_runs_of_other_seeds_are_said_not_to_be_paired_and_not_to_be_the_same(runs):
-    other = answers(0.5).assign(seed=7)
-    write_predictions(runs[1] / "predictions" / "a__vit.parquet", other)
+    write_predictions(runs[1] / "predictions" / "a__vit.parquet", answers(0.5).assign(seed=7))
     code, text = said_by(*runs)
     assert code == 1
-    assert "not alike: no image and seed in common, so answers are not paired: vit on a\n" in text
+    assert "  no seed in common, so not paired: ViT (teacher) on a\n" in text
     (row,) = compare(*runs).answers.to_dict("records")
     assert (row["model"], row["difference"]) == ("ViT (teacher)", 0)
     assert np.isnan(row["changed"])

@@ -45,6 +45,8 @@ class Comparison:
         lines = ["the same answers, tables and verdicts" if self.same else "the runs differ"]
         lines += [f"  not alike: {cause}" for cause in self.causes]
         lines += [f"  begins at {stage}" for stage in self.begins if not self.same]
+        others = self.answers[self.answers["changed"].isna()]
+        lines += [f"  no seed in common, so not paired: {row.model} on {row.dataset}" for row in others.itertuples()]
         for what, found in (("verdicts that changed", self.verdicts), ("accuracies", self.answers)):
             if len(found):
                 lines += ["", what, found.to_string(index=False, float_format="{:.2f}".format)]
@@ -61,7 +63,7 @@ def compare(a: Path, b: Path) -> Comparison:
     if not {d for d, _ in found[0]} & {d for d, _ in found[1]}:
         raise EmonbError(f"{a} and {b}: no dataset in common; compare runs of the same datasets")
     return Comparison(
-        causes=[*_causes(*(_about(run) for run in runs)), *_alone(*found), *_unpaired(*found)],
+        causes=[*_causes(*(_about(run) for run in runs)), *_alone(*found)],
         begins=_begins(*(_digests(out, run) for out, run in zip((a, b), runs, strict=True))),
         answers=_answers(*found),
         tables=_tables(a / "tables", b / "tables"),
@@ -88,13 +90,6 @@ def _alone(a: Predictions, b: Predictions) -> Iterable[str]:
     for one, other, name in ((a, b, "first"), (b, a, "second")):
         if missing := [f"{model} on {dataset}" for dataset, model in one if (dataset, model) not in other]:
             yield f"only the {name} run has predictions of {', '.join(missing)}"
-
-
-def _unpaired(a: Predictions, b: Predictions) -> Iterable[str]:
-    keys = ["image_id", "split", "seed"]
-    pairs = {key: a[key][keys].merge(b[key][keys]) for key in a if key in b}
-    if lone := [f"{model} on {dataset}" for (dataset, model), pair in pairs.items() if pair.empty]:
-        yield f"no image and seed in common, so answers are not paired: {', '.join(lone)}"
 
 
 def _digests(out: Path, run: Mapping[str, Any]) -> dict[tuple[str, str], str]:
