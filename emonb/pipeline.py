@@ -12,7 +12,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -486,7 +486,7 @@ def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teach
 
     def train(name: str, seed: int) -> Trained:
         own = config.heads[name]
-        with warnings.catch_warnings(action="ignore" if "lr" in own else None):  # some are short on purpose
+        with warnings.catch_warnings(action="ignore") if "lr" in own else nullcontext():  # some are short on purpose
             net, curve = train_head(there["train"], there["val"], **common | own, seed=seed)
         return net.cpu(), curve, {s: outputs(net, cached.features) for s, cached in data.items()}
 
