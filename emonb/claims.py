@@ -21,7 +21,7 @@ import pandas as pd
 
 from emonb.files import resource
 from emonb.metrics import Estimate, crossed_estimates, difference, excess_hits, hits_by_seed, kl_by_seed, mcnemar_p
-from emonb.predictions import Predictions, dataset_title, head_model, model_name, test_rows
+from emonb.predictions import Predictions, dataset_title, gated, head_model, model_name, test_rows
 from emonb.settings import Settings
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
@@ -59,7 +59,8 @@ def compared(settings: Settings) -> dict[str, list[Comparison]]:
         ],
         "C2": _gaps("head", teacher),
         "C2b": _gaps("head", *filter(None, [alone])),
-        "C3": _gaps("head", *deeper),
+        "C3": _gaps("emovlmkd", *map(gated, deeper)),
+        "C3b": _gaps("head", *deeper),
         "C4": _gaps("emovlmkd", *(f"gate_{kind}" for kind in gate.kinds if kind != gate.kind), threshold=-_MARGIN),
         "C5": _gaps("vlm_tuned", "vlm_zero_shot"),
         "C6": _gaps("emovlmkd", "vlm_tuned", "vit", "head"),

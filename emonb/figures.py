@@ -156,15 +156,17 @@ def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Seque
     return fig, panels
 
 
-def _accuracy_against(table: pd.DataFrame, column: str, xlabel: str, title: str, notes: str = "") -> Figure:
-    """Accuracy of heads with its interval against a column, the paper's head in red-orange; a panel per dataset."""
+def _accuracy_against(
+    table: pd.DataFrame, column: str, xlabel: str, title: str, notes: str = "", model: str = "head"
+) -> Figure:
+    """Accuracy with its interval against a column, that of the paper's model in red-orange; a panel per dataset."""
     fig, panels = _panels(_parts(table.dropna(subset=["ours", column])), 1.9)
-    look = {"color": model_color("head"), "marker": "o", "markersize": 4, "capsize": 2}
+    look = {"color": model_color(model), "marker": "o", "markersize": 4, "capsize": 2}
     for ax, part in panels:
         part = part.sort_values(column)
         errors = (part[["ci_low", "ci_high"]].T - part["ours"]).abs()
         ax.errorbar(part[column], part["ours"], yerr=errors, **look)
-        ax.plot(column, "ours", "o", data=part[part["row"] == "head"], color="#D55E00", zorder=3)
+        ax.plot(column, "ours", "o", data=part[part["row"] == model], color="#D55E00", zorder=3)
         for x, y, note in part[[column, "ours", notes]].to_numpy() if notes else ():
             ax.annotate(f"{note:g}", (x, y), (5, 4), textcoords="offset points", fontsize=NOTE)
         ax.set(xlabel=xlabel, ylabel="accuracy, %")
@@ -406,9 +408,13 @@ def alpha_tradeoff(table: pd.DataFrame) -> Figure:
 
 @styled
 def depth(table: pd.DataFrame) -> Figure:
-    """Accuracy of heads by number of hidden layers, with intervals; one panel per dataset."""
-    layers = table["name"].str.count(",") + 1
-    return _accuracy_against(table.assign(layers=layers), "layers", "hidden layers", "depth of the distilled head")
+    """Accuracy by the head's hidden layers, with intervals: gated, and the head alone; one panel per dataset."""
+    table = table.assign(layers=table["name"].str.count(",") + 1).dropna(subset="ours")
+    title = "EmoVLM-KD by depth of its head; dotted: the head alone"
+    fig = _accuracy_against(table, "layers", "hidden layers", title, model="emovlmkd")
+    for ax, part in zip(fig.axes, _parts(table).values(), strict=True):
+        ax.plot("layers", "alone", "o:", data=part, color=model_color("head"), markersize=3)
+    return fig
 
 
 @styled

@@ -174,6 +174,24 @@ def kappa(a: Sequence[str], b: Sequence[str]) -> float:
     return 1.0 if list(a) == list(b) else float(cohen_kappa_score(list(a), list(b)))
 
 
+def error_consistency(a: np.ndarray, b: np.ndarray, resamples: int = 2000, confidence: float = 0.95) -> Interval:
+    """Whether two models err on the same images more often than their accuracies bring about; 0: independent errors.
+
+    kappa = (c_obs - c_exp) / (1 - c_exp), c_obs the share of images on which both are right or both wrong, c_exp =
+    p_a p_b + (1 - p_a)(1 - p_b) (Geirhos, Meding, Wichmann 2020, Beyond Accuracy); its interval is over images.
+
+    Args:
+        a, b: hits (N,), 0 or 1; NaN among them, or c_exp = 1, gives NaN.
+    """
+    if not len(a) or np.isnan([a, b]).any():
+        return (np.nan,) * 3
+    hits = np.column_stack([a, b, np.equal(a, b)]).astype(float)
+    p, q, observed = np.vstack([hits.mean(axis=0), bootstrap_means(hits, resamples)]).T
+    expected = p * q + (1 - p) * (1 - q)
+    kappas = (observed - expected) / np.where(expected < 1, 1 - expected, np.nan)
+    return interval(kappas[0], kappas[1:], confidence)
+
+
 def kl_divergence(p: np.ndarray, q: np.ndarray, tau: float = 1.0) -> np.ndarray:
     """KL(p^tau || q^tau) per row (N,), in nats, of softmax probabilities (N, C) at temperature tau (paper: 2).
 

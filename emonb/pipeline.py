@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -482,26 +483,35 @@ def cached_tensors(samples: Artifact, features: Artifact, teacher: Artifact) -> 
 def head(run: Run, dataset: str, seed: int, *, samples: Artifact, features: Artifact, teacher: Artifact) -> Making:
     """All heads of a pipeline; the paper's and the one without teacher several times.
 
-    Files: `<model>.safetensors` of the first time, `heads.json` (sizes, labels), `history.json` and
-    `logits.safetensors` (of `head`, every time), and `<model>.parquet` predictions.
+    Files: `<model>.safetensors` of the first time, `heads.json` (sizes, labels), `history.json` (of `head`),
+    `logits.safetensors` (`<model>.<split>.repeat<k>` of what gates read; `head_oof.train`: out of fold), and
+    `<model>.parquet` predictions. Heads with a schedule of their own, and those out of fold, are of the first seed.
     """
     from safetensors.torch import save_file
 
-    from emonb.distill import Cached, train_head
+    from emonb.distill import Cached, out_of_fold, train_head
     from emonb.training import mixed_seed, outputs
 
-    config, repeats = run.settings.distill, run.settings.repeats
-    folder, _ = yield {**config.model_dump(), "seed": seed, "repeats": repeats}
+    config, repeats, first = run.settings.distill, run.settings.repeats, seed == run.settings.seed
+    folder, _ = yield {**config.model_dump(), "seed": seed, "repeats": repeats, "first": first}
     data = cached_tensors(samples, features, teacher)
     there = {s: Cached(*(tensor.to(get_device()) for tensor in cached)) for s, cached in data.items()}
 
     def train(name: str, repeat: int) -> Trained:
-        options = {**config.heads[name], **config.training, "seed": mixed_seed(seed, repeat)}
-        net, curve = train_head(there["train"], there["val"], **options)
+        options = {**config.training, **config.heads[name], "seed": mixed_seed(seed, repeat)}
+        with (
+            warnings.catch_warnings(action="ignore") if "lr" in config.heads[name] else nullcontext()
+        ):  # short on purpose
+            net, curve = train_head(there["train"], there["val"], **options)
         return net.cpu(), curve, {s: outputs(net, cached.features) for s, cached in data.items()}
 
-    times = {name: repeats if name in ("head", head_model(config, alpha=0.0)) else 1 for name in config.heads}
-    kept = _train_all(folder, times, seed, train, _tables(samples), f"heads of {dataset}, seed {seed}")
+    times = {name: 1 for name, own in config.heads.items() if first or "lr" not in own}
+    times |= {name: repeats for name in ("head", head_model(config, alpha=0.0)) if name in times}
+    read = {gate["head"] for gate in run.settings.gates.values()}
+    kept = _train_all(folder, times, seed, train, _tables(samples), f"heads of {dataset}, seed {seed}", read)
+    if first:
+        options = {**config.training, **config.heads["head"], "seed": mixed_seed(seed)}
+        kept["head_oof.train.repeat0"] = out_of_fold(there["train"], there["val"], **options)
     save_file(kept, folder / "logits.safetensors")
     sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
     width = data["train"].features.shape[1]
@@ -515,21 +525,24 @@ def _train_all(
     train: Callable[[str, int], Trained],
     tables: Tables,
     what: str,
+    keep: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Train every head or gate so many times and write it; returns the logits of the first model, every time."""
+    """Train and write every head or gate so many times, and the curve of the first one.
+
+    Returns the logits of those to `keep`, as `<name>.<split>.repeat<k>`.
+    """
     from emonb.model import save_module
 
-    kept, first = {}, next(iter(times))
+    kept = {}
     for name in progress(times, what, unit="model"):
         frames = []
         for repeat in range(times[name]):
             net, curve, scores = train(name, repeat)
             frames.append(_predictions(tables, scores, seed, repeat=repeat))
-            if name == first:
-                kept |= {f"{split}.repeat{repeat}": logits for split, logits in scores.items()}
+            kept |= {f"{name}.{split}.repeat{repeat}": logits for split, logits in scores.items() if name in keep}
             if not repeat:
                 save_module(net, folder / f"{name}.safetensors")
-            if name == first and not repeat:
+            if not repeat and name == next(iter(times)):
                 write_json(folder / "history.json", curve)
         write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
     return kept
@@ -539,6 +552,8 @@ def _train_all(
 def gate(run: Run, dataset: str, seed: int, *, vlm_predictions: Artifact, head: Artifact) -> Making:
     """All gates of a pipeline, the paper's several times: it then reads the head that was trained at that time.
 
+    That which learns from val is chosen on train. Out of fold (first seed) are the head's answers, not the VLM's.
+
     Files: `<model>.safetensors` of the first time, `gates.json`, `<model>.parquet`, `history.json` (of `emovlmkd`).
     """
     from safetensors.torch import load_file
@@ -546,23 +561,28 @@ def gate(run: Run, dataset: str, seed: int, *, vlm_predictions: Artifact, head: 
     from emonb.gate import train_gate
     from emonb.training import mixed_seed, outputs
 
-    config, repeats = run.settings.gate, run.settings.repeats
-    folder, _ = yield {**config.model_dump(), "seed": seed, "repeats": repeats}
+    config, repeats, gates = run.settings.gate, run.settings.repeats, run.settings.gates
+    if seed != run.settings.seed:
+        gates = {name: gate for name, gate in gates.items() if gate["learns_from"] != "oof"}
+    folder, _ = yield {**config.model_dump(), "gates": gates, "seed": seed, "repeats": repeats}
     labels = read_json(head.path / "heads.json")["labels"]
     logits = load_file(head.path / "logits.safetensors")
     answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
     order = {s: rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
 
     def train(name: str, repeat: int) -> Trained:
-        kind, inputs = config.gates[name]
-        data = {s: opinions(f, logits[f"{s}.repeat{repeat}"][order[s]], inputs) for s, f in answers.items()}
-        net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=mixed_seed(seed, repeat))
+        def told(head: str, s: str) -> Opinions:
+            return opinions(answers[s], logits[f"{head}.{s}.repeat{repeat}"][order[s]], gates[name]["inputs"])
+
+        data, learns_from = {s: told(gates[name]["head"], s) for s in SPLITS}, gates[name]["learns_from"]
+        known = told("head_oof", "train") if learns_from == "oof" else data["train"]
+        pair = (known, data["val"]) if learns_from != "val" else (data["val"], known)
+        net, curve = train_gate(gates[name]["kind"], *pair, **config.training, seed=mixed_seed(seed, repeat))
         return net, curve, {s: outputs(net, x.vlm, x.head) for s, x in data.items()}
 
-    times = {name: repeats if name == "emovlmkd" else 1 for name in config.gates}
+    times = {name: repeats if name == "emovlmkd" else 1 for name in gates}
     _train_all(folder, times, seed, train, answers, f"gates of {dataset}, seed {seed}")
-    kinds = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in config.gates.items()}
-    write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
+    write_json(folder / "gates.json", {"labels": labels, "gates": gates})
 
 
 def opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:

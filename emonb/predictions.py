@@ -7,6 +7,7 @@ the columns `p_<label>` is the class order, checked on load.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ MODELS = {  # file name -> name for people; colour of Okabe and Ito (2008), None
     "gate_cross": ("cross gating", None),
     "gate_concat_logits": ("concat & linear, raw logits (authors' code)", None),
     "gate_concat_soft": ("concat & linear, VLM's distribution", None),
+    "gate_concat_val": ("concat & linear, learnt on val", None),
+    "gate_concat_oof": ("concat & linear, learnt on the head's out-of-fold answers", None),
     "average_vlm_head": ("plain average, VLM and head", None),
     "average_vlm_vit": ("plain average, VLM and ViT", None),
-}  # in the order of every list; head_alpha* and head_depth* follow the settings
+}  # in the order of every list; head_alpha*, head_depth* and gate_depth* follow the settings
 MAIN = tuple(model for model, (_, color) in MODELS.items() if color)  # those that figures compare
 QUARTET = ("vlm_tuned", "vit", "head", "emovlmkd")  # the system, its parts and the teacher
 GROUPS = ("both right", "only VLM right", "only ViT right", "neither right")
@@ -54,8 +57,10 @@ _NOTHING = pd.DataFrame(columns=[*_FIRST, *_LAST])
 
 def model_name(model: str) -> str:
     """A model as people read it; an unknown one keeps its file name."""
-    if model.startswith("head_depth"):
-        return f"head, {model.removeprefix('head_depth')} hidden layers"
+    if named := re.fullmatch(r"(head|gate)_depth(\d+)(?:_x(.+))?", model):
+        kind, depth, length = named.groups()
+        name = f"{'head' if kind == 'head' else 'EmoVLM-KD'}, {depth} hidden layer{'s' * (depth != '1')}"
+        return name + (f", {length} x the authors' training" if length else "")
     if model.startswith("head_alpha"):
         return f"head, alpha = {model.removeprefix('head_alpha')}"
     return MODELS[model][0] if model in MODELS else model
@@ -72,10 +77,15 @@ def head_model(distill: DistillSettings, **different: Any) -> str:
     return next((name for name, head in distill.heads.items() if head == wanted), "")
 
 
+def gated(head: str) -> str:
+    """File name of EmoVLM-KD with this head."""
+    return "emovlmkd" if head == "head" else head.replace("head", "gate", 1)
+
+
 def expected_models(settings: Settings) -> list[str]:
     """Models of which notebooks 03 to 06 write predictions for each dataset, in that order."""
     free = ["vlm_generated"] if settings.vlm.reasons else []
-    trained = [*settings.teacher.networks, *settings.distill.heads, *settings.gate.gates]
+    trained = [*settings.teacher.networks, *settings.distill.heads, *settings.gates]
     return ["vlm_zero_shot", "vlm_tuned", *free, *trained, "average_vlm_head", "average_vlm_vit"]
 
 

@@ -171,7 +171,7 @@ class Run:
         frame = predictions.first_seed(self.predictions(dataset, "vlm_tuned", split))
         head = self.find("head", dataset).path
         rows = pipeline.rows_of(head / "head.parquet", split, frame["image_id"])
-        logits = load_file(head / "logits.safetensors")[f"{split}.repeat0"]
+        logits = load_file(head / "logits.safetensors")[f"head.{split}.repeat0"]
         return pipeline.opinions(frame, logits[rows], inputs)
 
     def histories(self, stage: str, what: str) -> dict[tuple[str, str], list[dict[str, Any]]]:

@@ -165,6 +165,7 @@ class DistillSettings(_Section):
 
     hidden: tuple[int, ...] = (1024,)  # paper
     depths: tuple[tuple[int, ...], ...] = tuple((1024, 512, 256, 128, 64)[:n] for n in range(1, 6))  # paper
+    lengths: tuple[float, ...] = (8,)  # of more trainings of the printed depths, 1: the authors' (`schedules`); ours
     alpha: float = Field(0.5, ge=0, le=1)  # paper
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # paper, alpha figure
     tau: float = Field(2.0, gt=0)  # paper
@@ -183,12 +184,25 @@ class DistillSettings(_Section):
         return self.model_dump(include=names)
 
     @property
+    def schedules(self) -> dict[float, dict[str, Any]]:
+        """Trainings of other lengths: multiple of the authors' -> arguments of `distill.train_head`. Ours.
+
+        Held equal is learning rate x steps, how far Adam can take a weight: theirs is 1e-5 x 5 epochs x images, since
+        each image is a step (0.8 on FI, 0.05 on 1,000 images). A step of b images is b times as long (linear scaling,
+        Goyal et al. 2017), so the passes are equal, too. Shorter trainings take shorter steps, longer more epochs.
+        """
+        steps = 1e-5 * self.batch_size
+        return {x: {"lr": steps * min(1, x), "epochs": round(5 * max(1, x))} for x in self.lengths}
+
+    @property
     def heads(self) -> dict[str, dict[str, Any]]:
-        """Every head to train: model name -> its hidden layers and alpha. `head` is the paper's setting."""
-        heads = {"head": (self.hidden, self.alpha)}
-        heads |= {f"head_alpha{a:g}": (self.hidden, a) for a in self.alphas if a != self.alpha}
-        heads |= {f"head_depth{len(d)}": (d, self.alpha) for d in self.depths if d != self.hidden}
-        return {name: {"hidden": hidden, "alpha": alpha} for name, (hidden, alpha) in heads.items()}
+        """Every head to train: model name -> hidden layers, alpha, and what else is its own. `head` is the paper's."""
+        heads = {"head": {}} | {f"head_alpha{a:g}": {"alpha": a} for a in self.alphas if a != self.alpha}
+        heads |= {f"head_depth{len(d)}": {"hidden": d} for d in self.depths if d != self.hidden}
+        printed = [d for d in self.depths if len(d) in (1, 2, 5)]  # paper
+        for x, schedule in self.schedules.items():
+            heads |= {f"head_depth{len(d)}_x{x:g}": {"hidden": d, **schedule} for d in printed}
+        return {name: {"hidden": self.hidden, "alpha": self.alpha, **own} for name, own in heads.items()}
 
 
 class GateSettings(_Section):
@@ -205,16 +219,6 @@ class GateSettings(_Section):
     def training(self) -> dict[str, Any]:
         """Arguments of `gate.train_gate` that all gates share."""
         return self.model_dump(include={"epochs", "lr", "weight_decay", "batch_size"})
-
-    @property
-    def gates(self) -> dict[str, tuple[str, str]]:
-        """Every gate to train: model name -> (kind, inputs). `emovlmkd` is the paper's.
-
-        Inputs: `probabilities` (paper), `logits` (authors' code) or `soft` (the VLM's whole distribution).
-        """
-        gates = {"emovlmkd": (self.kind, "probabilities")}
-        gates |= {f"gate_{k}": (k, "probabilities") for k in self.kinds if k != self.kind}
-        return gates | {f"gate_{self.kind}_{i}": (self.kind, i) for i in ("logits", "soft")}
 
 
 class ReportSettings(_Section):
@@ -251,6 +255,23 @@ class Settings(_Section):
         if len(set(value)) != len(value):
             raise ValueError("names one entry twice")
         return value
+
+    @property
+    def gates(self) -> dict[str, dict[str, str]]:
+        """Every gate to train: model name -> its kind, its inputs, the head that it reads, what it learns from.
+
+        `emovlmkd` is the paper's. Inputs: `probabilities` (paper), `logits` (authors' code) or `soft` (the VLM's whole
+        distribution). One for each deeper head (paper, depth table). Learns from `train` (paper) or, ours, from
+        answers about pictures that the head has not seen: `val`, or `oof`, train out of fold.
+        """
+        kind, distill = self.gate.kind, self.distill
+        gates = {"emovlmkd": {}} | {f"gate_{k}": {"kind": k} for k in self.gate.kinds if k != kind}
+        gates |= {f"gate_{kind}_{inputs}": {"inputs": inputs} for inputs in ("logits", "soft")}
+        gates |= {f"gate_{kind}_{of}": {"learns_from": of} for of in ("val", "oof")}
+        others = [f"depth{len(hidden)}" for hidden in distill.depths if hidden != distill.hidden]
+        gates |= {f"gate_{depth}": {"head": f"head_{depth}"} for depth in others}
+        paper = {"kind": kind, "inputs": "probabilities", "head": "head", "learns_from": "train"}
+        return {name: paper | own for name, own in gates.items()}
 
     @property
     def seed(self) -> int:

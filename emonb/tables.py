@@ -20,7 +20,7 @@ import pandas as pd
 from emonb import metrics
 from emonb import predictions as pr
 from emonb.files import resource
-from emonb.predictions import Predictions, dataset_title, head_model, model_name, test_rows
+from emonb.predictions import Predictions, dataset_title, gated, head_model, model_name, test_rows
 from emonb.settings import Settings
 
 _COLUMNS = ["row", "name", "dataset", "paper_dataset", "paper", "paper_source", "ours", "difference"]
@@ -52,16 +52,48 @@ def modules(
 
 
 def depth(predictions: Predictions, settings: Settings) -> pd.DataFrame:
-    """Heads of one to five hidden layers. Ours: the head alone; the paper's column: the gated model."""
-    rows = {head_model(settings.distill, hidden=hidden): str(list(hidden)) for hidden in settings.distill.depths}
-    table = _table("depth", predictions, settings, rows, "head")
-    table.attrs["caption"] += " Ours is the head alone, the paper's column the gated model with such a head."
+    """The gated model by the depth of its head, as in the paper.
+
+    Extra columns: `alone, alone_low, alone_high`, accuracy of that head without a gate.
+    """
+    heads = {head_model(settings.distill, hidden=hidden): str(list(hidden)) for hidden in settings.distill.depths}
+    alone = {gated(head): head for head in heads}
+
+    def without_gate(dataset: str, model: str) -> dict[str, float]:
+        right = 100 * metrics.correctness(predictions, dataset, [alone[model]])[alone[model]]
+        found = metrics.mean_interval(right, settings.report.bootstrap, settings.report.confidence)
+        return dict(zip(("alone", "alone_low", "alone_high"), found, strict=True))
+
+    rows = {gated(head): name for head, name in heads.items()}
+    table = _table("depth", predictions, settings, rows, "emovlmkd", without_gate)
+    table.attrs["caption"] += " alone: the head without a gate."
+    return table
+
+
+def depth_schedule(predictions: Predictions, settings: Settings) -> pd.DataFrame:
+    """Heads alone by depth and length of training (ours): do deeper heads fall behind for want of steps?
+
+    `gain` is over one hidden layer of the same length. Extra columns: `layers`, and `length` in multiples of the
+    authors' training (see `DistillSettings.schedules`); NaN: the profile's own, with all its seeds.
+    """
+    distill, parts = settings.distill, []
+    for length, schedule in {**distill.schedules, np.nan: {}}.items():
+        trained = "as the profile has it" if np.isnan(length) else f"{length:g} x the authors' training"
+        heads = {head_model(distill, hidden=hidden, **schedule): hidden for hidden in distill.depths}
+        rows = {head: f"{list(hidden)}, {trained}" for head, hidden in heads.items() if head}
+        part = _table("depth", predictions, settings, rows, next(iter(rows)))
+        parts.append(part.assign(layers=part["name"].str.count(", "), length=length))
+    table = pd.concat(parts, ignore_index=True)
+    table.attrs["caption"] = (
+        f"{part.attrs['caption']} The gain is over one hidden layer, trained as long. Lengths are multiples of the "
+        "authors' learning rate x steps: 5 epochs at 1e-5, one image a step, on a data set of this size."
+    )
     return table
 
 
 def gates(predictions: Predictions, settings: Settings) -> pd.DataFrame:
-    """The five gates, two other inputs of the best-known one, and no gate at all."""
-    more = ("gate_concat_logits", "gate_concat_soft", "average_vlm_head")
+    """The five gates; the best-known one with two other inputs, and learning from two other answers; and no gate."""
+    more = [f"gate_concat_{what}" for what in ("logits", "soft", "val", "oof")] + ["average_vlm_head"]
     return _table("gates", predictions, settings, _printed("gates") | {m: model_name(m) for m in more}, "emovlmkd")
 
 
@@ -171,11 +203,16 @@ def complementarity(predictions: Predictions, settings: Settings) -> pd.DataFram
     """VLM (tuned) x ViT on test images, first seeds, per dataset: emotion "all" first, then each emotion.
 
     Columns: dataset, emotion, n, counts by group, `only_vlm, only_vit` in percent with intervals, `oracle` in
-    percent, `q_statistic`, `disagreement` in percent, `kappa` (of the answers), `mcnemar_p`. Not in the paper.
+    percent, `q_statistic`, `disagreement` in percent, `kappa` (of the answers), `mcnemar_p`; `second_vlm`, percent of
+    images that the VLM's second seed gets right where its first errs, and `only_vit_over_second`, what the ViT gets
+    right there beyond that, and with the roles exchanged; `metrics.error_consistency` of VLM and ViT, and of two seeds
+    of each. NaN where there is one seed. Not in the paper.
     """
-    rows, models = [], ("vlm_tuned", "vit")
+    rows, models, options = [], ("vlm_tuned", "vit"), (settings.report.bootstrap, settings.report.confidence)
     for dataset in (d for d in settings.datasets if all((d, model) in predictions for model in models)):
         table = pr.joint(predictions, dataset, models)
+        hits = [metrics.hits_by_seed(test_rows(predictions, dataset, m)).reindex(table.index) for m in models]
+        seconds = pd.concat([hit.iloc[:, 1] if hit.shape[1] > 1 else hit.iloc[:, 0] * np.nan for hit in hits], axis=1)
         for emotion, part in by_emotion(table, pr.prediction_labels(predictions[dataset, "vit"])).items():
             a, b = ((part[model] == part["label"]).to_numpy() for model in models)
             row = [dataset_title(dataset), emotion, len(part), *metrics.two_by_two(a, b).flat]
@@ -183,10 +220,19 @@ def complementarity(predictions: Predictions, settings: Settings) -> pd.DataFram
                 resampled = metrics.bootstrap_means(100.0 * hit, settings.report.bootstrap)
                 row += metrics.interval(100 * hit.mean(), resampled, settings.report.confidence)
             row += [100 * (1 - (~a & ~b).mean()), metrics.q_statistic(a, b), 100 * (a != b).mean()]
-            rows.append([*row, metrics.kappa(part["vlm_tuned"], part["vit"]), metrics.mcnemar_p(1.0 * a - b)])
+            row += [metrics.kappa(part["vlm_tuned"], part["vit"]), metrics.mcnemar_p(1.0 * a - b)]
+            more = [second for _, second in seconds.loc[part.index].items()]
+            for one, again, other in ((a, more[0], b), (b, more[1], a)):
+                row += [100 * (again * ~one).mean(), *metrics.mean_interval(100 * (other - again) * ~one, *options)]
+            pairs = ((a, b), (a, more[0]), (b, more[1]))
+            rows.append(row + [x for pair in pairs for x in metrics.error_consistency(*pair, *options)])
     columns = ["dataset", "emotion", "n", *(group.replace(" ", "_") for group in pr.GROUPS)]
     columns += ["only_vlm", "only_vlm_low", "only_vlm_high", "only_vit", "only_vit_low", "only_vit_high"]
-    return pd.DataFrame(rows, columns=[*columns, "oracle", "q_statistic", "disagreement", "kappa", "mcnemar_p"])
+    columns += ["oracle", "q_statistic", "disagreement", "kappa", "mcnemar_p"]
+    columns += ["second_vlm", *(f"only_vit_over_second{end}" for end in ("", "_low", "_high"))]
+    columns += ["second_vit", *(f"only_vlm_over_second{end}" for end in ("", "_low", "_high"))]
+    columns += [f"consistency{of}{end}" for of in ("", "_vlm", "_vit") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def by_emotion(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -197,7 +243,8 @@ def by_emotion(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, pd.DataF
 
 # ---- a table as text: names and texts are data, nothing in a cell becomes markup, a formula or a link --------------
 
-_FORMS = {"paper": ("", ".2f"), "ours": ("ci", ".1f"), "gain": ("gain", "+z.1f"), "kl": ("kl", "z.3g")}  # ends, digits
+_FORMS = {"paper": ("", ".2f"), "ours": ("ci", ".1f"), "alone": ("alone", ".1f")}  # ends of intervals, digits
+_FORMS |= {"gain": ("gain", "+z.1f"), "kl": ("kl", "z.3g")}
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?(\s*\[[^\[\]]*\])?")  # 58.3 [54.5, 62.1]
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "\u00a0": "~"}
 _TEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
@@ -232,7 +279,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     Beside the accuracy only what the table is about: a page of paper is narrow, the CSV has all.
     """
     if {"name", "paper", "ours", "ci_low"} <= set(frame):
-        frame = display(frame, ["kl"] if "kl" in frame else ["gain"] if "agreement" in frame else [])
+        also = [column for column in ("kl", "alone") if column in frame]
+        frame = display(frame, ["gain"] if "agreement" in frame else also)
     elif {"claim", "statement", "verdict"} <= set(frame):
         text = frame[["verdict", "value", "ci_low", "ci_high"]].map(format_value)
         cells = text["verdict"] + ": " + text["value"] + " [" + text["ci_low"] + ", " + text["ci_high"] + "]"

@@ -55,7 +55,10 @@ def tiny_profile(file: Path, base: Path | str, **vlm: object) -> Path:
             "gradient_accumulation": 2, "gradient_checkpointing": False, "reasons": 2, "max_new_tokens": 4, **vlm,
         },
         "teacher": {"networks": {"vit": {**vit, "batch_size": 8, "optimizer": "adamw"}}},
-        "distill": {"hidden": [32], "depths": [[32]], "alphas": [0.0], "standardize": True, "epochs": 30, "lr": 3e-3},
+        "distill": {
+            "hidden": [32], "depths": [[32], [32, 16]], "alphas": [0.0], "standardize": True, "epochs": 30, "lr": 3e-3,
+            "lengths": [0.5],
+        },
         "gate": {"epochs": 80, "lr": 3e-2, "kinds": ["concat", "cross"]},
     }  # fmt: skip
     file.write_text(yaml.safe_dump(tree))

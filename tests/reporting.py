@@ -40,7 +40,7 @@ def make_results(out: Path) -> Path:
         "claims": claims.claims(claims.comparisons(predictions, settings), None),
         "departures": apart.drop(columns="when"),
     }
-    for name in ("main", "modules", "gates", "alpha", "depth", "instruction_tuning"):
+    for name in ("main", "modules", "gates", "alpha", "depth", "depth_schedule", "instruction_tuning"):
         made[name] = getattr(tables, name)(predictions, settings)
     numbers = pd.DataFrame({"model": ["ViT", "head"], "value": [0.1, 0.25]})
     for name, frame in (dict.fromkeys(resource("report.yaml", "tables"), numbers) | made).items():

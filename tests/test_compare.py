@@ -97,6 +97,16 @@ def test_of_many_runs_the_verdicts_are_counted(runs, tmp_path):
     assert said_by(*runs, tmp_path)[0] == said_by(runs[0])[0] == 2
 
 
+def test_runs_of_other_seeds_are_said_not_to_be_paired_and_not_to_be_the_same(runs):
+    write_predictions(runs[1] / "predictions" / "a__vit.parquet", answers(0.5).assign(seed=7))
+    code, text = said_by(*runs)
+    assert code == 1
+    assert "  no seed in common, so not paired: ViT (teacher) on a\n" in text
+    (row,) = compare(*runs).answers.to_dict("records")
+    assert (row["model"], row["difference"]) == ("ViT (teacher)", 0)
+    assert np.isnan(row["changed"])
+
+
 def test_what_cannot_be_compared_is_an_error_of_its_own(runs, tmp_path):
     assert said_by(runs[0], tmp_path / "nowhere")[0] == 2
     for path in (runs[1] / "predictions").iterdir():

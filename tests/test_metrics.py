@@ -81,6 +81,17 @@ def test_statistics_of_pairs_by_hand():
     assert np.isnan(metrics.mcnemar_p(np.zeros(0)))
 
 
+def test_error_consistency_by_hand_and_its_ends():
+    value, low, high = metrics.error_consistency(*np.array([A, B], float))
+    observed, expected = (6 + 2) / 12, 9 / 12 * 7 / 12 + 3 / 12 * 5 / 12
+    assert value == pytest.approx((observed - expected) / (1 - expected))
+    assert low < value < high
+    assert metrics.error_consistency(np.array(A), np.array(A))[0] == pytest.approx(1)
+    assert metrics.error_consistency(np.array([1, 0, 1, 0]), np.array([1, 1, 0, 0]))[0] == pytest.approx(0)
+    for pair in (([1.0, 0.0], [np.nan, 1.0]), ([1, 1], [1, 1]), ([], [])):
+        assert np.isnan(metrics.error_consistency(*map(np.array, pair))).all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.5, 5), st.integers(0, 99))
 def test_tempering_probabilities_is_tempering_logits(tau, seed):

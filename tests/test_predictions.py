@@ -104,12 +104,14 @@ def test_one_split_alone(frame, tmp_path):
 
 def test_models_have_one_list_of_names_and_colours():
     assert pr.model_name("head_depth2") == "head, 2 hidden layers"
+    assert pr.model_name("gate_depth5") == "EmoVLM-KD, 5 hidden layers"
+    assert pr.model_name("head_depth1_x0.125") == "head, 1 hidden layer, 0.125 x the authors' training"
     assert pr.model_name("head_alpha0.25") == "head, alpha = 0.25"
     assert pr.model_name("something") == "something"
     assert set(pr.QUARTET) < set(pr.MAIN)
     assert len({pr.model_color(m) for m in (*pr.MAIN, "something")}) == len(pr.MAIN) + 1
     expected = pr.expected_models(load_settings("paper"))
-    assert len(set(expected)) == len(expected) == 24
+    assert len(set(expected)) == len(expected) == 33
     assert all(pr.model_name(model) != model for model in expected)
     assert set(pr.MODELS) < set(expected)
 

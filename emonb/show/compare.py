@@ -25,8 +25,8 @@ class Comparison:
     Attributes:
         causes: settings, versions, machine, code that differ: a line each.
         begins: results of the earliest stage that differs in content, `stage: names`.
-        answers: dataset, model, images, `changed` (percent of answers), a, b and `difference` (b - a, in points, with
-            `low` and `high`) of models whose answers differ.
+        answers: dataset, model, images, `changed` (percent of answers; NaN: no seed in common), a, b and `difference`
+            (b - a, in points, with `low` and `high`) of models whose answers differ.
         tables: a line for each table that differs.
         verdicts: claim, dataset, a, b, and the deciding comparison with its value and interval in both.
     """
@@ -46,6 +46,8 @@ class Comparison:
         lines = ["the same answers, tables and verdicts" if self.same else "the runs differ"]
         lines += [f"  not alike: {cause}" for cause in self.causes]
         lines += [f"  begins at {stage}" for stage in self.begins if not self.same]
+        others = self.answers[self.answers["changed"].isna()]
+        lines += [f"  no seed in common, so not paired: {row.model} on {row.dataset}" for row in others.itertuples()]
         for what, found in (("verdicts that changed", self.verdicts), ("accuracies", self.answers)):
             if len(found):
                 lines += ["", what, found.to_string(index=False, float_format="{:.2f}".format)]
@@ -129,7 +131,7 @@ def _answers(a: Predictions, b: Predictions) -> pd.DataFrame:
             b[dataset, model], on=["image_id", "split", "seed", "repeat"], suffixes=("", "_b")
         )
         changed = both["prediction"] != both["prediction_b"]
-        if not changed.any():
+        if len(both) and not changed.any():
             continue
         right = [100 * correctness(run, dataset, [model])[model] for run in (a, b)]
         gap, low, high = mean_interval((right[1] - right[0]).dropna())

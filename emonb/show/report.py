@@ -175,7 +175,8 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
     saved = plain_caption(text.read_text(encoding="utf-8")) if text.is_file() else ""
     block["caption"] = [words.get("text", ""), saved]
     if id == "claims":
-        numbers = frame[["value", "ci_low", "ci_high"]].map(lambda x: "" if pd.isna(x) else f"{round(x, 3) + 0.0:.3g}")
+        shown = frame[["value", "ci_low", "ci_high", "detectable"]]
+        numbers = shown.map(lambda x: "" if pd.isna(x) else f"{round(x, 3) + 0.0:.3g}")
         cards = frame.map(format_value).assign(**numbers).groupby("claim", sort=False)
         return block | {"claims": [part.to_dict("records") for _, part in cards]}
     if {"row", "paper", "ours"} <= set(frame):

@@ -68,7 +68,7 @@ def main() -> None:
     with tuned(run) as vlm:
         forward = bare(run, vlm, net, pictures)
     ablations, terms = {"heads": seconds["head"], "gates": seconds["gate"]}, run.settings
-    trained = {"heads": len(terms.distill.heads), "gates": len(terms.gate.gates), "seeds": len(terms.seeds)}
+    trained = {"heads": len(terms.distill.heads), "gates": len(terms.gates), "seeds": len(terms.seeds)}
     totals = [sum(part.values()) for part in (one_pass, forward, ablations)]
     shares = {"one_pass_over_bare_forward": totals[0] / totals[1], "ablations_over_one_pass": totals[2] / totals[0]}
     found = {
