@@ -1,4 +1,4 @@
-"""Claims C1-C8 of the paper, and C9 of ours, judged by intervals over test images and seeds.
+"""Claims C1-C8 of the paper, and C9, E1, E2 of ours, judged by intervals over test images and seeds.
 
 Second edition of the rules (27 November 2026), written before the runs that they judge; they stand in words in
 `resources/paper_values.yaml`, with what changed and why. A claim is one or several comparisons, each a difference that
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from emonb.files import resource
-from emonb.metrics import Estimate, crossed_estimates, excess_hits, hits_by_seed, kl_by_seed, mcnemar_p
+from emonb.metrics import Estimate, crossed_estimates, difference, excess_hits, hits_by_seed, kl_by_seed, mcnemar_p
 from emonb.predictions import Predictions, dataset_title, head_model, model_name, test_rows
 from emonb.settings import Settings
 
@@ -32,12 +32,16 @@ Frames = Mapping[str, pd.DataFrame]  # model -> its predictions on test
 
 
 class Comparison(NamedTuple):
-    """A difference that a claim says is above `threshold`, from the predictions of `models` on a dataset."""
+    """A difference that a claim says is above `threshold`, from the predictions of `models` on a dataset.
+
+    `evidence`: on the drawn pictures whose emotion shows there, "": on all.
+    """
 
     name: str
     models: Sequence[str]
     values: Callable[..., np.ndarray | Estimate]  # of the models' frames: [images, seeds], or an estimate
     threshold: float = 0.0
+    evidence: str = ""
 
 
 def compared(settings: Settings) -> dict[str, list[Comparison]]:
@@ -64,6 +68,8 @@ def compared(settings: Settings) -> dict[str, list[Comparison]]:
         "C6": _gaps("emovlmkd", "vlm_tuned", "vit", "head"),
         "C7": [*_gaps("head", *alphas, threshold=-_MARGIN), *drawn_near],
         "C9": [*_gaps("emovlmkd", "vlm_tuned", "head"), *_gaps("gate_concat_soft", "average_vlm_head")],
+        "E1": [one._replace(evidence="mood") for one in _gaps("head", *filter(None, [alone]))],
+        "E2": [one._replace(evidence="content") for one in (_gaps(alone, "head") if alone else [])],
     }
 
 
@@ -75,18 +81,6 @@ def _gaps(model: str, *rivals: str, threshold: float = 0.0) -> list[Comparison]:
 
     names = {rival: f"{model_name(model)} - {model_name(rival)}" for rival in rivals}
     return [Comparison(name, (model, rival), gap, threshold) for rival, name in names.items()]
-
-
-def difference(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
-    """[images, seeds] a - b, of tables [images, seeds]: image by image, and seed by seed where both have the same.
-
-    Else every seed of the one with more seeds is compared with the other's mean.
-    """
-    images = a.index.intersection(b.index)
-    a, b = a.loc[images], b.loc[images]
-    if list(a.columns) != list(b.columns):
-        a, b = (x if x.shape[1] == max(a.shape[1], b.shape[1]) else x.mean(axis=1).to_frame() for x in (a, b))
-    return a.to_numpy() - b.to_numpy()
 
 
 def verdict(estimate: Estimate, threshold: float = 0.0, *, rivals: int = 1, tail: float = 0.025) -> str:
@@ -101,8 +95,12 @@ def combine(verdicts: Sequence[str]) -> str:
     return FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
 
 
-def comparisons(predictions: Predictions, settings: Settings) -> pd.DataFrame:
+def comparisons(
+    predictions: Predictions, settings: Settings, evidence: Mapping[str, pd.Series] | None = None
+) -> pd.DataFrame:
     """Every comparison behind the claims: one row per claim, comparison and dataset, and the mean of all.
+
+    `evidence`: drawn dataset -> where the emotion of each image_id shows (E1, E2 are judged on these datasets alone).
 
     Columns: claim, dataset, comparison, value, ci_low, ci_high, threshold, verdict, detectable (the smallest true
     difference that this run finds with a probability of 80 %), mcnemar_p (of single-seed models), n, seeds. One that
@@ -111,12 +109,13 @@ def comparisons(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     tail, rows = (1 - settings.report.confidence) / 2, []
     for claim, several in compared(settings).items():
         for one in several:
-            found = {dataset_title(d): _sample(one, predictions, d) for d in settings.datasets}
+            datasets = [d for d in settings.datasets if not one.evidence or d in (evidence or {})]
+            found = {dataset_title(d): _sample(one, predictions, d, evidence) for d in datasets}
             missing = {title: why for title, why in found.items() if isinstance(why, str)}
             missing |= {"all": "; ".join(missing.values())} if missing else {}
             there = {title: sample for title, sample in found.items() if title not in missing}
             estimates = _estimates(there)
-            for title in [*found, "all"]:
+            for title in [*found, "all"] if found else ():
                 row = {"claim": claim, "dataset": title, "comparison": one.name, "threshold": one.threshold}
                 if title in missing:
                     row |= {"comparison": f"not tested, {missing[title]}: {one.name}", "verdict": UNDECIDED}
@@ -134,11 +133,16 @@ def comparisons(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "mcnemar_p", "n", "seeds"]).astype({"n": "Int64", "seeds": "Int64"})
 
 
-def _sample(one: Comparison, predictions: Predictions, dataset: str) -> np.ndarray | Estimate | str:
+def _sample(
+    one: Comparison, predictions: Predictions, dataset: str, evidence: Mapping[str, pd.Series] | None
+) -> np.ndarray | Estimate | str:
     """A comparison on a dataset, or why there is none."""
     frames = {model: test_rows(predictions, dataset, model) for model in one.models}
     if missing := ", ".join(model_name(model) for model, frame in frames.items() if frame.empty):
         return f"no predictions of {missing} on {dataset_title(dataset)}"
+    if one.evidence:
+        shows = evidence[dataset]
+        frames = {m: frame[frame["image_id"].map(shows) == one.evidence] for m, frame in frames.items()}
     if not set.intersection(*(set(frame["image_id"]) for frame in frames.values())):
         return f"no image of {dataset_title(dataset)} that all models have answered"
     return one.values(*frames.values())

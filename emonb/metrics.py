@@ -36,6 +36,31 @@ def hits_by_seed(frame: pd.DataFrame) -> pd.DataFrame:
     return right.pivot(index="image_id", columns="seed", values="right")
 
 
+def by_class(frame: pd.DataFrame) -> tuple[float, float]:
+    """Macro-F1 and balanced accuracy (mean recall), percent: over the classes that occur, mean of the seeds.
+
+    By scikit-learn; an unparsable answer is wrong and no class.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    options = {"labels": sorted(set(frame["label"])), "average": "macro", "zero_division": 0}
+    parts = (part for _, part in frame.groupby("seed"))
+    found = [precision_recall_fscore_support(part["label"], part["prediction"], **options) for part in parts]
+    return tuple(100 * np.mean([(f1, recall) for _, recall, f1, _ in found], axis=0))
+
+
+def difference(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
+    """[images, seeds] a - b, of tables [images, seeds]: image by image, and seed by seed where both have the same.
+
+    Else every seed of the one with more seeds is compared with the other's mean.
+    """
+    images = a.index.intersection(b.index)
+    a, b = a.loc[images], b.loc[images]
+    if list(a.columns) != list(b.columns):
+        a, b = (x if x.shape[1] == max(a.shape[1], b.shape[1]) else x.mean(axis=1).to_frame() for x in (a, b))
+    return a.to_numpy() - b.to_numpy()
+
+
 def bootstrap_means(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarray:
     """Means of resampled images: (resamples,) for values (N,), (resamples, K) for values (N, K).
 
@@ -200,3 +225,36 @@ def calibration_error(frame: pd.DataFrame, bins: int = 15) -> float:
     """
     table = reliability(frame, bins)
     return float(100 * np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["n"]))
+
+
+def calibration(
+    frame: pd.DataFrame, bins: int = 15, resamples: int = 2000, confidence: float = 0.95
+) -> dict[str, Interval]:
+    """Measures of the probabilities of a prediction frame of one seed, with bootstrap intervals over images.
+
+    Returns:
+        `debiased`: calibration error in percent, a root mean square over bins of as many images each, without what
+        chance adds to any binned error (Kumar, Liang, Ma 2019, "Verified uncertainty calibration", section 4.2; 0
+        where chance explains all). In a resample that is there twice: of the images, and of their drawing.
+        `brier`: mean squared distance from the label, summed over classes, 0..2 (Brier 1950).
+        `nll`: mean negative log of the label's probability, in nats; clipped at float32's epsilon (ours).
+    """
+    p, labels = probabilities(frame), prediction_labels(frame)
+    gold = frame["label"].to_numpy()[:, None] == np.array(labels)  # [N, C]
+    sure, right = p.max(axis=1, keepdims=True), frame[["prediction"]].eq(frame["label"], axis=0).to_numpy(float)
+    brier, nll = ((p - gold) ** 2).sum(axis=1), -np.log(np.maximum(p[gold], np.finfo(np.float32).eps))
+    bins = np.array_split(np.argsort(sure[:, 0], kind="stable"), min(bins, len(p)))
+    member = np.stack([np.isin(np.arange(len(p)), rows) for rows in bins], axis=1)  # [N, bins]
+    columns = np.hstack([member, member * sure, member * right, brier[:, None], nll[:, None]])
+
+    def measures(means: np.ndarray, times: int) -> np.ndarray:
+        weight, sure, hit = np.split(means[..., :-2], 3, axis=-1)
+        images = np.maximum(weight * len(p), 1)  # none: its weight is 0
+        sure, hit = (len(p) * x / images for x in (sure, hit))
+        chance = hit * (1 - hit) / np.maximum(images - 1, 1)
+        square = (weight * ((sure - hit) ** 2 - times * chance)).sum(axis=-1, keepdims=True)
+        return np.concatenate([100 * np.sqrt(np.maximum(square, 0)), means[..., -2:]], axis=-1)
+
+    values, again = measures(columns.mean(axis=0), 1), measures(bootstrap_means(columns, resamples), 2)
+    names = ("debiased", "brier", "nll")
+    return {name: interval(values[i], again[:, i], confidence) for i, name in enumerate(names)}

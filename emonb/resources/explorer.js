@@ -173,18 +173,21 @@
         style: `width:${width}px;height:${height}px;background-position:-${x}px -${y}px`,
       })
       : el("div", { class: "thumb lost" }, "picture cannot be read");
+    const drawn = now.noise[i]; // the emotion of a picture that is mislabelled on purpose
     const answers = now.models.map((model, m) => {
-      const right = now.answer[m][i] === now.label[i];
+      const right = now.answer[m][i] === now.label[i], fits = now.answer[m][i] === drawn;
+      const word = right ? "right" : fits ? "as drawn, not as labelled" : "wrong";
       const sure = now.sure[m][i] < 0 ? "" : ` ${now.sure[m][i]} %`;
       return el("li", { class: m === state.model ? "this" : null },
-        el("span", { class: right ? "right" : "wrong", role: "img", "aria-label": right ? "right" : "wrong" },
-          right ? "✓" : "✗"),
+        el("span", { class: right || fits ? "right" : "wrong", role: "img", "aria-label": word, title: word },
+          right ? "✓" : fits ? "(✓)" : "✗"),
         ` ${model}: `, el("b", {}, now.columns[now.answer[m][i]]), sure);
     });
     const reasons = (now.text[i] || []).map(([m, text]) =>
       el("details", {}, el("summary", {}, `${now.models[m]} says`), el("p", {}, text)));
     return el("li", { class: "card" }, el("div", { class: "frame" }, thumb),
-      el("div", { class: "facts" }, el("code", {}, now.id[i]), el("p", {}, "true: ", el("b", {}, now.labels[now.label[i]])),
+      el("div", { class: "facts" }, el("code", {}, now.id[i]), el("p", {}, drawn === undefined ? "true: " : "label: ",
+        el("b", {}, now.labels[now.label[i]]), drawn === undefined ? "" : `, noise on purpose: drawn as ${now.labels[drawn]}`),
         el("ul", { role: "list", class: "answers" }, ...answers), ...reasons));
   }
 

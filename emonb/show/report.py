@@ -24,7 +24,7 @@ from emonb.predictions import MODELS, QUARTET, dataset_title, expected_models, g
 from emonb.settings import Settings
 from emonb.show.explorer import explorer_html
 from emonb.show.notebooks import write_site
-from emonb.tables import display, format_value, numeric_columns, plain_caption
+from emonb.tables import LEVELS, by_evidence, display, format_value, numeric_columns, plain_caption
 from emonb.triplets import source_note
 
 _PICTURES = 4000  # thumbnails of all datasets together: about 6 MB
@@ -72,6 +72,8 @@ def write_report(out: Path) -> list[str]:
     drawn = [is_drawn(name) for name in datasets]
     notes = [resource("report.yaml", "drawn")] * any(drawn) + [f"{said[:1].upper()}{said[1:]}."] * bool(said)
     results.problems += write_site(out, " ".join(notes))
+    if (out / "tables" / "evidence.csv").is_file():
+        notes += filter(None, [results.safe("what is built into the drawn world", _built_in, out)])
     blocks = _blocks(results, records, datasets, settings)
     judged, sections = (blocks.get("table:claims") or {}).get("claims", []), []
     for section in resource("report.yaml", "sections"):
@@ -100,6 +102,7 @@ def write_report(out: Path) -> list[str]:
         facts=run and results.safe("the facts of the run", _facts, run),
         sections=sections,
         chart={model: model_name(model) for model in QUARTET},
+        lines=LEVELS,
         problems=results.problems,
     )
     atomic_write(out / "index.html", html + "\n")
@@ -136,7 +139,8 @@ def _blocks(
         if build and path.is_file():
             blocks[f"{kind}:{path.stem}"] = safe(f"{kind} {path.stem}", build, results, path)
     for kind, named in (("table", resource("report.yaml", "tables")), ("figure", resource("report.yaml", "figures"))):
-        lost = [id for id in named if f"{kind}:{id}" not in blocks]
+        there = [id for id in named if id != "evidence" or any(map(is_drawn, datasets))]
+        lost = [id for id in there if f"{kind}:{id}" not in blocks]
         results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
     there = [dataset for dataset in datasets if any(dataset == name for name, _ in predictions)]
     shown = [d for d in there if safe(f"{d} in the explorer", explorer_html, predictions, [d], limit=1)]
@@ -166,6 +170,18 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     return {what: value for what, value in facts.items() if value}
 
 
+def _built_in(out: Path) -> str:
+    """How much of the complementarity the drawn world makes by itself, in a sentence."""
+    table = pd.read_csv(out / "tables" / "evidence.csv")
+    whole = table[table["dataset"] == "all"].set_index(["row", "evidence"])
+    value, n = whole["value"], whole["n"]["chance"]
+    shares = {kind: 100 * n[kind] / n["all"] for kind in ("content", "mood")}
+    shares["off"] = 100 * (n["all"] - n["no false mood"]) / n["content"]
+    shares |= {row: value[row, "all"] for row in ("only_vlm", "only_vit")}
+    shares |= {f"{row}_rest": value[row, "no false mood"] for row in ("only_vlm", "only_vit")}
+    return resource("report.yaml", "evidence").format(**shares)
+
+
 def _table(results: _Results, path: Path) -> dict[str, Any]:
     """A table with title, caption and links to its files."""
     frame, id, words = pd.read_csv(path), path.stem, resource("report.yaml", "tables").get(path.stem, {})
@@ -187,8 +203,13 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
             rows = pd.concat(map(pd.read_csv, there)).dropna(subset="ours").drop_duplicates(["dataset", "row"])
             parts = rows.groupby("dataset", sort=False)
             block["chart"] = {dataset: part.set_index("row").to_dict("index") for dataset, part in parts}
+            known = [part[[*LEVELS]].max().dropna() for _, part in parts] if {*LEVELS} <= {*rows} else []
+            block["levels"] = {name: one.to_dict() for (name, _), one in zip(parts, known, strict=False)}
         frame = display(frame, [column for column in ("gain", "kl") if column in frame]).reset_index()
         frame = frame.replace("\u00a0", " ", regex=True)  # here cells may break before an interval
+    elif "evidence" in frame:
+        frame = by_evidence(frame[frame["dataset"] == "all"]).droplevel("dataset").reset_index()
+        frame = frame.replace("\u00a0", " ", regex=True)
     elif {"model", "name"} <= set(frame):
         frame = frame.drop(columns="model")
     texts = frame.map(format_value)
