@@ -227,15 +227,15 @@ def calibration_error(frame: pd.DataFrame, bins: int = 15) -> float:
     return float(100 * np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["n"]))
 
 
-def calibration(
-    frame: pd.DataFrame, bins: int = 15, resamples: int = 2000, confidence: float = 0.95
+def probability_scores(
+    frame: pd.DataFrame, resamples: int = 2000, confidence: float = 0.95, bins: int = 15
 ) -> dict[str, Interval]:
     """Measures of the probabilities of a prediction frame of one seed, with bootstrap intervals over images.
 
     Returns:
         `debiased`: calibration error in percent, a root mean square over bins of as many images each, without what
-        chance adds to any binned error (Kumar, Liang, Ma 2019, "Verified uncertainty calibration", section 4.2; 0
-        where chance explains all). In a resample that is there twice: of the images, and of their drawing.
+        chance adds to any binned error (Kumar, Liang, Ma: Verified Uncertainty Calibration, NeurIPS 2019; 0 where
+        chance explains all). In a resample that is there twice: of the images, and of their drawing.
         `brier`: mean squared distance from the label, summed over classes, 0..2 (Brier 1950).
         `nll`: mean negative log of the label's probability, in nats; clipped at float32's epsilon (ours).
     """
