@@ -167,9 +167,8 @@ def _accuracy_against(
         part = part.sort_values(column)
         errors = (part[["ci_low", "ci_high"]].T - part["ours"]).abs()
         ax.errorbar(part[column], part["ours"], yerr=errors, **look)
-        ax.plot(
-            column, "ours", "o", data=part[part["row"] == "head"], color="#D55E00", zorder=3, label="as in the paper"
-        )
+        paper = {"color": "#D55E00", "zorder": 3, "label": "as in the paper"}
+        ax.plot(column, "ours", "o", data=part[part["row"] == "head"], **paper)
         for x, y, note in part[[column, "ours", notes]].to_numpy() if notes else ():
             ax.annotate(f"{note:g}", (x, y), (4, -9), textcoords="offset points", fontsize=NOTE)
         _levels(ax, levels, part["dataset"].iloc[0])
@@ -418,17 +417,16 @@ def evidence(table: pd.DataFrame) -> Figure:
     about = f"n = {whole['n'].max()} images of {table['dataset'].nunique() - 1} datasets, {whole['seeds'].max()} seeds"
     titles = {f"right answers: {about}": None, "gain of the head by its teacher": None}
     fig, [(left, _), (right, _)] = _panels(titles, 2.3, 2)
-    there, inherited = whole.index.get_level_values("row"), "inherited"
     for row, line in LINES.items():
         left.plot(places, whole.loc[row].loc[places, "value"], line, color="#777777", linewidth=1, label=LEVELS[row])
-    for k, row in enumerate([*(model for model in QUARTET if model in there), *{inherited} & {*there}]):
-        part, ax, model = whole.loc[row].loc[places], left, row
-        x, name = np.arange(len(places)) + 0.16 * (k - 1.5), model_name(row)
-        if row == inherited:
-            x, ax, model, name = np.arange(len(places)), right, "head", "mean over datasets"
-        errors = (part[["ci_low", "ci_high"]].T - part["value"]).abs()
-        look = {"color": model_color(model), "marker": MARKERS[model], "markersize": 4, "linestyle": ""}
-        ax.errorbar(x, part["value"], yerr=errors, label=name, zorder=3, capsize=2, **look)
+    marks = [(model, left, model, model_name(model), 0.16 * k - 0.24) for k, model in enumerate(QUARTET)]
+    for row, ax, model, name, beside in [*marks, ("inherited", right, "head", "mean over datasets", 0)]:
+        if row in set(table["row"]):
+            part = whole.loc[row].loc[places]
+            errors = (part[["ci_low", "ci_high"]].T - part["value"]).abs()
+            look = {"color": model_color(model), "marker": MARKERS[model], "markersize": 4, "linestyle": ""}
+            x = np.arange(len(places)) + beside
+            ax.errorbar(x, part["value"], yerr=errors, label=name, zorder=3, capsize=2, **look)
     single = table[(table["row"] == "inherited") & (table["dataset"] != "all") & table["evidence"].isin(places)]
     right.plot(single["evidence"].map(places.index) + 0.22, single["value"], ".", color="#777777", label="one dataset")
     right.axhline(0, color="black", linewidth=0.6)
@@ -451,9 +449,8 @@ def alpha_tradeoff(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
 def depth(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Accuracy of heads by number of hidden layers, with intervals; one panel per dataset."""
     layers = table["name"].str.count(",") + 1
-    return _accuracy_against(
-        table.assign(layers=layers), levels, "layers", "hidden layers", "depth of the distilled head"
-    )
+    title = "depth of the distilled head"
+    return _accuracy_against(table.assign(layers=layers), levels, "layers", "hidden layers", title)
 
 
 @styled

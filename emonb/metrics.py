@@ -36,19 +36,6 @@ def hits_by_seed(frame: pd.DataFrame) -> pd.DataFrame:
     return right.pivot(index="image_id", columns="seed", values="right")
 
 
-def by_class(frame: pd.DataFrame) -> tuple[float, float]:
-    """Macro-F1 and balanced accuracy (mean recall), percent: over the classes that occur, mean of the seeds.
-
-    By scikit-learn; an unparsable answer is wrong and no class.
-    """
-    from sklearn.metrics import precision_recall_fscore_support
-
-    options = {"labels": sorted(set(frame["label"])), "average": "macro", "zero_division": 0}
-    parts = (part for _, part in frame.groupby("seed"))
-    found = [precision_recall_fscore_support(part["label"], part["prediction"], **options) for part in parts]
-    return tuple(100 * np.mean([(f1, recall) for _, recall, f1, _ in found], axis=0))
-
-
 def difference(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
     """[images, seeds] a - b, of tables [images, seeds]: image by image, and seed by seed where both have the same.
 
@@ -230,14 +217,12 @@ def calibration_error(frame: pd.DataFrame, bins: int = 15) -> float:
 def probability_scores(
     frame: pd.DataFrame, resamples: int = 2000, confidence: float = 0.95, bins: int = 15
 ) -> dict[str, Interval]:
-    """Measures of the probabilities of a prediction frame of one seed, with bootstrap intervals over images.
+    """Of a prediction frame of one seed, with bootstrap intervals over images: {name: (value, low, high)}.
 
-    Returns:
-        `debiased`: calibration error in percent, a root mean square over bins of as many images each, without what
-        chance adds to any binned error (Kumar, Liang, Ma: Verified Uncertainty Calibration, NeurIPS 2019; 0 where
-        chance explains all). In a resample that is there twice: of the images, and of their drawing.
-        `brier`: mean squared distance from the label, summed over classes, 0..2 (Brier 1950).
-        `nll`: mean negative log of the label's probability, in nats; clipped at float32's epsilon (ours).
+    `debiased`: calibration error in percent, root mean square over bins of as many images each, less what chance adds
+    to each bin (Kumar, Liang, Ma: Verified Uncertainty Calibration, NeurIPS 2019); in a resample chance has added
+    twice. `brier`: squared distance from the label, summed over classes, 0..2 (Brier 1950). `nll`: negative log of the
+    label's probability in nats, this clipped at float32's epsilon (ours).
     """
     p, labels = probabilities(frame), prediction_labels(frame)
     gold = frame["label"].to_numpy()[:, None] == np.array(labels)  # [N, C]

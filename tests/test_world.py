@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from emonb.data import TAXONOMIES, taxonomy_for_dataset
 from emonb.errors import EmonbError
 from emonb.files import resource
+from emonb.run import open_run
 from emonb.world import (
     DRAWN,
     SIDE,
@@ -66,9 +68,20 @@ def test_descriptions_are_true(drawn):
         texture = row.scene.partition(" with ")[2] or "plain"
         assert row.evidence == "content" or texture in {t for m in moods[row.label] for t in looks[m]["textures"]}
         assert not set(row.caption.replace(",", "").split()) & set(taxonomy.labels)
+        assert row.evidence == "content" or not row.off_mood
+    assert ((frame["drawn_as"] != frame["label"]) == frame["noisy"]).all()
+    content = frame[frame["evidence"] == "content"]
+    assert content["off_mood"].mean() == pytest.approx(domain["off_mood"], abs=0.2)
     assert frame["noisy"].mean() == pytest.approx(domain["noise"], abs=0.03)
     shares = frame["evidence"].value_counts(normalize=True)
     assert [shares[k] for k in ("content", "mood", "both")] == pytest.approx(domain["evidence"], abs=0.13)
+
+
+def test_the_picture_that_is_followed_is_not_mislabelled(tmp_path, monkeypatch):
+    run = open_run("smoke", out=str(tmp_path / "out"))
+    table = pd.DataFrame({"image_id": ["a", "b"], "noisy": [True, False]})
+    monkeypatch.setattr(run, "samples", lambda dataset, split: table)
+    assert run.example["image_id"] == "b"
 
 
 def test_too_few_pictures_are_refused(tmp_path):

@@ -72,9 +72,8 @@ def write_report(out: Path) -> list[str]:
     drawn = [is_drawn(name) for name in datasets]
     notes = [resource("report.yaml", "drawn")] * any(drawn) + [f"{said[:1].upper()}{said[1:]}."] * bool(said)
     results.problems += write_site(out, " ".join(notes))
-    if (out / "tables" / "evidence.csv").is_file():
-        notes += filter(None, [results.safe("what is built into the drawn world", _built_in, out)])
     blocks = _blocks(results, records, datasets, settings)
+    notes += [block["note"] for block in [blocks.get("table:evidence")] if block]
     judged, sections = (blocks.get("table:claims") or {}).get("claims", []), []
     for section in resource("report.yaml", "sections"):
         keys = dict.fromkeys(key for part in section["parts"] for key in fnmatch.filter(blocks, part))
@@ -170,18 +169,6 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     return {what: value for what, value in facts.items() if value}
 
 
-def _built_in(out: Path) -> str:
-    """How much of the complementarity the drawn world makes by itself, in a sentence."""
-    table = pd.read_csv(out / "tables" / "evidence.csv")
-    whole = table[table["dataset"] == "all"].set_index(["row", "evidence"])
-    value, n = whole["value"], whole["n"]["chance"]
-    shares = {kind: 100 * n[kind] / n["all"] for kind in ("content", "mood")}
-    shares["off"] = 100 * (n["all"] - n["no false mood"]) / n["content"]
-    shares |= {row: value[row, "all"] for row in ("only_vlm", "only_vit")}
-    shares |= {f"{row}_rest": value[row, "no false mood"] for row in ("only_vlm", "only_vit")}
-    return resource("report.yaml", "evidence").format(**shares)
-
-
 def _table(results: _Results, path: Path) -> dict[str, Any]:
     """A table with title, caption and links to its files."""
     frame, id, words = pd.read_csv(path), path.stem, resource("report.yaml", "tables").get(path.stem, {})
@@ -208,7 +195,11 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
         frame = display(frame, [column for column in ("gain", "kl") if column in frame]).reset_index()
         frame = frame.replace("\u00a0", " ", regex=True)  # here cells may break before an interval
     elif "evidence" in frame:
-        frame = by_evidence(frame[frame["dataset"] == "all"]).droplevel("dataset").reset_index()
+        whole = frame[frame["dataset"] == "all"]
+        value, n = whole.pivot(index="row", columns="evidence", values="value"), whole.groupby("evidence")["n"].max()
+        off, said = 100 * (n["all"] - n["no false mood"]) / n["content"], resource("report.yaml", "evidence")
+        block["note"] = said.format(n=100 * n / n["all"], off=off, all=value["all"], rest=value["no false mood"])
+        frame = by_evidence(whole).droplevel("dataset").reset_index()
         frame = frame.replace("\u00a0", " ", regex=True)
     elif {"model", "name"} <= set(frame):
         frame = frame.drop(columns="model")
