@@ -227,6 +227,7 @@ def evidence(predictions: Predictions, settings: Settings, drawn: Mapping[str, p
                 found[row] = pd.DataFrame(lead, right[a].index.intersection(right[b].index))
         for (row, values), (kind, shown) in product(found.items(), kinds.items()):
             part = values[values.index.isin(table.index[shown])].to_numpy()
+            part = np.full_like(part, part.mean()) if row in LEVELS and len(part) else part  # known without error
             if len(part) > 1:  # one has no variance
                 samples.setdefault((row, kind), {})[dataset_title(dataset)] = part
     names |= dict(zip(pairs, said, strict=True))
@@ -263,9 +264,9 @@ def format_value(value: Any) -> str:
 
 
 def with_interval(row: Mapping[str, Any], column: str, ends: str = "ci", form: str = ".1f") -> str:
-    """`58.3 [54.5, 62.1]`: a value of a row with those in `<ends>_low` and `<ends>_high`, if it has `ends`."""
-    interval = f"\u00a0[{row[f'{ends}_low']:{form}},\u00a0{row[f'{ends}_high']:{form}}]" if ends else ""
-    return f"{row[column]:{form}}{interval}"
+    """`58.3 [54.5, 62.1]`: a value of a row and the ends of its interval, if it has one that is no point."""
+    low, high = (row[f"{ends}_{end}"] if ends else 0 for end in ("low", "high"))
+    return f"{row[column]:{form}}" + f"\u00a0[{low:{form}},\u00a0{high:{form}}]" * bool(low < high)
 
 
 def by_evidence(table: pd.DataFrame) -> pd.DataFrame:

@@ -115,7 +115,8 @@ def test_complementarity_rows_add_up(predictions, settings):
 
 def test_evidence_by_hand(predictions, settings):
     drawn = drawn_of(predictions, DATASETS)
-    found = tables.evidence(predictions, settings, drawn).set_index(["dataset", "evidence", "row"])["value"]
+    seen = tables.evidence(predictions, settings, drawn)
+    found = seen.set_index(["dataset", "evidence", "row"])["value"]
     table = drawn["mini-fi"]
     hits = 100 * correctness(predictions, "mini-fi", ("head", "head_alpha0", "vlm_tuned", "vit"))
     mood, rest = table["evidence"] == "mood", ~table["off_mood"]
@@ -126,10 +127,10 @@ def test_evidence_by_hand(predictions, settings):
     single = found.xs(("content", "vit"), level=(1, 2))
     assert single["all"] == pytest.approx(single.drop("all").mean())
     assert found[FI, "all", "ceiling"] == 100 * (1 - table["noisy"].mean()) == 90
-    main = tables.main(predictions, settings, drawn)
-    assert main.groupby("dataset")[["chance", "ceiling"]].first().loc[FI].tolist() == [12.5, 90]
-    assert tables.main(predictions, settings)["ceiling"].isna().all()
-    assert "[" in tables.readable(tables.evidence(predictions, settings, drawn)).loc[0, "mood"]
+    small = settings.model_copy(update={"datasets": ("mini-fi",)})
+    main = tables.main(predictions, small, drawn).query("row == 'vit'").iloc[0]
+    assert main[["chance", "ceiling"]].tolist() == [12.5, 90]
+    assert "[" in tables.readable(seen.query("row == 'vit'")).loc[0, "mood"]
     assert tables.readable(tables.evidence(predictions, settings, {})).empty
 
 
