@@ -1,4 +1,4 @@
-"""Claims C1-C8 of the paper, and C9 of ours, judged by intervals over test images and seeds.
+"""Claims C1-C8 of the paper, and C9, E1, E2 of ours, judged by intervals over test images and seeds.
 
 Second edition of the rules (27 November 2026), written before the runs that they judge; they stand in words in
 `resources/paper_values.yaml`, with what changed and why. A claim is one or several comparisons, each a difference that
@@ -33,12 +33,16 @@ Frames = Mapping[str, pd.DataFrame]  # model -> its predictions on test
 
 
 class Comparison(NamedTuple):
-    """A difference that a claim says is above `threshold`, from the predictions of `models` on a dataset."""
+    """A difference that a claim says is above `threshold`, from the predictions of `models` on a dataset.
+
+    `evidence`: on the drawn pictures whose emotion shows there, "": on all.
+    """
 
     name: str
     models: Sequence[str]
     values: Callable[..., np.ndarray | Estimate]  # of the models' frames: [images, seeds], or an estimate
     threshold: float = 0.0
+    evidence: str = ""
 
 
 def compared(settings: Settings) -> dict[str, list[Comparison]]:
@@ -66,6 +70,8 @@ def compared(settings: Settings) -> dict[str, list[Comparison]]:
         "C6": _gaps("emovlmkd", "vlm_tuned", "vit", "head"),
         "C7": [*_gaps("head", *alphas, threshold=-_MARGIN), *drawn_near],
         "C9": [*_gaps("emovlmkd", "vlm_tuned", "head"), *_gaps("gate_concat_soft", "average_vlm_head")],
+        "E1": [one._replace(evidence="mood") for one in _gaps("head", *filter(None, [alone]))],
+        "E2": [one._replace(evidence="content") for one in (_gaps(alone, "head") if alone else [])],
     }
 
 
@@ -91,20 +97,24 @@ def combine(verdicts: Sequence[str]) -> str:
     return FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
 
 
-def comparisons(predictions: Predictions, settings: Settings) -> pd.DataFrame:
+def comparisons(
+    predictions: Predictions, settings: Settings, evidence: Mapping[str, pd.Series] | None = None
+) -> pd.DataFrame:
     """Every comparison behind the claims: one row per claim, comparison and dataset, and the mean of all.
+
+    `evidence`: drawn dataset -> where the emotion of each image_id shows (E1, E2 are judged on these datasets alone).
 
     Columns: claim, dataset, comparison, value, ci_low, ci_high, threshold, verdict, detectable (the smallest true
     difference that this run finds with a probability of 80 %), mcnemar_p (of single-seed models), n, seeds. One that
     cannot be made has no numbers, is undecided, and `comparison` says why.
     """
     tail, rows = (1 - settings.report.confidence) / 2, []
-    for claim, several in _samples(predictions, settings).items():
+    for claim, several in _samples(predictions, settings, evidence).items():
         for one, found in several:
             missing = {title: why for title, why in found.items() if isinstance(why, str)}
             missing |= {"all": "; ".join(missing.values())} if missing else {}
             estimates = _estimates(found)
-            for title in [*found, "all"]:
+            for title in [*found, "all"] if found else ():
                 row = {"claim": claim, "dataset": title, "comparison": one.name, "threshold": one.threshold}
                 if title in missing:
                     row |= {"comparison": f"not tested, {missing[title]}: {one.name}", "verdict": UNDECIDED}
@@ -122,23 +132,28 @@ def comparisons(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "mcnemar_p", "n", "seeds"]).astype({"n": "Int64", "seeds": "Int64"})
 
 
-def shares(predictions: Predictions, settings: Settings, resamplings: int = 20) -> pd.Series:
+def shares(
+    predictions: Predictions,
+    settings: Settings,
+    evidence: Mapping[str, pd.Series] | None = None,
+    resamplings: int = 20,
+) -> pd.Series:
     """How often each verdict comes out: percent of resamplings, by claim, dataset and verdict.
 
     Test images and pipelines are drawn again with replacement, the same ones for all comparisons of a dataset; what is
     an estimate already (C1) is drawn with its error. Our choice: it says which verdicts hang on luck.
     """
-    tail, samples, found = (1 - settings.report.confidence) / 2, _samples(predictions, settings), []
+    tail, samples, found = (1 - settings.report.confidence) / 2, _samples(predictions, settings, evidence), []
     for number in range(resamplings):
         for claim, several in samples.items():
             verdicts: dict[str, list[str]] = {}
             for one, drawn in several:
                 estimates = _estimates({title: _redrawn(sample, title, number) for title, sample in drawn.items()})
-                for title in [*drawn, "all"]:
-                    known = title in estimates and not (
-                        title == "all" and any(isinstance(x, str) for x in drawn.values())
-                    )
+                if any(isinstance(sample, str) for sample in drawn.values()):
+                    estimates.pop("all", None)
+                for title in [*drawn, "all"] if drawn else ():
                     options = {"rivals": len(several), "tail": tail}
+                    known = title in estimates
                     said = verdict(estimates[title], one.threshold, **options) if known else UNDECIDED
                     verdicts.setdefault(title, []).append(said)
             found += [(claim, title, combine(said)) for title, said in verdicts.items()]
@@ -158,21 +173,28 @@ def _redrawn(sample: np.ndarray | Estimate | str, title: str, number: int) -> np
 
 
 def _samples(
-    predictions: Predictions, settings: Settings
+    predictions: Predictions, settings: Settings, evidence: Mapping[str, pd.Series] | None
 ) -> dict[str, list[tuple[Comparison, dict[str, np.ndarray | Estimate | str]]]]:
     """Of each claim its comparisons, each with its sample on each dataset, or why there is none."""
-    titles = {dataset_title(d): d for d in settings.datasets}
-    return {
-        claim: [(one, {title: _sample(one, predictions, d) for title, d in titles.items()}) for one in several]
-        for claim, several in compared(settings).items()
-    }
+    found: dict[str, list[tuple[Comparison, dict[str, np.ndarray | Estimate | str]]]] = {}
+    for claim, several in compared(settings).items():
+        for one in several:
+            datasets = [d for d in settings.datasets if not one.evidence or d in (evidence or {})]
+            samples = {dataset_title(d): _sample(one, predictions, d, evidence) for d in datasets}
+            found.setdefault(claim, []).append((one, samples))
+    return found
 
 
-def _sample(one: Comparison, predictions: Predictions, dataset: str) -> np.ndarray | Estimate | str:
+def _sample(
+    one: Comparison, predictions: Predictions, dataset: str, evidence: Mapping[str, pd.Series] | None
+) -> np.ndarray | Estimate | str:
     """A comparison on a dataset, or why there is none."""
     frames = {model: test_rows(predictions, dataset, model) for model in one.models}
     if missing := ", ".join(model_name(model) for model, frame in frames.items() if frame.empty):
         return f"no predictions of {missing} on {dataset_title(dataset)}"
+    if one.evidence:
+        shows = evidence[dataset]
+        frames = {m: frame[frame["image_id"].map(shows) == one.evidence] for m, frame in frames.items()}
     if not set.intersection(*(set(frame["image_id"]) for frame in frames.values())):
         return f"no image of {dataset_title(dataset)} that all models have answered"
     return one.values(*frames.values())

@@ -27,6 +27,7 @@ from emonb.predictions import (
     CASES,
     GROUPS,
     MAIN,
+    QUARTET,
     UNPARSABLE,
     first_seed,
     intersections,
@@ -35,6 +36,7 @@ from emonb.predictions import (
     prediction_labels,
     seeds_alike,
 )
+from emonb.tables import LEVELS
 
 if TYPE_CHECKING:
     from IPython.display import Image as Shown
@@ -43,6 +45,7 @@ COLUMN, FULL = 3.3, 7.0  # inches: one column and both of a two-column page (CVP
 NOTE = 6.0  # points: the smallest text anywhere, at these widths
 GREY, PALE = "#BBBBBB", "#E4E4E4"
 MARKERS = dict(zip(MAIN, "vDsP^oX", strict=True))  # the model is told by shape, too
+LINES = {"chance": ":", "ceiling": "--"}  # of `tables.LEVELS`, in every chart of accuracy
 Panels = tuple[Figure, list[tuple[Axes, Any]]]  # a figure, and axes and data of each of its panels
 
 
@@ -156,21 +159,38 @@ def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Seque
     return fig, panels
 
 
+def _levels(ax: Axes, levels: pd.DataFrame, dataset: str) -> None:
+    """What needs no knowledge, and the most that label noise allows: columns of `tables.main`."""
+    for column, line in LINES.items():
+        for y in levels.loc[levels["dataset"] == dataset, column].dropna().head(1):
+            ax.axhline(y, color="#777777", linestyle=line, linewidth=1, label=LEVELS[column], zorder=0)
+
+
 def _accuracy_against(
-    table: pd.DataFrame, column: str, xlabel: str, title: str, notes: str = "", model: str = "head"
+    table: pd.DataFrame,
+    levels: pd.DataFrame,
+    column: str,
+    xlabel: str,
+    title: str,
+    notes: str = "",
+    model: str = "head",
 ) -> Figure:
-    """Accuracy with its interval against a column, that of the paper's model in red-orange; a panel per dataset."""
+    """Accuracy with its interval against a column, that of the paper's in red-orange; a panel per dataset."""
     fig, panels = _panels(_parts(table.dropna(subset=["ours", column])), 1.9)
     look = {"color": model_color(model), "marker": "o", "markersize": 4, "capsize": 2}
     for ax, part in panels:
         part = part.sort_values(column)
         errors = (part[["ci_low", "ci_high"]].T - part["ours"]).abs()
         ax.errorbar(part[column], part["ours"], yerr=errors, **look)
-        ax.plot(column, "ours", "o", data=part[part["row"] == model], color="#D55E00", zorder=3)
+        paper = {"color": "#D55E00", "zorder": 3, "label": "as in the paper"}
+        ax.plot(column, "ours", "o", data=part[part["row"] == model], **paper)
         for x, y, note in part[[column, "ours", notes]].to_numpy() if notes else ():
-            ax.annotate(f"{note:g}", (x, y), (5, 4), textcoords="offset points", fontsize=NOTE)
+            ax.annotate(f"{note:g}", (x, y), (4, -9), textcoords="offset points", fontsize=NOTE)
+        _levels(ax, levels, part["dataset"].iloc[0])
         ax.set(xlabel=xlabel, ylabel="accuracy, %")
-    fig.suptitle(f"{title}; the paper's in red-orange")
+        ax.margins(y=0.1)
+    _legend(fig)
+    fig.suptitle(title)
     return fig
 
 
@@ -373,10 +393,11 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
 
 
 @styled
-def accuracy_cost(table: pd.DataFrame) -> Figure:
+def accuracy_cost(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Accuracy (percent, with its interval) against parameters and against milliseconds per image.
 
-    Columns of `table`: dataset (title), model, accuracy, low, high, n, seeds, parameters, ms_median, ms_low, ms_high.
+    Columns of `table`: dataset (title), model, accuracy, low, high, n, seeds, parameters, ms_median, ms_low, ms_high;
+    `levels`: of `tables.main`.
     """
     parts, units = _parts(table), EngFormatter(sep=" ")
     units.ENG_PREFIXES = {0: "", 3: "k", 6: "M", 9: "B"}
@@ -390,28 +411,61 @@ def accuracy_cost(table: pd.DataFrame) -> Figure:
             errors = {"xerr": [[x - left], [right - x]], "yerr": [[y - row["low"]], [row["high"] - y]]}
             style = {"color": model_color(model), "marker": MARKERS[model], "label": model_name(model)}
             ax.errorbar(x, y, **errors, **style, **look, elinewidth=0.8, linestyle="")
+        _levels(ax, levels, part["dataset"].iloc[0])
         ax.set(xscale="log", xlabel=name, ylabel="accuracy, %")
         narrow = part[columns[2]].max() < 30 * part[columns[0]].min()
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
         ax.xaxis.set_major_formatter(units)
         ax.xaxis.set_minor_formatter("")
-    _legend(fig, columns=7)
+    _legend(fig)
     return fig
 
 
 @styled
-def alpha_tradeoff(table: pd.DataFrame) -> Figure:
-    """Accuracy against KL(teacher || head), one point per alpha with its interval; one panel per dataset."""
-    title = "weight of distillation: alpha beside each point"
-    return _accuracy_against(table, "kl", "KL from the teacher (nats)", title, "alpha")
+def evidence(table: pd.DataFrame) -> Figure:
+    """Accuracy by where the emotion of drawn pictures shows, and what the head gains there by its teacher.
+
+    `table`: of `tables.evidence`; means over datasets with intervals, in the second panel also each dataset.
+    """
+    places = [kind for kind in ("content", "mood", "both", "all") if kind in set(table["evidence"])]
+    whole = table[table["dataset"] == "all"].set_index(["row", "evidence"])
+    about = f"n = {whole['n'].max()} images of {table['dataset'].nunique() - 1} datasets, {whole['seeds'].max()} seeds"
+    titles = {f"right answers: {about}": None, "gain of the head by its teacher": None}
+    fig, [(left, _), (right, _)] = _panels(titles, 2.3, 2)
+    for row, line in LINES.items():
+        left.plot(places, whole.loc[row].loc[places, "value"], line, color="#777777", linewidth=1, label=LEVELS[row])
+    marks = [(model, left, model, model_name(model), 0.16 * k - 0.24) for k, model in enumerate(QUARTET)]
+    for row, ax, model, name, beside in [*marks, ("inherited", right, "head", "mean over datasets", 0)]:
+        if row in set(table["row"]):
+            part = whole.loc[row].loc[places]
+            errors = (part[["ci_low", "ci_high"]].T - part["value"]).abs()
+            look = {"color": model_color(model), "marker": MARKERS[model], "markersize": 4, "linestyle": ""}
+            x = np.arange(len(places)) + beside
+            ax.errorbar(x, part["value"], yerr=errors, label=name, zorder=3, capsize=2, **look)
+    single = table[(table["row"] == "inherited") & (table["dataset"] != "all") & table["evidence"].isin(places)]
+    right.plot(single["evidence"].map(places.index) + 0.22, single["value"], ".", color="#777777", label="one dataset")
+    right.axhline(0, color="black", linewidth=0.6)
+    for ax, ylabel in ((left, "accuracy, %"), (right, "points")):
+        ax.set(xlim=(-0.5, len(places) - 0.5), xlabel="the emotion shows in", ylabel=ylabel)
+        ax.set_xticks(range(len(places)), places)
+    left.set_ylim(0, 100)
+    _legend(fig, columns=4)
+    return fig
 
 
 @styled
-def depth(table: pd.DataFrame) -> Figure:
+def alpha_tradeoff(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
+    """Accuracy against KL(teacher || head), one point per alpha with its interval; one panel per dataset."""
+    title = "weight of distillation: alpha beside each point"
+    return _accuracy_against(table, levels, "kl", "KL from the teacher (nats)", title, "alpha")
+
+
+@styled
+def depth(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Accuracy by the head's hidden layers, with intervals: gated, and the head alone; one panel per dataset."""
     table = table.assign(layers=table["name"].str.count(",") + 1).dropna(subset="ours")
     title = "EmoVLM-KD by depth of its head; dotted: the head alone"
-    fig = _accuracy_against(table, "layers", "hidden layers", title, model="emovlmkd")
+    fig = _accuracy_against(table, levels, "layers", "hidden layers", title, model="emovlmkd")
     for ax, part in zip(fig.axes, _parts(table).values(), strict=True):
         ax.plot("layers", "alone", "o:", data=part, color=model_color("head"), markersize=3)
     return fig
@@ -443,14 +497,19 @@ def training_curves(histories: Mapping[tuple[str, str], Sequence[Mapping[str, An
 def qualitative_examples(examples: pd.DataFrame, pictures: Sequence[np.ndarray], title: str, n: int) -> Figure:
     """Pictures with what tuned VLM, ViT and EmoVLM-KD say, by case (`predictions.CASES`).
 
-    `examples`: of `predictions.select_examples`, from `n` images; `pictures`: an (H, W, 3) array for each.
+    `examples`: of `predictions.select_examples`, from `n` images, perhaps with the emotion of a drawn one before label
+    noise, `drawn_as`; (✓): such an answer where the label says otherwise. `pictures`: an (H, W, 3) array for each.
     """
-    rows = examples.to_dict("records")
-    parts = {f"{CASES[row['case']]}\ntrue: {row['label']}{' ' * i}": row for i, row in enumerate(rows)}
+    rows, parts = examples.to_dict("records"), {}
+    for i, row in enumerate(rows):
+        label, drawn = row["label"], row.get("drawn_as", row["label"])
+        true = f"true: {label}" if drawn == label else f"label noise: {label},\ndrawn as {drawn}"
+        parts[f"{CASES[row['case']]}\n{true}{' ' * i}"] = row | {"drawn_as": drawn}
     fig, panels = _panels(parts, 2.6, 4)
     for (ax, said), picture in zip(panels, pictures, strict=True):
         answers = {model_name(m): said[m] for m in ("vlm_tuned", "vit", "emovlmkd") if m in said}
-        lines = [f"{'✓' if a == said['label'] else '✗'} {name}: {a or UNPARSABLE}" for name, a in answers.items()]
+        marks = {said["drawn_as"]: "(✓)", said["label"]: "✓"}
+        lines = [f"{marks.get(a, '✗')} {name}: {a or UNPARSABLE}" for name, a in answers.items()]
         ax.imshow(picture)
         ax.set(xticks=[], yticks=[])
         ax.set_xlabel("\n".join(lines), fontsize=NOTE + 0.5, loc="left", linespacing=1.1)

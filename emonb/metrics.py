@@ -237,3 +237,34 @@ def calibration_error(frame: pd.DataFrame, bins: int = 15) -> float:
     """
     table = reliability(frame, bins)
     return float(100 * np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["n"]))
+
+
+def probability_scores(
+    frame: pd.DataFrame, resamples: int = 2000, confidence: float = 0.95, bins: int = 15
+) -> dict[str, Interval]:
+    """Of a prediction frame of one seed, with bootstrap intervals over images: {name: (value, low, high)}.
+
+    `debiased`: calibration error in percent, root mean square over bins of as many images each, less what chance adds
+    to each bin (Kumar, Liang, Ma: Verified Uncertainty Calibration, NeurIPS 2019); in a resample chance has added
+    twice. `brier`: squared distance from the label, summed over classes, 0..2 (Brier 1950). `nll`: negative log of the
+    label's probability in nats, this clipped at float32's epsilon (ours).
+    """
+    p, labels = probabilities(frame), prediction_labels(frame)
+    gold = frame["label"].to_numpy()[:, None] == np.array(labels)  # [N, C]
+    sure, right = p.max(axis=1, keepdims=True), frame[["prediction"]].eq(frame["label"], axis=0).to_numpy(float)
+    brier, nll = ((p - gold) ** 2).sum(axis=1), -np.log(np.maximum(p[gold], np.finfo(np.float32).eps))
+    bins = np.array_split(np.argsort(sure[:, 0], kind="stable"), min(bins, len(p)))
+    member = np.stack([np.isin(np.arange(len(p)), rows) for rows in bins], axis=1)  # [N, bins]
+    columns = np.hstack([member, member * sure, member * right, brier[:, None], nll[:, None]])
+
+    def measures(means: np.ndarray, times: int) -> np.ndarray:
+        weight, sure, hit = np.split(means[..., :-2], 3, axis=-1)
+        images = np.maximum(weight * len(p), 1)  # none: its weight is 0
+        sure, hit = (len(p) * x / images for x in (sure, hit))
+        chance = hit * (1 - hit) / np.maximum(images - 1, 1)
+        square = (weight * ((sure - hit) ** 2 - times * chance)).sum(axis=-1, keepdims=True)
+        return np.concatenate([100 * np.sqrt(np.maximum(square, 0)), means[..., -2:]], axis=-1)
+
+    values, again = measures(columns.mean(axis=0), 1), measures(bootstrap_means(columns, resamples), 2)
+    names = ("debiased", "brier", "nll")
+    return {name: interval(values[i], again[:, i], confidence) for i, name in enumerate(names)}

@@ -133,14 +133,20 @@ class Run:
         """The sample table of a dataset, of all splits or of one, with absolute paths."""
         return read_samples(self.find("samples", dataset).path, split, columns)
 
+    def drawn(self, split: str) -> dict[str, pd.DataFrame]:
+        """Drawn dataset -> what its sample table knows of each image_id: evidence, off_mood, drawn_as, noisy, ..."""
+        tables = {d: self.samples(d, split).set_index("image_id") for d in self.datasets}
+        return {d: table for d, table in tables.items() if "drawn_as" in table}
+
     def labels(self, dataset: str) -> list[str]:
         """A dataset's emotions in their fixed order."""
         return sample_labels(self.find("samples", dataset).path)
 
     @property
     def example(self) -> pd.Series:
-        """The picture that we follow through all notebooks: the first test picture of the first dataset."""
-        return self.samples(self.datasets[0], "test").iloc[0]
+        """The picture that we follow through all notebooks: the first test picture, not a mislabelled one."""
+        table = self.samples(self.datasets[0], "test")
+        return (table[~table["noisy"]] if "noisy" in table else table).iloc[0]
 
     @property
     def thumbnail(self) -> Image:

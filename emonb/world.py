@@ -29,7 +29,8 @@ from emonb.triplets import listing
 
 SIDE = 96  # pixels; 16 merged visual tokens of the stand-in
 INK, HALO = (22, 20, 28), (250, 250, 250)
-COLUMNS = ("image_id", "path", "split", "label", "caption", "objects", "scene", "evidence", "noisy")
+COLUMNS = ("image_id", "path", "split", "label", "caption", "objects", "scene")
+COLUMNS += ("evidence", "off_mood", "drawn_as", "noisy")
 DRAWN = ("mini-fi", "mini-emoset", "mini-emotion6", "mini-flickr", "mini-instagram")
 
 # ---- datasets ------------------------------------------------------------------------------------------------------
@@ -46,8 +47,9 @@ def draw_dataset(
 
     `sizes` are images per split; fewer than classes raise `EmonbError`. `redraw`: another number gives other test
     images, and the same ones for training. With `without`, {image_id: objects}, these images alone are drawn again,
-    as they were but for these objects. Returns one row per image, with `COLUMNS`:
-    path (relative to folder), label (after noise), evidence (content, mood or both), noisy (label was swapped), ...
+    as they were but for these objects. Returns one row per image, with `COLUMNS`: path (relative to folder), label
+    (after noise), evidence (content, mood or both), off_mood (content before another emotion's mood), drawn_as (the
+    emotion before noise), noisy (label was swapped), ...
     """
     domain = resource("lexicon.yaml", "datasets")[name]
     labels, own, pools = TAXONOMIES[domain["taxonomy"]].labels, np.random.default_rng(zlib.crc32(name.encode())), {}
@@ -70,22 +72,22 @@ def draw_dataset(
         for label in labels:
             (folder / "images" / split / label).mkdir(parents=True, exist_ok=True)
         for i in range(size):
-            objects, background = _compose(rng, latent[i], evidence[i], domain, pools)
+            objects, background, off_mood = _compose(rng, latent[i], evidence[i], domain, pools)
             image_id = f"{split}/{given[i]}/{i:05d}"
             pixels, scene = draw_scene(rng, objects, background, camera, (without or {}).get(image_id, ()))
             if without is not None and image_id not in without:
                 continue
             path = f"images/{image_id}.png"
             Image.fromarray(pixels).save(folder / path, compress_level=1)
-            told = (scene.caption, list(scene.objects), scene.phrase, evidence[i], given[i] != latent[i])
-            rows.append((image_id, path, split, given[i], *told))
+            told = (scene.caption, list(scene.objects), scene.phrase, evidence[i], off_mood, latent[i])
+            rows.append((image_id, path, split, given[i], *told, given[i] != latent[i]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _compose(
     rng: np.random.Generator, label: str, evidence: str, domain: Mapping[str, Any], pools: Mapping[str, list[str]]
-) -> tuple[list[str], Background]:
-    """Choose objects and background so that the emotion shows only where `evidence` says."""
+) -> tuple[list[str], Background, bool]:
+    """Objects and background so that the emotion shows only where `evidence` says; is the mood another emotion's?"""
     moods = resource("lexicon.yaml", "labels")[domain["taxonomy"]]
     count, telling = int(rng.integers(2, 4)), int(rng.integers(1, 3))
     objects = [] if evidence == "mood" else rng.choice(pools[label], telling, replace=False).tolist()
@@ -94,7 +96,7 @@ def _compose(
     if evidence == "content":
         others = [m for other, names in moods.items() if other != label for m in names]
         mood = str(rng.choice(others)) if rng.random() < domain["off_mood"] else "neutral"
-    return objects, mood_background(rng, mood)
+    return objects, mood_background(rng, mood), evidence == "content" and mood != "neutral"
 
 
 def _swap_labels(rng: np.random.Generator, labels: list[str], share: float) -> list[str]:

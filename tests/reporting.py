@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 from exploring import pictures, store_samples
 from PIL import Image
-from synthetic import synthetic
+from synthetic import drawn_of, synthetic
 
 from emonb import claims, tables
 from emonb.files import resource
@@ -36,12 +36,15 @@ def make_results(out: Path) -> Path:
     for (dataset, model), frame in predictions.items():
         write_predictions(out / "predictions" / f"{dataset}__{model}.parquet", frame)
     apart = pd.DataFrame(resource("paper_values.yaml", "departures"))
+    drawn = drawn_of(predictions, DATASETS)
+    evidence = {dataset: table["evidence"] for dataset, table in drawn.items()}
     made = {
-        "claims": claims.claims(claims.comparisons(predictions, settings), None),
+        "claims": claims.claims(claims.comparisons(predictions, settings, evidence), None),
+        "evidence": tables.evidence(predictions, settings, drawn),
         "departures": apart.drop(columns="when"),
     }
     for name in ("main", "modules", "gates", "alpha", "depth", "depth_schedule", "instruction_tuning"):
-        made[name] = getattr(tables, name)(predictions, settings)
+        made[name] = getattr(tables, name)(predictions, settings, *[drawn] * (name == "main"))
     numbers = pd.DataFrame({"model": ["ViT", "head"], "value": [0.1, 0.25]})
     for name, frame in (dict.fromkeys(resource("report.yaml", "tables"), numbers) | made).items():
         (out / "tables" / f"{name}.csv").write_text(tables.csv_text(frame))

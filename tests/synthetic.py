@@ -53,3 +53,16 @@ def synthetic(datasets=("mini-fi", "mini-emotion6", "mini-flickr"), n=120, seeds
                 frames.append(frame_of(answers[:size], label[:size], labels, seed=seed, rng=rng, parsed=parsed))
             found[dataset, model] = pd.concat(frames, ignore_index=True)
     return found
+
+
+def drawn_of(predictions, datasets):
+    """What the drawn world would say of the images: {dataset: table by image_id}; every tenth label is noise."""
+    found = {}
+    for dataset in datasets:
+        label = predictions[dataset, "vit"].drop_duplicates("image_id").set_index("image_id")["label"]
+        order, names = np.arange(len(label)), list(taxonomy_for_dataset(dataset).labels)
+        table = pd.DataFrame({"label": label, "evidence": np.array(["content", "mood", "both"])[order // 2 % 3]})
+        noise, other = order % 10 == 9, [names[names.index(name) - 1] for name in label]
+        table = table.assign(off_mood=(table["evidence"] == "content") & (order % 2 == 0), noisy=noise)
+        found[dataset] = table.assign(drawn_as=label.where(~noise, other))
+    return found

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from exploring import HOSTILE, SHOWN, TEXT, hostile_world, world
+from exploring import HOSTILE, SHOWN, TEXT, hostile_world, store_samples, world
 from PIL import Image
 
 from emonb.errors import EmonbError
@@ -65,6 +65,15 @@ def test_every_count_is_a_crosstab(made, html):
                 expected = pd.crosstab(part["label"], part[model])
                 expected = expected.reindex(index=one["labels"], columns=one["columns"], fill_value=0)
                 assert one["counts"][f][m] == expected.to_numpy().ravel().tolist()
+
+
+def test_a_mislabelled_picture_is_said_to_be_one(tmp_path):
+    made = world(tmp_path, datasets=("mini-fi",), n=24)
+    table = pd.read_parquet(next(tmp_path.rglob("samples.parquet")))
+    name = table["image_id"][5]
+    store_samples(tmp_path, {"mini-fi": table.assign(drawn_as="awe", noisy=table["image_id"] == name)})
+    one = data_of(explorer.explorer_html(made))["sets"][0]
+    assert one["noise"] == {str(one["id"].index(name)): one["labels"].index("awe")}
 
 
 def test_each_image_has_its_own_facts(made, html):

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
-from synthetic import frame_of, synthetic
+from synthetic import drawn_of, frame_of, synthetic
 
 from emonb import figures, tables
 from emonb.data import TAXONOMIES
@@ -81,6 +81,9 @@ def made(world):
     rng, row = np.random.default_rng(0), {"split": "val", "metric": "loss"}
     history = [{**row, "epoch": e, "value": e + k, "seed": k} for e in (1, 2, 3) for k in (0, 2)]
     weights = {TITLES[0]: (LABELS, rng.normal(size=(8, 16))), ODD: (ODD_LABELS, rng.normal(size=(3, 6)))}
+    drawn = drawn_of(found, ("mini-fi",))
+    levels = tables.main(found, settings, drawn)
+    seen = tables.evidence(found, settings, drawn)
     first = {(t, m): first_seed(found[d, m]) for t, d in zip(TITLES, ("mini-fi", ODD), strict=True) for m in QUARTET}
     return {
         "confusion": figures.confusion(odd["vit"], ODD),
@@ -93,9 +96,10 @@ def made(world):
         "gate_weights": figures.gate_weights(weights),
         "gate_trust": figures.gate_trust(trust_of()),
         "calibration": figures.calibration(first),
-        "accuracy_cost": figures.accuracy_cost(cost_of()),
-        "alpha_tradeoff": figures.alpha_tradeoff(tables.alpha(found, settings)),
-        "depth": figures.depth(tables.depth(found, settings)),
+        "accuracy_cost": figures.accuracy_cost(cost_of(), levels),
+        "evidence": figures.evidence(seen),
+        "alpha_tradeoff": figures.alpha_tradeoff(tables.alpha(found, settings), levels),
+        "depth": figures.depth(tables.depth(found, settings), levels),
         "training_curves": figures.training_curves({("head", t): history for t in TITLES}),
         "answer_bars": figures.answer_bars(
             pictures[0], {"vit": dict(zip(ODD_LABELS, (3, 5, 2), strict=True))}, "x", ODD
@@ -118,7 +122,7 @@ def test_names_are_no_formulas_and_text_is_readable_in_print(made):
     drawing = {n for n, f in public.items() if str(f.__annotations__.get("return")).startswith("Figure")}
     assert drawing == set(made)
     for figure, fig in made.items():
-        assert ODD in words(fig).replace("\n", " "), figure  # drawn without an error, and as it is
+        assert figure == "evidence" or ODD in words(fig).replace("\n", " "), figure  # drawn, and as it is
         texts = [t for t in fig.findobj(Text) if t.get_visible() and t.get_text()]
         assert not [t.get_text() for t in texts if t.get_parse_math() and "$" in t.get_text()], figure
         assert min(t.get_fontsize() for t in texts) >= figures.NOTE, figure
@@ -206,6 +210,21 @@ def test_alpha_depth_and_cost_put_each_point_in_its_place(made, world):
     assert all(text in words(made["accuracy_cost"]) for text in ("VLM, tuned", "10 M", "n = 60 images, 3 seeds"))
 
 
+def test_evidence_points_are_the_table_and_lines_are_chance_and_ceiling(made, world):
+    found, settings, _ = world
+    table = tables.evidence(found, settings, drawn_of(found, ("mini-fi",))).query("dataset == 'all'")
+    left, right = made["evidence"].axes
+    for row, place in ((QUARTET[0], left.containers[0]), ("inherited", right.containers[0])):
+        want = table[(table["row"] == row) & (table["evidence"] != "no false mood")].set_index("evidence")["value"]
+        assert place.lines[0].get_ydata().tolist() == want[["content", "mood", "both", "all"]].tolist()
+        assert place.lines[0].get_color() == model_color("head" if row == "inherited" else row)
+    for name in ("depth", "alpha_tradeoff", "accuracy_cost"):
+        heights = {line.get_label(): line.get_ydata()[0] for line in made[name].axes[0].lines}
+        assert heights["ceiling set by label noise"] == 90, "one label in ten is noise"
+        assert heights["always the most frequent emotion"] == 12.5
+        assert "ceiling set by label noise" in [text.get_text() for text in made[name].legends[0].get_texts()]
+
+
 def test_gate_weights_and_trust_are_their_tables(made, world):
     half = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 0.0], [1.0, -1.0, 5.0]])
     assert figures.lift(half).tolist() == [2.5, 2.0, 5.0]
@@ -237,6 +256,10 @@ def test_calibration_curves_and_examples(made, world):
     assert [image.get_array()[0, 0, 0] for ax in fig.axes for image in ax.images] == list(range(len(examples)))
     right = examples[["vlm_tuned", "vit", "emovlmkd"]].eq(examples["label"], axis=0).to_numpy().sum()
     assert words(fig).count("✓") == right
+    noisy = examples.assign(drawn_as=examples["label"].where(np.arange(len(examples)) > 0, "other"), emovlmkd="other")
+    marked = figures.qualitative_examples(noisy, [np.zeros((4, 4, 3))] * len(noisy), "x", 60)
+    assert "label noise: " in marked.axes[0].get_title()
+    assert [words(ax.figure).count("(✓) EmoVLM-KD: other") for ax in marked.axes[:1]] == [1], "as drawn, so not wrong"
     one = figures.qualitative_examples(examples[examples["case"] == "vlm"], [np.zeros((4, 4, 3))] * 2, "x", 60)
     assert words(one).count("; no ") == 3
 
@@ -256,7 +279,7 @@ def test_nothing_to_show_is_said(world):
     nothing, alone = tables.complementarity({}, world[1]), KAPPAS.iloc[:1, :1]
     made = [figures.complementarity_venn(nothing), figures.complementarity_by_emotion(nothing)]
     made += [figures.complementarity_upset({}), figures.agreement({"x": alone}, {"x": 1}), figures.calibration({})]
-    made += [figures.gate_trust(trust_of().iloc[:0]), figures.accuracy_cost(cost_of().iloc[:0])]
+    made += [figures.gate_trust(trust_of().iloc[:0]), figures.accuracy_cost(cost_of().iloc[:0], nothing)]
     assert all("no predictions" in words(fig) for fig in [*made, figures.training_curves({})])
 
 

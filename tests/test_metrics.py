@@ -166,3 +166,21 @@ def test_bins_counted_by_hand():
     assert metrics.calibration_error(frame) == pytest.approx(100 * (2 * 0.1 + 4 * 0.15) / 6)
     edges = metrics.reliability(said([0.6, 0.601, 1.0], [1, 1, 1]), bins=5)
     assert np.allclose(edges[["low", "high"]], [[0.4, 0.6], [0.6, 0.8], [0.8, 1.0]])
+
+
+def test_scores_of_probabilities_by_hand_and_of_what_is_known():
+    """Brier and NLL of two answers; the calibration error of a model 10 points too sure, and of a perfect one."""
+    two = metrics.probability_scores(said([0.9, 0.6], [1, 0]))
+    assert two["brier"][0] == pytest.approx((0.1**2 + 0.1**2 + 0.6**2 + 0.6**2) / 2)
+    assert two["nll"][0] == pytest.approx(-(np.log(0.9) + np.log(0.4)) / 2)
+    assert metrics.probability_scores(said([1.0], [0]))["nll"][0] == pytest.approx(-np.log(np.finfo("float32").eps))
+    rng, found = np.random.default_rng(0), []
+    for much in [0.0, 0.1] * 12:
+        sure = rng.uniform(0.6, 0.9, 400)
+        frame = said(sure, rng.random(400) < sure - much)
+        found.append((*metrics.probability_scores(frame, 100)["debiased"], metrics.calibration_error(frame)))
+    perfect, off = np.array(found[::2]), np.array(found[1::2])  # [12, 4]
+    assert np.sqrt(np.mean(off[:, 0] ** 2)) == pytest.approx(10, abs=1.5)
+    assert ((off[:, 1] <= 10) & (off[:, 2] >= 10)).mean() >= 0.9
+    assert np.median(perfect[:, 0]) < 0.6 * np.median(perfect[:, 3]), "what chance adds is taken away"
+    assert (perfect[:, 1] == 0).all()

@@ -86,7 +86,7 @@ def test_whole_run_shows_everything_and_complains_of_nothing(made):
     ):
         assert words in page
     assert page.count("<img ") == len(list((made / "figures").glob("*.png")))
-    assert page.count("class='card claim") == 11
+    assert page.count("class='card claim") == 13
     assert "<details><summary>Confusion matrices: mini-fi (drawn) (2)</summary>" in page
     order = [page.index(f"<section id={i}>") for i in ("result", "claims", "explorer", "departures", "files")]
     assert order == sorted(order)
@@ -136,6 +136,26 @@ def test_numbers_of_the_main_table_are_those_of_the_csv(made):
     assert f">{row['paper']:.2f}</td>" in cells
     interval = rf"\[{row['ci_low']:.1f}, {row['ci_high']:.1f}\]"
     assert re.search(rf">(<b>)?{row['ours']:.1f}(</b>)? <span class=ci>{interval}", cells)
+
+
+def test_what_is_built_into_the_drawn_world_is_said_at_the_top_by_the_numbers_of_the_table(out):
+    path = out / "tables" / "evidence.csv"
+    table = pd.read_csv(path)
+    rest = (table["row"] == "only_vit") & (table["evidence"] == "no false mood")
+    n = table["evidence"].map({"content": 20, "mood": 10, "both": 10, "all": 40, "no false mood": 25})
+    table.assign(n=n, value=table["value"].mask(rest, 12.34)).to_csv(path, index=False)
+    top, _, rest = page_of(out)[0].partition("<main")
+    assert "75 % of the former carry another emotion's mood" in unescape(top)
+    assert "50 % of its test pictures show their emotion in what is drawn alone" in top
+    assert re.search(r"only the ViT on [\d.]+ % and 12.3 %", top)
+    assert rest.index("<section id=evidence>") < rest.index("<section id=claims>")
+    levels = pd.read_csv(out / "tables" / "main.csv").groupby("dataset")[["chance", "ceiling"]].max()
+    drawn = re.findall(r"<i class=(\w+) style='left:([\d.]+)%'>", rest)
+    assert [(kind, float(x)) for kind, x in drawn] == [
+        (k, round(x, 2)) for row in levels.loc[::-1].iloc for k, x in row.items()
+    ]
+    path.unlink()
+    assert "former carry" not in page_of(out)[0]
 
 
 def test_same_results_same_bytes_and_nothing_beside_the_page_is_needed(made):

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
-from synthetic import frame_of, synthetic, truth
+from synthetic import drawn_of, frame_of, synthetic, truth
 
 from emonb import claims, tables
 from emonb.data import TAXONOMIES
 from emonb.files import resource
-from emonb.metrics import Estimate
+from emonb.metrics import Estimate, correctness
 from emonb.predictions import GROUPS
 from emonb.settings import load_settings
 
@@ -143,6 +143,57 @@ def test_what_a_second_seed_knows_stands_beside_what_the_other_model_knows(setti
     assert row[["second_vlm", "only_vit", "only_vit_over_second"]].tolist() == [12.5, 37.5, 25]
     assert row["only_vit_over_second_low"] < 25 < row["only_vit_over_second_high"]
     assert row["consistency_vlm"] == pytest.approx((6 / 8 - 0.5) / 0.5)
+
+
+def test_evidence_by_hand(predictions, settings):
+    drawn = drawn_of(predictions, DATASETS)
+    seen = tables.evidence(predictions, settings, drawn)
+    found = seen.set_index(["dataset", "evidence", "row"])["value"]
+    table = drawn["mini-fi"]
+    hits = 100 * correctness(predictions, "mini-fi", ("head", "head_alpha0", "vlm_tuned", "vit"))
+    mood, rest = table["evidence"] == "mood", ~table["off_mood"]
+    assert found[FI, "mood", "head"] == pytest.approx(hits["head"][mood].mean())
+    assert found[FI, "mood", "inherited"] == pytest.approx((hits["head"] - hits["head_alpha0"])[mood].mean())
+    only = (hits["vit"] > hits["vlm_tuned"])[rest]
+    assert found[FI, "no false mood", "only_vit"] == pytest.approx(100 * only.mean())
+    single = found.xs(("content", "vit"), level=(1, 2))
+    assert single["all"] == pytest.approx(single.drop("all").mean())
+    assert found[FI, "all", "ceiling"] == 100 * (1 - table["noisy"].mean()) == 90
+    small = settings.model_copy(update={"datasets": ("mini-fi",)})
+    main = tables.main(predictions, small, drawn).query("row == 'vit'").iloc[0]
+    assert main[["chance", "ceiling"]].tolist() == [12.5, 90]
+    assert "[" in tables.readable(seen.query("row == 'vit'")).loc[0, "mood"]
+    assert tables.readable(tables.evidence(predictions, settings, {})).empty
+
+
+def test_uneven_classes_get_macro_f1_and_balanced_accuracy():
+    """Eight positive, all right; of four negative one is right, one unparsable: F1 16/18 and 2/5, recall 1 and 1/4."""
+    gold = ["positive"] * 8 + ["negative"] * 4
+    said = ["positive"] * 8 + ["negative"] + ["positive"] * 3
+    frame = frame_of(said, gold, ["positive", "negative"], parsed=[True] * 11 + [False])
+    row = tables.main({("bass", "vit"): frame}, load_settings("smoke", datasets="bass", images="anywhere")).iloc[0]
+    assert (row["row"], row["ours"], row["chance"]) == ("vit", 75, pytest.approx(100 * 8 / 12))
+    assert row["balanced_accuracy"] == pytest.approx(100 * (1 + 1 / 4) / 2)
+    assert row["macro_f1"] == pytest.approx(100 * (16 / 18 + 2 / 5) / 2)
+
+
+@pytest.mark.parametrize(("better", "found"), [("head", "holds"), ("head_alpha0", "does not hold")])
+def test_contrasts_of_evidence_are_judged_where_it_is_known(settings, better, found):
+    one, rng = settings.model_copy(update={"datasets": ("mini-fi", "mini-flickr")}), np.random.default_rng(0)
+    right = dict(zip(("head", "head_alpha0"), (0.8, 0.5) if better == "head" else (0.5, 0.8), strict=True))
+    label, predictions = truth("mini-fi", 300), {}
+    evidence = pd.Series(["mood", "content", "both"] * 100, [f"test/{i:05d}.png" for i in range(300)])
+    for model, share in right.items():
+        chance = np.where(evidence == "mood", share, np.where(evidence == "content", 1.3 - share, 0.6))
+        said = [
+            t if hit else LABELS[LABELS.index(t) - 1] for t, hit in zip(label, rng.random(300) < chance, strict=True)
+        ]
+        predictions["mini-fi", model] = frame_of(said, label, LABELS)
+    table = claims.comparisons(predictions, one, {"mini-fi": evidence}).query("claim in ('E1', 'E2')")
+    assert table["dataset"].tolist() == [FI, "all"] * 2
+    assert table["verdict"].tolist() == [found] * 4
+    assert table["n"].tolist() == [100] * 4
+    assert set(claims.comparisons(predictions, one)["claim"]).isdisjoint({"E1", "E2"})
 
 
 def test_models_of_other_images_are_not_compared(predictions, settings):

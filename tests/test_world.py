@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from emonb.data import TAXONOMIES, taxonomy_for_dataset
 from emonb.errors import EmonbError
 from emonb.files import resource
+from emonb.run import open_run
 from emonb.triplets import listing, offline_triplets, suggested
 from emonb.vlm import load_processor
 from emonb.world import (
@@ -71,6 +72,10 @@ def test_descriptions_are_true(drawn):
         texture = row.scene.partition(" with ")[2] or "plain"
         assert row.evidence == "content" or texture in {t for m in moods[row.label] for t in looks[m]["textures"]}
         assert not set(row.caption.replace(",", "").split()) & set(taxonomy.labels)
+        assert row.evidence == "content" or not row.off_mood
+    assert ((frame["drawn_as"] != frame["label"]) == frame["noisy"]).all()
+    content = frame[frame["evidence"] == "content"]
+    assert content["off_mood"].mean() == pytest.approx(domain["off_mood"], abs=0.2)
     assert frame["noisy"].mean() == pytest.approx(domain["noise"], abs=0.03)
     shares = frame["evidence"].value_counts(normalize=True)
     assert [shares[k] for k in ("content", "mood", "both")] == pytest.approx(domain["evidence"], abs=0.13)
@@ -128,6 +133,13 @@ def test_a_picture_is_drawn_again_without_an_object(tmp_path):
     )
     assert (old[0] == new[0]).all()
     assert 300 < (old[1] != new[1]).any(axis=2).sum() < 44**2, "a sticker's pixels, and no others"
+
+
+def test_the_picture_that_is_followed_is_not_mislabelled(tmp_path, monkeypatch):
+    run = open_run("smoke", out=str(tmp_path / "out"))
+    table = pd.DataFrame({"image_id": ["a", "b"], "noisy": [True, False]})
+    monkeypatch.setattr(run, "samples", lambda dataset, split: table)
+    assert run.example["image_id"] == "b"
 
 
 def test_too_few_pictures_are_refused(tmp_path):

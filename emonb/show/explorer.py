@@ -132,8 +132,8 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
     artifacts = predictions.folder.parent / "artifacts"
     if not artifacts.is_dir():
         raise EmonbError(f"{dataset}: where are its pictures? There is no {artifacts}")
-    samples = read_samples(Store(artifacts).find("samples", dataset).path, "test", ["image_id", "path"])
-    paths = samples.set_index("image_id")["path"]
+    samples = read_samples(Store(artifacts).find("samples", dataset).path, "test").set_index("image_id")
+    paths, noise = samples["path"], samples["drawn_as"][samples["noisy"]] if "noisy" in samples else {}
     labels = prediction_labels(next(iter(frames.values())))
     columns = [*labels, UNPARSABLE] if (table == "").any(axis=None) else labels
     codes = table.replace("", UNPARSABLE).apply(pd.Index(columns).get_indexer)  # [N, 1 + models] numbers of labels
@@ -164,6 +164,7 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
         "kept": f"first the errors of {model_name([*frames][-1])}, then of any other model, then a sample of the hits",
         "id": few.index.tolist(),
         "label": few["label"].tolist(),
+        "noise": {i: labels.index(noise[name]) for i, name in enumerate(few.index) if name in noise},
         "mask": sum(mask[chosen].astype(int) << bit for bit, mask in enumerate(kept.values())).tolist(),
         "answer": [few[m].tolist() for m in frames],
         "sure": sure,

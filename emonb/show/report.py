@@ -24,7 +24,7 @@ from emonb.predictions import MODELS, QUARTET, dataset_title, expected_models, g
 from emonb.settings import Settings
 from emonb.show.explorer import explorer_html
 from emonb.show.notebooks import write_site
-from emonb.tables import display, format_value, numeric_columns, plain_caption
+from emonb.tables import LEVELS, by_evidence, display, format_value, numeric_columns, plain_caption
 from emonb.triplets import source_note
 
 _PICTURES = 4000  # thumbnails of all datasets together: about 6 MB
@@ -75,6 +75,7 @@ def write_report(out: Path) -> list[str]:
     notes += [f"{resource('report.yaml', 'elsewhere')} {'; '.join(others)}."] * bool(others)
     results.problems += write_site(out, " ".join(notes))
     blocks = _blocks(results, records, datasets, settings)
+    notes += [block["note"] for block in [blocks.get("table:evidence")] if block]
     judged, sections = (blocks.get("table:claims") or {}).get("claims", []), []
     for section in resource("report.yaml", "sections"):
         keys = dict.fromkeys(key for part in section["parts"] for key in fnmatch.filter(blocks, part))
@@ -102,6 +103,7 @@ def write_report(out: Path) -> list[str]:
         facts=run and results.safe("the facts of the run", _facts, run),
         sections=sections,
         chart={model: model_name(model) for model in QUARTET},
+        lines=LEVELS,
         problems=results.problems,
     )
     atomic_write(out / "index.html", html + "\n")
@@ -138,7 +140,8 @@ def _blocks(
         if build and path.is_file():
             blocks[f"{kind}:{path.stem}"] = safe(f"{kind} {path.stem}", build, results, path)
     for kind, named in (("table", resource("report.yaml", "tables")), ("figure", resource("report.yaml", "figures"))):
-        lost = [id for id in named if f"{kind}:{id}" not in blocks]
+        there = [id for id in named if id != "evidence" or any(map(is_drawn, datasets))]
+        lost = [id for id in there if f"{kind}:{id}" not in blocks]
         results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
     there = [dataset for dataset in datasets if any(dataset == name for name, _ in predictions)]
     shown = [d for d in there if safe(f"{d} in the explorer", explorer_html, predictions, [d], limit=1)]
@@ -188,8 +191,17 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
             rows = pd.concat(map(pd.read_csv, there)).dropna(subset="ours").drop_duplicates(["dataset", "row"])
             parts = rows.groupby("dataset", sort=False)
             block["chart"] = {dataset: part.set_index("row").to_dict("index") for dataset, part in parts}
+            known = [part[[*LEVELS]].max().dropna() for _, part in parts] if {*LEVELS} <= {*rows} else []
+            block["levels"] = {name: one.to_dict() for (name, _), one in zip(parts, known, strict=False)}
         frame = display(frame, [column for column in ("gain", "kl") if column in frame]).reset_index()
         frame = frame.replace("\u00a0", " ", regex=True)  # here cells may break before an interval
+    elif "evidence" in frame:
+        whole = frame[frame["dataset"] == "all"]
+        value, n = whole.pivot(index="row", columns="evidence", values="value"), whole.groupby("evidence")["n"].max()
+        off, said = 100 * (n["all"] - n["no false mood"]) / n["content"], resource("report.yaml", "evidence")
+        block["note"] = said.format(n=100 * n / n["all"], off=off, all=value["all"], rest=value["no false mood"])
+        frame = by_evidence(whole).droplevel("dataset").reset_index()
+        frame = frame.replace("\u00a0", " ", regex=True)
     elif {"model", "name"} <= set(frame):
         frame = frame.drop(columns="model")
     texts = frame.map(format_value)
