@@ -10,6 +10,7 @@ FORCE ?=
 NOTEBOOKS ?=
 # The exact versions that results and tests depend on; LOCK= installs the newest that pyproject.toml allows.
 LOCK ?= requirements.lock
+N ?= 3
 # CPU=1 installs torch without its CUDA libraries: 1 GB instead of 7.
 CPU ?=
 
@@ -21,7 +22,7 @@ option = $(if $($(1)),--$(2) '$($(1))')
 options = --profile '$(PROFILE)' $(call option,DATASETS,datasets) $(call option,IMAGES,images) \
 	$(call option,OUT,out) $(call option,SEEDS,seeds) $(call option,FORCE,force) $(call option,NOTEBOOKS,notebooks)
 
-.PHONY: help reproduce test lint style notebooks bench doctor lock clean
+.PHONY: help reproduce test lint style notebooks stability bench doctor lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +31,7 @@ help:
 	@echo 'make test        unit tests, notebook tests, a small end-to-end run'
 	@echo 'make lint        ruff: code and notebooks; make style corrects what it can'
 	@echo 'make notebooks   run the mini profile and put the executed notebooks back into notebooks/'
+	@echo 'make stability   N=3 more runs with other seeds and test pictures: how often does each verdict come out?'
 	@echo 'make bench       what is fast and by how much, into build/bench; nothing else should run'
 	@echo 'make lock        the newest versions into requirements.lock (needs uv: pip install uv)'
 	@echo 'make doctor      check this environment; make clean removes results and caches'
@@ -61,6 +63,15 @@ style: $(installed)
 notebooks: $(installed)
 	$(python) -m emonb run --profile mini
 	$(python) -m emonb notebooks --out build/mini
+
+# Other seeds and other drawn test pictures each time; build/$(PROFILE) must be there.
+stability: $(installed)
+	@mkdir -p build/stability
+	@for k in $$(seq $(N)); do \
+		printf 'from: $(PROFILE)\nseeds: [%d, %d, %d]\nworld: {redraw: %d}\n' \
+			$$((3 * k)) $$((3 * k + 1)) $$((3 * k + 2)) $$k >build/stability/$$k.yaml && \
+		$(python) -m emonb run --profile build/stability/$$k.yaml --out build/stability/$$k || exit 1; done
+	@$(python) -m emonb compare build/$(PROFILE) build/stability/*/; test $$? -le 1
 
 bench: $(installed)
 	@for part in where schedules limit scoring steps growth; do \

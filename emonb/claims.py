@@ -12,6 +12,7 @@ mean over datasets is judged; each dataset stands beside it.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import pandas as pd
 
 from emonb.files import resource
 from emonb.metrics import Estimate, crossed_estimates, difference, excess_hits, hits_by_seed, kl_by_seed, mcnemar_p
-from emonb.predictions import Predictions, dataset_title, head_model, model_name, test_rows
+from emonb.predictions import Predictions, dataset_title, gated, head_model, model_name, test_rows
 from emonb.settings import Settings
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
@@ -62,7 +63,8 @@ def compared(settings: Settings) -> dict[str, list[Comparison]]:
         ],
         "C2": _gaps("head", teacher),
         "C2b": _gaps("head", *filter(None, [alone])),
-        "C3": _gaps("head", *deeper),
+        "C3": _gaps("emovlmkd", *map(gated, deeper)),
+        "C3b": _gaps("head", *deeper),
         "C4": _gaps("emovlmkd", *(f"gate_{kind}" for kind in gate.kinds if kind != gate.kind), threshold=-_MARGIN),
         "C5": _gaps("vlm_tuned", "vlm_zero_shot"),
         "C6": _gaps("emovlmkd", "vlm_tuned", "vit", "head"),
@@ -107,15 +109,12 @@ def comparisons(
     cannot be made has no numbers, is undecided, and `comparison` says why.
     """
     tail, rows = (1 - settings.report.confidence) / 2, []
-    for claim, several in compared(settings).items():
-        for one in several:
-            datasets = [d for d in settings.datasets if not one.evidence or d in (evidence or {})]
-            found = {dataset_title(d): _sample(one, predictions, d, evidence) for d in datasets}
+    for claim, several in _samples(predictions, settings, evidence).items():
+        for one, found in several:
             missing = {title: why for title, why in found.items() if isinstance(why, str)}
             missing |= {"all": "; ".join(missing.values())} if missing else {}
-            there = {title: sample for title, sample in found.items() if title not in missing}
-            estimates = _estimates(there)
-            for title in [*found, "all"] if found else ():
+            estimates = _estimates(found)
+            for title in [*found, "all"]:
                 row = {"claim": claim, "dataset": title, "comparison": one.name, "threshold": one.threshold}
                 if title in missing:
                     row |= {"comparison": f"not tested, {missing[title]}: {one.name}", "verdict": UNDECIDED}
@@ -133,8 +132,62 @@ def comparisons(
     return pd.DataFrame(rows, columns=[*columns, "mcnemar_p", "n", "seeds"]).astype({"n": "Int64", "seeds": "Int64"})
 
 
+def shares(
+    predictions: Predictions,
+    settings: Settings,
+    evidence: Mapping[str, pd.Series] | None = None,
+    resamplings: int = 20,
+) -> pd.Series:
+    """How often each verdict comes out: percent of resamplings, by claim, dataset and verdict.
+
+    Test images and pipelines are drawn again with replacement, the same ones for all comparisons of a dataset; what is
+    an estimate already (C1) is drawn with its error. Our choice: it says which verdicts hang on luck.
+    """
+    tail, samples, found = (1 - settings.report.confidence) / 2, _samples(predictions, settings, evidence), []
+    for number in range(resamplings):
+        for claim, several in samples.items():
+            verdicts: dict[str, list[str]] = {}
+            for one, drawn in several:
+                estimates = _estimates({title: _redrawn(sample, title, number) for title, sample in drawn.items()})
+                for title in [*drawn, "all"]:
+                    known = title in estimates and not (
+                        title == "all" and any(isinstance(x, str) for x in drawn.values())
+                    )
+                    options = {"rivals": len(several), "tail": tail}
+                    said = verdict(estimates[title], one.threshold, **options) if known else UNDECIDED
+                    verdicts.setdefault(title, []).append(said)
+            found += [(claim, title, combine(said)) for title, said in verdicts.items()]
+    table = pd.DataFrame(found, columns=["claim", "dataset", "verdict"])
+    return (100 * table.value_counts(["claim", "dataset", "verdict"], sort=False) / resamplings).rename("share")
+
+
+def _redrawn(sample: np.ndarray | Estimate | str, title: str, number: int) -> np.ndarray | Estimate | str:
+    """A sample with its images and seeds drawn again."""
+    rng = np.random.default_rng([number, zlib.crc32(title.encode())])
+    if isinstance(sample, Estimate):
+        return sample._replace(value=sample.value + sample.error * rng.normal())
+    if isinstance(sample, str):
+        return sample
+    images, seeds = (rng.integers(size, size=size) for size in sample.shape)
+    return sample[images][:, seeds]
+
+
+def _samples(
+    predictions: Predictions, settings: Settings, evidence: Mapping[str, pd.Series] | None
+) -> dict[str, list[tuple[Comparison, dict[str, np.ndarray | Estimate | str]]]]:
+    """Of each claim its comparisons, each with its sample on each dataset, or why there is none."""
+    known = evidence or {}
+
+    def found(one: Comparison) -> dict[str, np.ndarray | Estimate | str]:
+        datasets = [d for d in settings.datasets if not one.evidence or d in known]
+        return {dataset_title(d): _sample(one, predictions, d, known) for d in datasets}
+
+    every = compared(settings).items()
+    return {claim: [(one, samples) for one in several if (samples := found(one))] for claim, several in every}
+
+
 def _sample(
-    one: Comparison, predictions: Predictions, dataset: str, evidence: Mapping[str, pd.Series] | None
+    one: Comparison, predictions: Predictions, dataset: str, evidence: Mapping[str, pd.Series]
 ) -> np.ndarray | Estimate | str:
     """A comparison on a dataset, or why there is none."""
     frames = {model: test_rows(predictions, dataset, model) for model in one.models}
@@ -148,25 +201,28 @@ def _sample(
     return one.values(*frames.values())
 
 
-def _estimates(samples: Mapping[str, np.ndarray | Estimate]) -> dict[str, Estimate]:
-    """An estimate for each dataset, and of their mean (`all`)."""
+def _estimates(samples: Mapping[str, np.ndarray | Estimate | str]) -> dict[str, Estimate]:
+    """An estimate for each dataset that has a sample, and of their mean (`all`)."""
     given = {title: sample for title, sample in samples.items() if isinstance(sample, Estimate)}
     if not given:
-        return crossed_estimates(samples) if samples else {}
+        arrays = {title: sample for title, sample in samples.items() if isinstance(sample, np.ndarray)}
+        return crossed_estimates(arrays) if arrays else {}
     error = math.sqrt(sum(one.error**2 for one in given.values())) / len(given)
     value, images = np.mean([one.value for one in given.values()]), sum(one.images for one in given.values())
     return {**given, "all": Estimate(float(value), error, math.inf, images, max(one.seeds for one in given.values()))}
 
 
-def claims(detail: pd.DataFrame, parameters: pd.DataFrame | None) -> pd.DataFrame:
+def claims(detail: pd.DataFrame, parameters: pd.DataFrame | None, resampled: pd.Series | None = None) -> pd.DataFrame:
     """The verdict on each claim per dataset and in all, with the comparison that decided it.
 
     Args:
         detail: what `comparisons` found.
         parameters: the table of `cost.parameter_table` (for C8); None where there is none.
+        resampled: what `shares` found.
 
-    Columns: claim, statement, dataset, verdict, decided_by, value, ci_low, ci_high, detectable, mcnemar_p, n, seeds,
-    rule. `decided_by` is the comparison of that verdict which is the least above its threshold.
+    Columns: claim, statement, dataset, verdict, share (percent of the resamplings with that verdict), decided_by,
+    value, ci_low, ci_high, detectable, mcnemar_p, n, seeds, rule. `decided_by` is the comparison of that verdict which
+    is the least above its threshold.
     """
     rows = []
     for _, part in detail.groupby(["claim", "dataset"], sort=False):
@@ -186,5 +242,7 @@ def claims(detail: pd.DataFrame, parameters: pd.DataFrame | None) -> pd.DataFram
     table = table.assign(statement=table["claim"].map(said), rule=table["claim"].map(rules))
     order = {claim: i for i, claim in enumerate(said)}
     table = table.sort_values("claim", key=lambda claims: claims.map(order), kind="stable", ignore_index=True)
-    columns = ["claim", "statement", "dataset", "verdict", "decided_by", "value", "ci_low", "ci_high", "detectable"]
-    return table[[*columns, "mcnemar_p", "n", "seeds", "rule"]]
+    keys = ["claim", "dataset", "verdict"]
+    table["share"] = np.nan if resampled is None else pd.MultiIndex.from_frame(table[keys]).map(resampled)
+    columns = ["claim", "statement", "dataset", "verdict", "share", "decided_by", "value", "ci_low", "ci_high"]
+    return table[[*columns, "detectable", "mcnemar_p", "n", "seeds", "rule"]]

@@ -182,20 +182,24 @@ def report(out: Annotated[str, typer.Option(help="results folder, whole or parti
 
 
 @app.command()
-def compare(
-    run_a: Annotated[Path, typer.Argument(help="a results folder")],
-    run_b: Annotated[Path, typer.Argument(help="another one of the same datasets")],
-) -> None:
-    """What differs between two runs, and where it begins; exit code 0: nothing, 1: something, 2: an error."""
+def compare(runs: Annotated[list[Path], typer.Argument(help="two or more results folders")]) -> None:
+    """What differs between two runs, and where it begins; of more, how often each verdict comes out.
+
+    Exit code 0: nothing differs, 1: something does, 2: an error.
+    """
     from emonb.show.compare import compare as side_by_side
+    from emonb.show.compare import verdict_counts
 
     try:
-        found = side_by_side(run_a, run_b)
+        if len(runs) < 2:
+            raise EmonbError("compare: give two results folders, or more")
+        found = side_by_side(*runs) if len(runs) == 2 else verdict_counts(runs)
     except EmonbError as error:
         typer.echo(f"emonb: {error}", err=True)
         raise typer.Exit(2) from None
-    typer.echo(str(found))
-    raise typer.Exit(0 if found.same else 1)
+    same = found.same if len(runs) == 2 else bool((found == len(runs)).any(axis=1).all())
+    typer.echo(str(found) if len(runs) == 2 else found.to_string())
+    raise typer.Exit(0 if same else 1)
 
 
 @app.command()

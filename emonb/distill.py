@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from emonb.training import Best, accuracy, warn_if_short
+from emonb.training import Best, accuracy, outputs, warn_if_short
 
 
 class Cached(NamedTuple):
@@ -109,3 +109,18 @@ def train_head(
         best.keep(head, epoch, total / len(train.labels), accuracy(head, [val.features], val.labels))
     head.load_state_dict(best.weights)
     return head.eval(), best.rows
+
+
+def out_of_fold(train: Cached, val: Cached, *, folds: int = 5, seed: int = 0, **options: Any) -> Tensor:
+    """[N, C] logits about the N training pictures, each by a head that was trained without it (ours).
+
+    From them a gate can learn how right a head is about new pictures (stacking: Wolpert 1992). `options`: of
+    `train_head`.
+    """
+    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
+    logits = torch.zeros_like(train.teacher)
+    for fold in order.chunk(folds):
+        known = order[~torch.isin(order, fold)].sort().values
+        head, _ = train_head(Cached(*(tensor[known] for tensor in train)), val, seed=seed, **options)
+        logits[fold] = outputs(head, train.features[fold])
+    return logits.cpu()

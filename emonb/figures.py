@@ -29,10 +29,12 @@ from emonb.predictions import (
     MAIN,
     QUARTET,
     UNPARSABLE,
+    first_seed,
     intersections,
     model_color,
     model_name,
     prediction_labels,
+    seeds_alike,
 )
 from emonb.tables import LEVELS
 
@@ -101,6 +103,13 @@ def compact(source: Any, *, width: int = 2000, photo: bool = False) -> bytes:
 # ---- panels, heatmaps, bars ----------------------------------------------------------------------------------------
 
 
+def _first_of(frame: pd.DataFrame) -> str:
+    """What a picture of a model's first seed rests on, and how far it speaks for the others."""
+    alike, seeds = seeds_alike(frame), frame["seed"].nunique()
+    agree = f", first of {seeds} seeds; all say the same of {(alike == seeds).mean():.0%}" if seeds > 1 else ", 1 seed"
+    return f"n = {len(alike)} images{agree}"
+
+
 def _rests_on(n: object, seeds: object) -> str:
     return f"n = {n} images, {seeds} seed{'' if seeds == 1 else 's'}"
 
@@ -158,17 +167,23 @@ def _levels(ax: Axes, levels: pd.DataFrame, dataset: str) -> None:
 
 
 def _accuracy_against(
-    table: pd.DataFrame, levels: pd.DataFrame, column: str, xlabel: str, title: str, notes: str = ""
+    table: pd.DataFrame,
+    levels: pd.DataFrame,
+    column: str,
+    xlabel: str,
+    title: str,
+    notes: str = "",
+    model: str = "head",
 ) -> Figure:
-    """Accuracy of heads with its interval against a column, the paper's head in red-orange; a panel per dataset."""
+    """Accuracy with its interval against a column, that of the paper's model; a panel per dataset."""
     fig, panels = _panels(_parts(table.dropna(subset=["ours", column])), 1.9)
-    look = {"color": model_color("head"), "marker": "o", "markersize": 4, "capsize": 2}
+    look = {"color": model_color(model), "marker": "o", "markersize": 4, "capsize": 2}
     for ax, part in panels:
         part = part.sort_values(column)
         errors = (part[["ci_low", "ci_high"]].T - part["ours"]).abs()
         ax.errorbar(part[column], part["ours"], yerr=errors, **look)
         paper = {"color": "#D55E00", "zorder": 3, "label": "as in the paper"}
-        ax.plot(column, "ours", "o", data=part[part["row"] == "head"], **paper)
+        ax.plot(column, "ours", "o", data=part[part["row"] == model], **paper)
         for x, y, note in part[[column, "ours", notes]].to_numpy() if notes else ():
             ax.annotate(f"{note:g}", (x, y), (4, -9), textcoords="offset points", fontsize=NOTE)
         _levels(ax, levels, part["dataset"].iloc[0])
@@ -199,10 +214,10 @@ def _matrix(title: str, *cells: Any) -> Figure:
 
 @styled
 def confusion(frame: pd.DataFrame, title: str) -> Figure:
-    """Confusion matrix of a prediction frame: row percent as colour, percent and counts (over all seeds) as text."""
-    counts, percent = _confusion(frame)
+    """Confusion matrix of the first seed of a prediction frame: row percent as colour, percent and counts as text."""
+    counts, percent = _confusion(first_seed(frame))
     notes = (percent.round().astype(int).astype(str) + " %\n" + counts.astype(str)).where(counts > 0, "")
-    title = f"{title}\n{_rests_on(frame['image_id'].nunique(), frame['seed'].nunique())}"
+    title = f"{title}\n{_first_of(frame)}"
     return _matrix(title, percent, notes, "Blues", 0, 100, "% of the true emotion")
 
 
@@ -211,15 +226,15 @@ def confusion_difference(a: pd.DataFrame, b: pd.DataFrame, title: str) -> Figure
     """Confusion matrix of a minus that of b, in percentage points of the true emotion, on their common images.
 
     Green-blue: a answers so more often than b; brown: less often. On the diagonal more is better, elsewhere
-    less. A difference that rounds to zero has no number. Several seeds of one model are pooled.
+    less. A difference that rounds to zero has no number. Of several seeds the first is taken.
     """
     shared = set(a["image_id"]) & set(b["image_id"])
-    (_, first), (_, second) = (_confusion(frame[frame["image_id"].isin(shared)]) for frame in (a, b))
+    (_, first), (_, second) = (_confusion(first_seed(frame[frame["image_id"].isin(shared)])) for frame in (a, b))
     points = first.sub(second, fill_value=0.0).loc[first.index, max(first.columns, second.columns, key=len)]
     limit = max(1.0, float(points.abs().to_numpy().max()))
     digits = 0 if limit >= 3 else 1
     notes = points.map(f"{{:+.{digits}f}}".format).where(points.round(digits) != 0, "")
-    title = f"{title}\nn = {len(shared)} images, {a['seed'].nunique()} and {b['seed'].nunique()} seeds"
+    title = f"{title}\nn = {len(shared)} images, first seed of each"
     return _matrix(title, points, notes, "BrBG", -limit, limit, "points")
 
 
@@ -447,10 +462,13 @@ def alpha_tradeoff(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
 
 @styled
 def depth(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
-    """Accuracy of heads by number of hidden layers, with intervals; one panel per dataset."""
-    layers = table["name"].str.count(",") + 1
-    title = "depth of the distilled head"
-    return _accuracy_against(table.assign(layers=layers), levels, "layers", "hidden layers", title)
+    """Accuracy by the head's hidden layers, with intervals: gated, and the head alone; one panel per dataset."""
+    table = table.assign(layers=table["name"].str.count(",") + 1).dropna(subset="ours")
+    title = "EmoVLM-KD by depth of its head; dotted: the head alone"
+    fig = _accuracy_against(table, levels, "layers", "hidden layers", title, model="emovlmkd")
+    for ax, part in zip(fig.axes, _parts(table).values(), strict=True):
+        ax.plot("layers", "alone", "o:", data=part, color=model_color("head"), markersize=3)
+    return fig
 
 
 @styled

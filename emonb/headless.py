@@ -213,7 +213,7 @@ class _Run:
         notes = nb.metadata.get("papermill", {})
         nb.metadata["papermill"] = {"parameters": notes.get("parameters", {}), "duration": notes.get("duration")}
         used = sorted({(stage["stage"], stage["name"]) for stage in record["stages"]})
-        own = {"versions": library_versions(), "used": [list(pair) for pair in used], "files": record["files"]}
+        own = {"versions": _versions(), "used": [list(pair) for pair in used], "files": record["files"]}
         whole = record["status"] == "executed"
         nb.metadata["emonb"] = own | ({"fingerprint": self._fingerprint(source, own)} if whole else {})
         atomic_write(target, nbformat.writes(nb))
@@ -248,11 +248,11 @@ class _Run:
         there: dict[str, str] = {}
         for source in self.sources:
             there |= read_json(source)["metadata"].get("emonb", {}).get("versions", {})
-        here, records = library_versions(), self.records.values()
+        here, records = _versions(), self.records.values()
         content = {
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
-            "versions": here,
+            "versions": library_versions(),
             "lock": lock_state(),
             "differs_from_notebooks": {n: [here.get(n, "none"), v] for n, v in there.items() if here.get(n) != v},
             "git": git_state(),
@@ -267,6 +267,11 @@ class _Run:
             "notebooks": self.records,
         }
         write_json(self.out / "run.json", content)
+
+
+def _versions() -> dict[str, str]:
+    """What numbers may hang on besides code and settings."""
+    return {**library_versions(), "processor": machine()["cpu"]}
 
 
 # ---- one notebook --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
-from emonb.predictions import Predictions, prediction_labels, probabilities, test_rows
+from emonb.predictions import Predictions, first_seed, prediction_labels, probabilities, test_rows
 
 Interval = tuple[float, float, float]  # a value and the ends of its interval
 _CHUNK = 4_000_000  # resampling weights held at once: bounds memory for EmoSet's 17,716 test images
@@ -31,9 +31,9 @@ def correctness(predictions: Predictions, dataset: str, models: Iterable[str]) -
 
 
 def hits_by_seed(frame: pd.DataFrame) -> pd.DataFrame:
-    """0.0 or 1.0, whether an answer is right: a row per image_id (sorted), a column per seed."""
+    """Share of a seed's repeats that are right, 0..1: a row per image_id (sorted), a column per seed."""
     right = frame.assign(right=(frame["prediction"] == frame["label"]).astype(float))
-    return right.pivot(index="image_id", columns="seed", values="right")
+    return right.pivot_table("right", "image_id", "seed")
 
 
 def difference(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
@@ -99,6 +99,8 @@ def crossed_estimates(samples: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
     samples, since two or three seeds say little about a variance (0 where all have one: their luck is not in the
     interval). Degrees of freedom by Satterthwaite (1946). `all` is the mean over samples, which are independent.
     """
+    if not samples:
+        return {}
     images = {name: (x.mean(axis=1).var(ddof=1) / len(x), len(x) - 1) for name, x in samples.items()}
     luck = sum(x.shape[1] - 1 for x in samples.values())
     pooled = sum(((x.mean(axis=0) - x.mean()) ** 2).sum() for x in samples.values()) / max(1, luck)
@@ -130,8 +132,8 @@ def excess_hits(a: pd.DataFrame, b: pd.DataFrame, permutations: int = 10_000, se
     Returns:
         In percent of all images: hits of b there minus the mean of the permuted; error: the deviation of these.
     """
-    first = a[a["seed"] == a["seed"].min()].set_index("image_id")
-    answers = b.pivot(index="image_id", columns="seed", values="prediction")
+    first = first_seed(a).set_index("image_id")
+    answers = b.pivot(index="image_id", columns=["seed", "repeat"], values="prediction")
     answers = answers.loc[answers.index.intersection(first.index)]
     gold, said = first.loc[answers.index, "label"], first.loc[answers.index, "prediction"]
     wrong = (gold != said).to_numpy()
@@ -172,6 +174,24 @@ def kappa(a: Sequence[str], b: Sequence[str]) -> float:
     return 1.0 if list(a) == list(b) else float(cohen_kappa_score(list(a), list(b)))
 
 
+def error_consistency(a: np.ndarray, b: np.ndarray, resamples: int = 2000, confidence: float = 0.95) -> Interval:
+    """Whether two models err on the same images more often than their accuracies bring about; 0: independent errors.
+
+    kappa = (c_obs - c_exp) / (1 - c_exp), c_obs the share of images on which both are right or both wrong, c_exp =
+    p_a p_b + (1 - p_a)(1 - p_b) (Geirhos, Meding, Wichmann 2020, Beyond Accuracy); its interval is over images.
+
+    Args:
+        a, b: hits (N,), 0 or 1; NaN among them, or c_exp = 1, gives NaN.
+    """
+    if not len(a) or np.isnan([a, b]).any():
+        return (np.nan,) * 3
+    hits = np.column_stack([a, b, np.equal(a, b)]).astype(float)
+    p, q, observed = np.vstack([hits.mean(axis=0), bootstrap_means(hits, resamples)]).T
+    expected = p * q + (1 - p) * (1 - q)
+    kappas = (observed - expected) / np.where(expected < 1, 1 - expected, np.nan)
+    return interval(kappas[0], kappas[1:], confidence)
+
+
 def kl_divergence(p: np.ndarray, q: np.ndarray, tau: float = 1.0) -> np.ndarray:
     """KL(p^tau || q^tau) per row (N,), in nats, of softmax probabilities (N, C) at temperature tau (paper: 2).
 
@@ -183,12 +203,17 @@ def kl_divergence(p: np.ndarray, q: np.ndarray, tau: float = 1.0) -> np.ndarray:
 
 
 def kl_by_seed(teacher: pd.DataFrame, student: pd.DataFrame, tau: float) -> pd.DataFrame:
-    """KL(teacher^tau || student^tau): a row per image_id (sorted), a column per seed of the student."""
-    columns = [f"p_{name}" for name in prediction_labels(student)]
-    first = teacher.drop_duplicates("image_id").set_index("image_id").reindex(columns=columns)
-    student = student[student["image_id"].isin(first.index)]
-    kl = kl_divergence(first.loc[student["image_id"]], probabilities(student), tau)
-    return student.assign(kl=kl).pivot(index="image_id", columns="seed", values="kl")
+    """KL(teacher^tau || student^tau): a row per image_id (sorted), a column per seed of the student.
+
+    The teacher is that of the same seed, or its first seed where there is none; repeats are averaged.
+    """
+    columns, seeds = [f"p_{name}" for name in prediction_labels(student)], set(teacher["seed"])
+    taught = student["seed"].where(student["seed"].isin(seeds), teacher["seed"].min())
+    keys = pd.MultiIndex.from_arrays([student["image_id"], taught])
+    known = teacher[teacher["repeat"] == 0].set_index(["image_id", "seed"])[columns].reindex(keys)
+    there = known.notna().all(axis=1).to_numpy()
+    kl = kl_divergence(known[there], probabilities(student[there]), tau)
+    return student[there].assign(kl=kl).pivot_table("kl", "image_id", "seed")
 
 
 def reliability(frame: pd.DataFrame, bins: int = 15) -> pd.DataFrame:

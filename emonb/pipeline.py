@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,7 +25,14 @@ from emonb.data import open_picture, parse_emotion, question, read_samples, samp
 from emonb.errors import EmonbError
 from emonb.files import link_or_copy, read_json, resource, write_json
 from emonb.machine import get_device, is_main, process_count, process_index, wait_for_all
-from emonb.predictions import make_predictions, probabilities, read_predictions, write_predictions
+from emonb.predictions import (
+    first_seed,
+    head_model,
+    make_predictions,
+    probabilities,
+    read_predictions,
+    write_predictions,
+)
 from emonb.progress import progress
 from emonb.releases import Release
 from emonb.releases.imports import listing_digest, read_dataset, write_table
@@ -93,8 +101,9 @@ def dataset_folder(settings: Settings, dataset: str) -> Path | None:
 def _drawn(run: Run, dataset: str) -> Making:
     taxonomy = taxonomy_for_dataset(dataset)
     sizes = dict(zip(SPLITS, getattr(run.settings.world, taxonomy.name), strict=True))
-    folder, _ = yield {"source": "drawn", "sizes": sizes}
-    release = Release(draw_dataset(dataset, folder, sizes), folder, taxonomy.labels)
+    redraw = run.settings.world.redraw
+    folder, _ = yield {"source": "drawn", "sizes": sizes, "redraw": redraw}
+    release = Release(draw_dataset(dataset, folder, sizes, redraw), folder, taxonomy.labels)
     meta = write_table(release, folder, dataset, "drawn", where=dataset)
     write_json(folder / "meta.json", {**meta, "root": ".", "drawn": True})
 
@@ -224,14 +233,14 @@ def base_predictions(run: Run, dataset: str, *, samples: Artifact, features: Art
         write_predictions(folder / "predictions.parquet", frame)
 
 
-@stage("03_instruction_tuning")
-def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, features: Artifact) -> Making:
+@stage("03_instruction_tuning", side_by_side=True)
+def adapter(run: Run, dataset: str, seed: int, *, samples: Artifact, triplets: Artifact, features: Artifact) -> Making:
     """LoRA instruction tuning on the triplets: a peft adapter and `history.json`."""
     import torch
 
     from emonb.tuning import add_lora, save_adapter, tune
 
-    config, seed = run.settings.vlm, run.settings.seed
+    config = run.settings.vlm
     params = {**_base(config), **config.lora, **config.tuning}
     folder, parts = yield {**params, "triplet_kinds": config.triplet_kinds, "seed": seed}
     torch.manual_seed(seed)  # before the adapter is drawn
@@ -240,7 +249,7 @@ def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, fe
     lines = triplet_lines(triplets.path / "triplets.jsonl")
     rows = [row for row in lines if row["kind"] in config.triplet_kinds]
     see = Source(tuned, features, samples, "train")
-    options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"LoRA of {dataset}"}
+    options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"LoRA of {dataset}, seed {seed}"}
     try:
         history = tune(tuned, rows, see, **config.tuning, **options)
         if is_main():
@@ -250,20 +259,24 @@ def adapter(run: Run, dataset: str, *, samples: Artifact, triplets: Artifact, fe
         base.model = tuned.model.unload()  # the base again, without the adapter
 
 
-@stage("03_instruction_tuning")
-def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Artifact, adapter: Artifact) -> Making:
-    """The tuned VLM's answers: `predictions.parquet` of all splits, with its reasons for some test pictures.
+@stage("03_instruction_tuning", side_by_side=True)
+def vlm_predictions(
+    run: Run, dataset: str, seed: int, *, samples: Artifact, features: Artifact, adapter: Artifact
+) -> Making:
+    """The tuned VLM's answers: `predictions.parquet` of all splits.
 
-    `generated.parquet` has its greedy free answers about these, parsed.
+    The first seed's reasons for some test pictures stand there, and in `generated.parquet` its greedy free answers
+    about these, parsed.
     """
     from emonb.tuning import adapted
 
-    config, seed, labels = run.settings.vlm, run.settings.seed, sample_labels(samples.path)
-    words = {"reasons": config.reasons, "max_new_tokens": config.max_new_tokens, "seed": seed}
+    config, labels = run.settings.vlm, sample_labels(samples.path)
+    reasons = config.reasons if seed == run.settings.seed else 0  # for people; generation takes longer than scoring
+    words = {"reasons": reasons, "max_new_tokens": config.max_new_tokens, "seed": seed}
     folder, parts = yield {**_base(config), **words}
     tables = _tables(samples)
     last = len(tables["test"]) - 1
-    asked = tables["test"].iloc[np.unique(np.linspace(0, last, min(config.reasons, last + 1)).astype(int))]
+    asked = tables["test"].iloc[np.unique(np.linspace(0, last, min(reasons, last + 1)).astype(int))]
     with adapted(base_vlm(run), adapter.path) as tuned:
         why = resource("prompts.yaml", "reasoning", "instructions")[0]
         said = _texts(tuned, asked, why, config, parts / "reasons.json")
@@ -271,7 +284,7 @@ def vlm_predictions(run: Run, dataset: str, *, samples: Artifact, features: Arti
         scores = _answers(run, tuned, samples, features, SPLITS, parts)
     if is_main():
         write_predictions(folder / "predictions.parquet", _predictions(tables, scores, seed, said))
-    if is_main() and config.reasons:  # an answer that cannot be parsed stays unparsed
+    if is_main() and reasons:  # an answer that cannot be parsed stays unparsed
         texts = [answers[image_id] for image_id in asked["image_id"]]
         named = [parse_emotion(text, labels) for text in texts]
         p = np.array([[float(label == name) for label in labels] for name in named])
@@ -354,13 +367,14 @@ def _texts(vlm: VLM, asked: pd.DataFrame, instruction: str, config: VLMSettings,
 
 
 def _predictions(
-    tables: Tables, scores: Mapping[str, Tensor], seed: int, said: Mapping[str, str] | None = None
+    tables: Tables, scores: Mapping[str, Tensor], seed: int, said: Mapping[str, str] | None = None, repeat: int = 0
 ) -> pd.DataFrame:
     """Predictions of the splits of `scores` ([N, C] logits or log-probabilities); `said`: image id -> VLM's words."""
     frames = []
     for split, logits in scores.items():
         ids, labels, p = tables[split]["image_id"], tables[split].attrs["labels"], logits.double().softmax(-1).numpy()
-        options = {"seed": seed, "raw_text": None if said is None else [said.get(image_id, "") for image_id in ids]}
+        texts = None if said is None else [said.get(image_id, "") for image_id in ids]
+        options = {"seed": seed, "repeat": repeat, "raw_text": texts}
         frames.append(make_predictions(ids, [split] * len(p), tables[split]["label"], p, labels, **options))
     return pd.concat(frames, ignore_index=True)
 
@@ -410,8 +424,8 @@ def _joined(shards: Mapping[str, Sequence[Path]], name: str) -> dict[str, Tensor
 
 
 @stage("04_teacher", side_by_side=True)
-def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Making:
-    """One conventional network, of the name `<dataset>--<network>`.
+def teacher(run: Run, dataset: str, network: str, seed: int, *, samples: Artifact) -> Making:
+    """One conventional network.
 
     Files: `model.safetensors`, `config.json`, `history.json`, `logits.safetensors` ([N, C] per split, with
     `ids.json`: what the student learns from) and `predictions.parquet`.
@@ -422,7 +436,7 @@ def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Makin
     from emonb.model import save_module
     from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network
 
-    config, seed, labels = run.settings.teacher.networks[network], run.settings.seed, sample_labels(samples.path)
+    config, labels = run.settings.teacher.networks[network], sample_labels(samples.path)
     folder, parts = yield {**config.model_dump(), "network": network, "seed": seed}
     torch.manual_seed(seed)
     tables = _tables(samples)
@@ -431,7 +445,7 @@ def teacher(run: Run, dataset: str, network: str, *, samples: Artifact) -> Makin
     for split, table in tables.items():
         targets = [labels.index(label) for label in table["label"]]
         pictures[split] = Pictures(table["path"].tolist(), targets, config.image_size, colours, config.crop_scale)
-    options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"{network} on {dataset}"}
+    options = {"seed": seed, "checkpoint": parts / "checkpoint.pt", "what": f"{network} on {dataset}, seed {seed}"}
     train = pictures["train"].augmented(seed)
     history = train_network(net, train, pictures["val"], **config.training, **options)
 
@@ -466,27 +480,38 @@ def cached_tensors(samples: Artifact, features: Artifact, teacher: Artifact) -> 
 
 
 @stage("05_distillation", side_by_side=True)
-def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teacher: Artifact) -> Making:
-    """All heads of all seeds.
+def head(run: Run, dataset: str, seed: int, *, samples: Artifact, features: Artifact, teacher: Artifact) -> Making:
+    """All heads of a pipeline; the paper's and the one without teacher several times.
 
-    Files: `<model>.seed<k>.safetensors`, `heads.json` (sizes, labels), `history.json` and
-    `logits.safetensors` (both of `head`), and `<model>.parquet` predictions with all seeds.
+    Files: `<model>.safetensors` of the first time, `heads.json` (sizes, labels), `history.json` (of `head`),
+    `logits.safetensors` (`<model>.<split>.repeat<k>` of what gates read; `head_oof.train`: out of fold), and
+    `<model>.parquet` predictions. Heads with a schedule of their own, and those out of fold, are of the first seed.
     """
     from safetensors.torch import save_file
 
-    from emonb.distill import Cached, train_head
-    from emonb.training import outputs
+    from emonb.distill import Cached, out_of_fold, train_head
+    from emonb.training import mixed_seed, outputs
 
-    config, seeds = run.settings.distill, run.settings.seeds
-    folder, _ = yield {**config.model_dump(), "seeds": seeds}
+    config, repeats, first = run.settings.distill, run.settings.repeats, seed == run.settings.seed
+    folder, _ = yield {**config.model_dump(), "seed": seed, "repeats": repeats, "first": first}
     data = cached_tensors(samples, features, teacher)
     there = {s: Cached(*(tensor.to(get_device()) for tensor in cached)) for s, cached in data.items()}
 
-    def train(name: str, seed: int) -> Trained:
-        net, curve = train_head(there["train"], there["val"], **config.heads[name], **config.training, seed=seed)
+    def train(name: str, repeat: int) -> Trained:
+        options = {**config.training, **config.heads[name], "seed": mixed_seed(seed, repeat)}
+        with (
+            warnings.catch_warnings(action="ignore") if "lr" in config.heads[name] else nullcontext()
+        ):  # short on purpose
+            net, curve = train_head(there["train"], there["val"], **options)
         return net.cpu(), curve, {s: outputs(net, cached.features) for s, cached in data.items()}
 
-    kept = _train_all(folder, [*config.heads], seeds, train, _tables(samples), f"heads of {dataset}")
+    times = {name: 1 for name, own in config.heads.items() if first or "lr" not in own}
+    times |= {name: repeats for name in ("head", head_model(config, alpha=0.0)) if name in times}
+    read = {gate["head"] for gate in run.settings.gates.values()}
+    kept = _train_all(folder, times, seed, train, _tables(samples), f"heads of {dataset}, seed {seed}", read)
+    if first:
+        options = {**config.training, **config.heads["head"], "seed": mixed_seed(seed)}
+        kept["head_oof.train.repeat0"] = out_of_fold(there["train"], there["val"], **options)
     save_file(kept, folder / "logits.safetensors")
     sizes = {name: list(setting["hidden"]) for name, setting in config.heads.items()}
     width = data["train"].features.shape[1]
@@ -495,59 +520,69 @@ def head(run: Run, dataset: str, *, samples: Artifact, features: Artifact, teach
 
 def _train_all(
     folder: Path,
-    names: list[str],
-    seeds: Sequence[int],
+    times: Mapping[str, int],
+    seed: int,
     train: Callable[[str, int], Trained],
     tables: Tables,
     what: str,
+    keep: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Train and write every head or gate of every seed, and the curve of the first one; returns the logits of that."""
+    """Train and write every head or gate so many times, and the curve of the first one.
+
+    Returns the logits of those to `keep`, as `<name>.<split>.repeat<k>`.
+    """
     from emonb.model import save_module
 
-    history, kept = [], {}
-    for name in progress(names, what, unit="model"):
+    kept = {}
+    for name in progress(times, what, unit="model"):
         frames = []
-        for seed in seeds:
-            net, curve, scores = train(name, seed)
-            save_module(net, folder / f"{name}.seed{seed}.safetensors")
-            frames.append(_predictions(tables, scores, seed))
-            if name == names[0]:
-                kept |= {f"{split}.seed{seed}": logits for split, logits in scores.items()}
-                history += [row | {"seed": seed} for row in curve]
+        for repeat in range(times[name]):
+            net, curve, scores = train(name, repeat)
+            frames.append(_predictions(tables, scores, seed, repeat=repeat))
+            kept |= {f"{name}.{split}.repeat{repeat}": logits for split, logits in scores.items() if name in keep}
+            if not repeat:
+                save_module(net, folder / f"{name}.safetensors")
+            if not repeat and name == next(iter(times)):
+                write_json(folder / "history.json", curve)
         write_predictions(folder / f"{name}.parquet", pd.concat(frames, ignore_index=True))
-    write_json(folder / "history.json", history)
     return kept
 
 
 @stage("06_gate", side_by_side=True)
-def gate(run: Run, dataset: str, *, vlm_predictions: Artifact, head: Artifact) -> Making:
-    """All gates of all seeds; seed k of a gate reads seed k of the head.
+def gate(run: Run, dataset: str, seed: int, *, vlm_predictions: Artifact, head: Artifact) -> Making:
+    """All gates of a pipeline, the paper's several times: it then reads the head that was trained at that time.
 
-    Files: `<model>.seed<k>.safetensors`, `gates.json`, `<model>.parquet`, `history.json` (of `emovlmkd`).
+    That which learns from val is chosen on train. Out of fold (first seed) are the head's answers, not the VLM's.
+
+    Files: `<model>.safetensors` of the first time, `gates.json`, `<model>.parquet`, `history.json` (of `emovlmkd`).
     """
     from safetensors.torch import load_file
 
     from emonb.gate import train_gate
-    from emonb.training import outputs
+    from emonb.training import mixed_seed, outputs
 
-    config, seeds = run.settings.gate, run.settings.seeds
-    folder, _ = yield {**config.model_dump(), "seeds": seeds}
+    config, repeats, gates = run.settings.gate, run.settings.repeats, run.settings.gates
+    if seed != run.settings.seed:
+        gates = {name: gate for name, gate in gates.items() if gate["learns_from"] != "oof"}
+    folder, _ = yield {**config.model_dump(), "gates": gates, "seed": seed, "repeats": repeats}
     labels = read_json(head.path / "heads.json")["labels"]
     logits = load_file(head.path / "logits.safetensors")
-    if missing := [seed for seed in seeds if f"train.seed{seed}" not in logits]:
-        raise EmonbError(f"{head.path}: no head of seed {missing}; run notebook 05 with these seeds")
     answers = {s: read_predictions(vlm_predictions.path / "predictions.parquet", labels, split=s) for s in SPLITS}
     order = {s: rows_of(head.path / "head.parquet", s, answers[s]["image_id"]) for s in SPLITS}
 
-    def train(name: str, seed: int) -> Trained:
-        kind, inputs = config.gates[name]
-        data = {s: opinions(f, logits[f"{s}.seed{seed}"][order[s]], inputs) for s, f in answers.items()}
-        net, curve = train_gate(kind, data["train"], data["val"], **config.training, seed=seed)
+    def train(name: str, repeat: int) -> Trained:
+        def told(head: str, s: str) -> Opinions:
+            return opinions(answers[s], logits[f"{head}.{s}.repeat{repeat}"][order[s]], gates[name]["inputs"])
+
+        data, learns_from = {s: told(gates[name]["head"], s) for s in SPLITS}, gates[name]["learns_from"]
+        known = told("head_oof", "train") if learns_from == "oof" else data["train"]
+        pair = (known, data["val"]) if learns_from != "val" else (data["val"], known)
+        net, curve = train_gate(gates[name]["kind"], *pair, **config.training, seed=mixed_seed(seed, repeat))
         return net, curve, {s: outputs(net, x.vlm, x.head) for s, x in data.items()}
 
-    _train_all(folder, [*config.gates], seeds, train, answers, f"gates of {dataset}")
-    kinds = {name: {"kind": kind, "inputs": inputs} for name, (kind, inputs) in config.gates.items()}
-    write_json(folder / "gates.json", {"labels": labels, "gates": kinds})
+    times = {name: repeats if name == "emovlmkd" else 1 for name in gates}
+    _train_all(folder, times, seed, train, answers, f"gates of {dataset}, seed {seed}")
+    write_json(folder / "gates.json", {"labels": labels, "gates": gates})
 
 
 def opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
@@ -564,8 +599,7 @@ def opinions(frame: pd.DataFrame, student: Tensor, inputs: str) -> Opinions:
 
 def rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
     """Positions of pictures in the order of a prediction file (that of any one seed)."""
-    frame = read_predictions(file, split=split)
-    there = frame.loc[frame["seed"] == frame["seed"].iloc[0], "image_id"]
+    there = first_seed(read_predictions(file, split=split))["image_id"]
     position = {image_id: i for i, image_id in enumerate(there)}
     return [position[image_id] for image_id in ids]
 
@@ -593,9 +627,10 @@ def assemble(tuned: VLM, head: Path, gate: Path, config: Mapping[str, Any]) -> E
     """The parts of one seed as one model."""
     from emonb.model import EmoVLMKD, load_gate, load_head
 
-    end, classes = f"seed{config['seed']}.safetensors", len(config["labels"])
-    student = load_head(head / f"head.{end}", config["hidden"], classes)
-    return EmoVLMKD(tuned, student, load_gate(gate / f"emovlmkd.{end}", config["gate"], classes), dict(config)).eval()
+    classes = len(config["labels"])
+    student = load_head(head / "head.safetensors", config["hidden"], classes)
+    gating = load_gate(gate / "emovlmkd.safetensors", config["gate"], classes)
+    return EmoVLMKD(tuned, student, gating, dict(config)).eval()
 
 
 @stage("06_gate")

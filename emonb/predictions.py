@@ -1,11 +1,13 @@
 """Prediction files: one parquet per dataset and model, from which every number of every table follows.
 
-Columns: `image_id, split, label, seed, prediction, p_<label>..., raw_text, parsed`; several seeds are more rows. The
-order of the columns `p_<label>` is the class order, checked on load.
+Columns: `image_id, split, label, seed, repeat, prediction, p_<label>..., raw_text, parsed`; several seeds, and the
+repeats of a head or gate within the pipeline of a seed, are more rows; a file without `repeat` has one. The order of
+the columns `p_<label>` is the class order, checked on load.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,11 @@ MODELS = {  # file name -> name for people; colour of Okabe and Ito (2008), None
     "gate_cross": ("cross gating", None),
     "gate_concat_logits": ("concat & linear, raw logits (authors' code)", None),
     "gate_concat_soft": ("concat & linear, VLM's distribution", None),
+    "gate_concat_val": ("concat & linear, learnt on val", None),
+    "gate_concat_oof": ("concat & linear, learnt on the head's out-of-fold answers", None),
     "average_vlm_head": ("plain average, VLM and head", None),
     "average_vlm_vit": ("plain average, VLM and ViT", None),
-}  # in the order of every list; head_alpha* and head_depth* follow the settings
+}  # in the order of every list; head_alpha*, head_depth* and gate_depth* follow the settings
 MAIN = tuple(model for model, (_, color) in MODELS.items() if color)  # those that figures compare
 QUARTET = ("vlm_tuned", "vit", "head", "emovlmkd")  # the system, its parts and the teacher
 GROUPS = ("both right", "only VLM right", "only ViT right", "neither right")
@@ -47,14 +51,16 @@ CASES = {
     "gate": "only EmoVLM-KD\nright, both wrong",
     "lost": "gate lost: one right,\nEmoVLM-KD wrong",
 }  # rows of the picture figure; in the first two EmoVLM-KD is right as well (paper, last figure)
-_FIRST, _LAST = ("image_id", "split", "label", "seed", "prediction"), ("raw_text", "parsed")
+_FIRST, _LAST = ("image_id", "split", "label", "seed", "repeat", "prediction"), ("raw_text", "parsed")
 _NOTHING = pd.DataFrame(columns=[*_FIRST, *_LAST])
 
 
 def model_name(model: str) -> str:
     """A model as people read it; an unknown one keeps its file name."""
-    if model.startswith("head_depth"):
-        return f"head, {model.removeprefix('head_depth')} hidden layers"
+    if named := re.fullmatch(r"(head|gate)_depth(\d+)(?:_x(.+))?", model):
+        kind, depth, length = named.groups()
+        name = f"{'head' if kind == 'head' else 'EmoVLM-KD'}, {depth} hidden layer{'s' * (depth != '1')}"
+        return name + (f", {length} x the authors' training" if length else "")
     if model.startswith("head_alpha"):
         return f"head, alpha = {model.removeprefix('head_alpha')}"
     return MODELS[model][0] if model in MODELS else model
@@ -71,10 +77,15 @@ def head_model(distill: DistillSettings, **different: Any) -> str:
     return next((name for name, head in distill.heads.items() if head == wanted), "")
 
 
+def gated(head: str) -> str:
+    """File name of EmoVLM-KD with this head."""
+    return "emovlmkd" if head == "head" else head.replace("head", "gate", 1)
+
+
 def expected_models(settings: Settings) -> list[str]:
     """Models of which notebooks 03 to 06 write predictions for each dataset, in that order."""
     free = ["vlm_generated"] if settings.vlm.reasons else []
-    trained = [*settings.teacher.networks, *settings.distill.heads, *settings.gate.gates]
+    trained = [*settings.teacher.networks, *settings.distill.heads, *settings.gates]
     return ["vlm_zero_shot", "vlm_tuned", *free, *trained, "average_vlm_head", "average_vlm_vit"]
 
 
@@ -104,6 +115,7 @@ def make_predictions(
     labels: Sequence[str],
     *,
     seed: int = 0,
+    repeat: int = 0,
     raw_text: Sequence[str | None] | None = None,
     parsed: Sequence[bool] | None = None,
 ) -> pd.DataFrame:
@@ -117,7 +129,7 @@ def make_predictions(
     p[~ok] = 1 / len(labels)
     answers = np.where(ok, np.asarray(labels, object)[p.argmax(axis=1)], "")
     columns = {"image_id": list(image_ids), "split": list(split), "label": list(label), "seed": seed}
-    columns |= {"prediction": answers, **{f"p_{name}": p[:, i] for i, name in enumerate(labels)}}
+    columns |= {"repeat": repeat, "prediction": answers, **{f"p_{name}": p[:, i] for i, name in enumerate(labels)}}
     texts = pd.array([None] * n if raw_text is None else list(raw_text), dtype="str")
     return pd.DataFrame({**columns, "raw_text": texts, "parsed": ok})
 
@@ -151,6 +163,8 @@ def read_predictions(
         frame = pd.read_parquet(path, filters=[("split", "==", split)] if split else None)
     except Exception as error:  # whatever a damaged file makes pyarrow raise
         raise EmonbError(f"{path}: no predictions ({error!r}); run the notebook that writes them (03 to 06)") from None
+    if "repeat" not in frame and "seed" in frame:
+        frame.insert(frame.columns.get_loc("seed") + 1, "repeat", 0)
     if labels is not None:
         check_labels(prediction_labels(frame), labels, str(path))
     _check(frame, path)
@@ -166,13 +180,13 @@ def _check(frame: pd.DataFrame, path: str | Path) -> None:
     p, parsed, answers = probabilities(frame), frame["parsed"].to_numpy(bool), frame["prediction"]
     at = pd.Index(labels).get_indexer(answers)  # -1: no label
     likely = p[np.arange(len(p)), at] >= p.max(axis=1) - 1e-6
-    twice = frame.duplicated(["image_id", "split", "seed"])
+    twice = frame.duplicated(["image_id", "split", "seed", "repeat"])
     checks = {  # bfloat16 probabilities of a GPU run need the tolerance
         "p_* holds no probabilities that sum to 1": (p >= 0).all() and (np.abs(p.sum(axis=1) - 1) <= 1e-3).all(),
         f"label has labels outside {labels}": frame["label"].isin(labels).all(),
         'prediction must be a label where parsed and "" where not': (np.where(parsed, at >= 0, answers == "")).all(),
         "prediction is not the most probable label: class order and probabilities disagree": likely[parsed].all(),
-        "image_id names an image twice for one split and seed": not twice.any(),
+        "image_id names an image twice for one split, seed and repeat": not twice.any(),
     }
     for what, ok in checks.items():
         if not ok:
@@ -229,14 +243,28 @@ def test_rows(predictions: Predictions, dataset: str, model: str) -> pd.DataFram
 
 
 def first_seed(frame: pd.DataFrame) -> pd.DataFrame:
-    """One answer per test image, of the first seed (a majority would be a model that nobody trained)."""
-    return frame[(frame["split"] == "test") & (frame["seed"] == frame["seed"].min())]
+    """One answer per image, of the first seed and repeat (a majority would be a model that nobody trained)."""
+    return frame[(frame["seed"] == frame["seed"].min()) & (frame["repeat"] == frame["repeat"].min())]
+
+
+def seeds_alike(frame: pd.DataFrame) -> pd.Series:
+    """By image_id (sorted): on how many of the model's seeds, counting the first, the answer is that of the first."""
+    answers = frame[frame["repeat"] == frame["repeat"].min()].pivot(
+        index="image_id", columns="seed", values="prediction"
+    )
+    return answers.eq(answers.iloc[:, 0], axis=0).sum(axis=1)
+
+
+def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Prediction frames of one model under each other: those of several seeds."""
+    frames = list(frames)
+    return pd.concat([frame.assign(raw_text=frame["raw_text"].astype("str")) for frame in frames], ignore_index=True)
 
 
 def joint(predictions: Predictions, dataset: str, models: Iterable[str] = MAIN) -> pd.DataFrame:
     """One row per test image that all have seen: `label`, and a column of answers for each model of this run."""
     there = [model for model in models if (dataset, model) in predictions]
-    frames = [first_seed(predictions[dataset, model]).set_index("image_id") for model in there] or [_NOTHING]
+    frames = [first_seed(test_rows(predictions, dataset, m)).set_index("image_id") for m in there] or [_NOTHING]
     columns = {"label": frames[0]["label"], **{m: f["prediction"] for m, f in zip(there, frames, strict=False)}}
     return pd.concat(columns, axis=1, join="inner").sort_index().rename_axis("image_id")
 
@@ -272,10 +300,15 @@ def select_examples(table: pd.DataFrame, per_case: int = 4) -> pd.DataFrame:
 
 
 def average(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """The honest rival of any gate: the mean of two models' probabilities, one for each seed of `second`."""
+    """The honest rival of any gate: the mean of two models' probabilities, one for each seed and repeat of `second`.
+
+    Of `first` the same seed is taken, or its first where it has no such seed.
+    """
     labels, rows = prediction_labels(first), []
     check_labels(prediction_labels(second), labels, "predictions to average")
-    for seed, part in second.groupby("seed"):
-        p = (probabilities(first) + probabilities(part.set_index("image_id").loc[first["image_id"]])) / 2
-        rows.append(make_predictions(*(first[c] for c in ("image_id", "split", "label")), p, labels, seed=int(seed)))
+    for (seed, repeat), part in second.groupby(["seed", "repeat"]):
+        same = first_seed(first[first["seed"] == seed] if seed in set(first["seed"]) else first)
+        p = (probabilities(same) + probabilities(part.set_index(["image_id"]).loc[same["image_id"]])) / 2
+        about, options = (same[c] for c in ("image_id", "split", "label")), {"seed": int(seed), "repeat": int(repeat)}
+        rows.append(make_predictions(*about, p, labels, **options))
     return pd.concat(rows, ignore_index=True)

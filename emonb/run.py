@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from emonb.tables import csv_text, latex_text, markdown_text
 from emonb.triplets import source_note, triplet_lines
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from matplotlib.figure import Figure
     from PIL.Image import Image
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from emonb.gate import Opinions
     from emonb.vlm import VLM
 
+Job = str | int  # a part of a job: dataset, network, seed
 # Models of OUT/predictions whose file in the result of their stage has another name.
 _PUBLISHED = {
     ("base_predictions", "predictions"): "vlm_zero_shot",
@@ -65,7 +68,7 @@ class Run:
         """The results of a stage: those in the store, and the missing ones made now, perhaps several at a time.
 
         Returns:
-            Dataset -> result; of the stage `teacher`, (dataset, network) -> result.
+            Dataset -> result of the first seed; of the stage `teacher`, (dataset, network) -> result.
         """
         jobs, alone = self.jobs(name), process_count() == 1
         alone = alone and (name == "samples" or get_device().type == "cpu")  # drawing needs no torch
@@ -74,38 +77,55 @@ class Run:
             calls = [(self.settings, self.store, name, job) for job in missing]
             for _ in progress(side_by_side(_make_elsewhere, calls, name), name, total=len(calls)):
                 pass
-        return {job if len(job) > 1 else job[0]: self.make_one(name, *job) for job in jobs}
+        made = {job: self.store.get(*self._order(name, job)) for job in jobs}
+        if is_main():
+            self._publish(name, made)
+        found: dict[Any, Artifact] = {}
+        for job, artifact in made.items():
+            found.setdefault(self._about(name, job), artifact)
+        return found
 
-    def make_one(self, name: str, *job: str) -> Artifact:
-        """One result of a stage, e.g. `make_one("teacher", "mini-fi", "vit")`; its files for people are copied."""
-        artifact = self.store.get(*self._order(name, job))
-        if not is_main():
-            return artifact
-        for file in artifact.path.glob("*.parquet") if name != "samples" else ():
-            model = job[1] if name == "teacher" else _PUBLISHED.get((name, file.stem), file.stem)
-            self._save(f"predictions/{job[0]}__{model}.parquet", file.read_bytes())
-        for path in artifact.provenance["files"] if name == "model" else ():
-            self._save(f"models/{job[0]}/{path}", (artifact.path / path).read_bytes())
-        if name == "triplets":
-            annotate.show_offline(artifact.path / "triplets.jsonl", self.out / "triplets" / f"{job[0]}.jsonl")
-            self._note(f"triplets/{job[0]}.jsonl")
-        return artifact
+    def _publish(self, name: str, made: Mapping[tuple[Job, ...], Artifact]) -> None:
+        """Copy what people read of a stage's results: predictions with all seeds in one file, models, triplets."""
+        files: dict[tuple[str, str], list[Path]] = {}
+        for (dataset, *more), artifact in made.items():
+            for file in sorted(artifact.path.glob("*.parquet")) if name != "samples" else ():
+                model = more[0] if name == "teacher" else _PUBLISHED.get((name, file.stem), file.stem)
+                files.setdefault((dataset, model), []).append(file)
+            for path in artifact.provenance["files"] if name == "model" else ():
+                self._save(f"models/{dataset}/{path}", (artifact.path / path).read_bytes())
+            if name == "triplets":
+                annotate.show_offline(artifact.path / "triplets.jsonl", self.out / "triplets" / f"{dataset}.jsonl")
+                self._note(f"triplets/{dataset}.jsonl")
+        for (dataset, model), of_seeds in files.items():
+            self.save_predictions(predictions.joined(map(predictions.read_predictions, of_seeds)), dataset, model)
 
-    def find(self, name: str, *job: str) -> Artifact:
-        """The result of a stage that an earlier notebook made."""
-        return self.store.find(name, "--".join(job))
+    def find(self, name: str, *job: Job) -> Artifact:
+        """The result of a stage that an earlier notebook made; without a seed in the job that of the first."""
+        first = [self.settings.seed] if STAGES[name].seeded and isinstance(job[-1], str) else []
+        return self.store.find(name, _name_of(*job, *first))
 
-    def jobs(self, name: str) -> list[tuple[str, ...]]:
-        """What a stage is done for: datasets, or datasets and networks."""
-        networks = [self.settings.teacher.networks] if name == "teacher" else []
-        return list(product(self.datasets, *networks))
+    def jobs(self, name: str) -> list[tuple[Job, ...]]:
+        """What a stage is done for: datasets, or datasets and networks, and the seeds of its trainings."""
+        seeds, teacher = [self.seeds] if STAGES[name].seeded else [], self.settings.teacher
+        if name != "teacher":
+            return list(product(self.datasets, *seeds))
+        trained = {n: self.seeds if n == teacher.teacher else self.seeds[:1] for n in teacher.networks}
+        return [(dataset, n, seed) for dataset in self.datasets for n in trained for seed in trained[n]]
 
-    def _order(self, name: str, job: Sequence[str]) -> tuple:
-        """What the store is asked for: the stage's recipe for a job, with the results that it needs."""
-        teacher = (job[0], self.settings.teacher.teacher)
-        needs = {need: self.find(need, *(teacher if need == "teacher" else job[:1])) for need in STAGES[name].needs}
+    def _about(self, name: str, job: tuple[Job, ...]) -> Any:
+        """A job as notebooks know it: without its seed; a dataset alone is no tuple."""
+        job = job[:-1] if STAGES[name].seeded else job
+        return job if len(job) > 1 else job[0]
+
+    def _order(self, name: str, job: Sequence[Job]) -> tuple:
+        """What the store is asked for: the stage's recipe for a job, with the results of its seed that it needs."""
+        seed, needs = job[-1:] if STAGES[name].seeded else (self.settings.seed,), {}
+        for need in STAGES[name].needs:
+            network = [self.settings.teacher.teacher] if need == "teacher" else []
+            needs[need] = self.find(need, job[0], *network, *(seed if STAGES[need].seeded else ()))
         recipe = STAGES[name].recipe(self, *job, **needs)
-        return name, "--".join(job), recipe, stage_code(recipe.root)
+        return name, _name_of(*job), recipe, stage_code(recipe.root)
 
     # ---- what notebooks read
 
@@ -151,26 +171,28 @@ class Run:
         return pipeline.cached_tensors(self.find("samples", dataset), self.find("features", dataset), teacher)[split]
 
     def opinions(self, dataset: str, split: str, inputs: str = "probabilities") -> Opinions:
-        """What a gate learns from (see `gate.gate_inputs`), with the head of the first seed."""
+        """What a gate learns from (see `gate.gate_inputs`), of the first seed."""
         from safetensors.torch import load_file
 
-        frame, head = self.predictions(dataset, "vlm_tuned", split), self.find("head", dataset).path
+        frame = predictions.first_seed(self.predictions(dataset, "vlm_tuned", split))
+        head = self.find("head", dataset).path
         rows = pipeline.rows_of(head / "head.parquet", split, frame["image_id"])
-        logits = load_file(head / "logits.safetensors")[f"{split}.seed{self.settings.seed}"]
+        logits = load_file(head / "logits.safetensors")[f"head.{split}.repeat0"]
         return pipeline.opinions(frame, logits[rows], inputs)
 
     def histories(self, stage: str, what: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """(what, dataset's title) -> training curve; of the stage `teacher`, `what` is the network."""
-        names = {d: f"{d}--{what}" if stage == "teacher" else d for d in self.datasets}
-        files = {d: self.find(stage, name).path / "history.json" for d, name in names.items()}
-        return {(what, self.title(d)): read_json(file) for d, file in files.items()}
+        """(what, dataset's title) -> training curves of all seeds; of the stage `teacher`, `what` is the network."""
+        found = {}
+        for job in self.jobs(stage):
+            if stage != "teacher" or job[1] == what:
+                rows = read_json(self.find(stage, *job).path / "history.json")
+                found.setdefault((what, self.title(job[0])), []).extend(row | {"seed": job[-1]} for row in rows)
+        return found
 
     def distribution(self, dataset: str, model: str, image_id: str) -> dict[str, float]:
-        """A model's answer about one test picture: emotion -> probability, the mean of its seeds."""
-        frame = self.predictions(dataset, model, "test")
-        columns = [column for column in frame if column.startswith("p_")]
-        p = frame.loc[frame["image_id"] == image_id, columns].mean()
-        return {column.removeprefix("p_"): float(value) for column, value in p.items()}
+        """The answer of a model's first seed about one test picture: emotion -> probability."""
+        frame = predictions.first_seed(self.predictions(dataset, model, "test")).set_index("image_id")
+        return {name: float(frame.at[image_id, f"p_{name}"]) for name in predictions.prediction_labels(frame)}
 
     def predictions(self, dataset: str, model: str, split: str | None = None) -> pd.DataFrame:
         """Predictions that this or an earlier notebook saved, of all splits or of one."""
@@ -264,7 +286,11 @@ def stage_code(name: str) -> dict[str, str]:
     return reached((pipeline.__name__, name))
 
 
-def _make_elsewhere(settings: Settings, store: Store, name: str, job: Sequence[str]) -> None:
+def _name_of(*job: Job) -> str:
+    return "--".join(f"seed{part}" if isinstance(part, int) else part for part in job)
+
+
+def _make_elsewhere(settings: Settings, store: Store, name: str, job: Sequence[Job]) -> None:
     """One result, in a process of its own."""
     run = Run(settings, force=store.force, keep=store.keep)
     run.store.get(*run._order(name, job))
@@ -282,7 +308,8 @@ def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> N
     for stage in reversed(STAGES.values()):
         wanted |= {*stage.needs} if stage.name in wanted else set()
     for stage in sorted(wanted, key=order.index):
-        for artifact in run.make(stage).values():
+        run.make(stage)
+        for artifact in (run.find(stage, *job) for job in run.jobs(stage)):
             how = artifact.provenance
             if is_main():
                 cost = f"{how['seconds']:.0f} s, {how['processes']} processes"

@@ -28,9 +28,10 @@ class _Section(BaseModel):
 class WorldSettings(_Section):
     """Sizes of the drawn datasets: train, val, test images per taxonomy."""
 
-    mikels8: tuple[int, int, int] = (1040, 200, 600)
-    ekman6: tuple[int, int, int] = (800, 160, 600)
-    sentiment2: tuple[int, int, int] = (600, 120, 600)
+    mikels8: tuple[int, int, int] = (1040, 200, 2400)
+    ekman6: tuple[int, int, int] = (1040, 200, 2400)
+    sentiment2: tuple[int, int, int] = (1040, 200, 2400)
+    redraw: int = Field(0, ge=0)  # other test pictures of the same world, to see which verdicts hang on these
 
 
 class VLMSettings(_Section):
@@ -164,6 +165,7 @@ class DistillSettings(_Section):
 
     hidden: tuple[int, ...] = (1024,)  # paper
     depths: tuple[tuple[int, ...], ...] = tuple((1024, 512, 256, 128, 64)[:n] for n in range(1, 6))  # paper
+    lengths: tuple[float, ...] = (8,)  # of more trainings of the printed depths, 1: the authors' (`schedules`); ours
     alpha: float = Field(0.5, ge=0, le=1)  # paper
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # paper, alpha figure
     tau: float = Field(2.0, gt=0)  # paper
@@ -182,12 +184,25 @@ class DistillSettings(_Section):
         return self.model_dump(include=names)
 
     @property
+    def schedules(self) -> dict[float, dict[str, Any]]:
+        """Trainings of other lengths: multiple of the authors' -> arguments of `distill.train_head`. Ours.
+
+        Held equal is learning rate x steps, how far Adam can take a weight: theirs is 1e-5 x 5 epochs x images, since
+        each image is a step (0.8 on FI, 0.05 on 1,000 images). A step of b images is b times as long (linear scaling,
+        Goyal et al. 2017), so the passes are equal, too. Shorter trainings take shorter steps, longer more epochs.
+        """
+        steps = 1e-5 * self.batch_size
+        return {x: {"lr": steps * min(1, x), "epochs": round(5 * max(1, x))} for x in self.lengths}
+
+    @property
     def heads(self) -> dict[str, dict[str, Any]]:
-        """Every head to train: model name -> its hidden layers and alpha. `head` is the paper's setting."""
-        heads = {"head": (self.hidden, self.alpha)}
-        heads |= {f"head_alpha{a:g}": (self.hidden, a) for a in self.alphas if a != self.alpha}
-        heads |= {f"head_depth{len(d)}": (d, self.alpha) for d in self.depths if d != self.hidden}
-        return {name: {"hidden": hidden, "alpha": alpha} for name, (hidden, alpha) in heads.items()}
+        """Every head to train: model name -> hidden layers, alpha, and what else is its own. `head` is the paper's."""
+        heads = {"head": {}} | {f"head_alpha{a:g}": {"alpha": a} for a in self.alphas if a != self.alpha}
+        heads |= {f"head_depth{len(d)}": {"hidden": d} for d in self.depths if d != self.hidden}
+        printed = [d for d in self.depths if len(d) in (1, 2, 5)]  # paper
+        for x, schedule in self.schedules.items():
+            heads |= {f"head_depth{len(d)}_x{x:g}": {"hidden": d, **schedule} for d in printed}
+        return {name: {"hidden": self.hidden, "alpha": self.alpha, **own} for name, own in heads.items()}
 
 
 class GateSettings(_Section):
@@ -205,16 +220,6 @@ class GateSettings(_Section):
         """Arguments of `gate.train_gate` that all gates share."""
         return self.model_dump(include={"epochs", "lr", "weight_decay", "batch_size"})
 
-    @property
-    def gates(self) -> dict[str, tuple[str, str]]:
-        """Every gate to train: model name -> (kind, inputs). `emovlmkd` is the paper's.
-
-        Inputs: `probabilities` (paper), `logits` (authors' code) or `soft` (the VLM's whole distribution).
-        """
-        gates = {"emovlmkd": (self.kind, "probabilities")}
-        gates |= {f"gate_{k}": (k, "probabilities") for k in self.kinds if k != self.kind}
-        return gates | {f"gate_{self.kind}_{i}": (self.kind, i) for i in ("logits", "soft")}
-
 
 class ReportSettings(_Section):
     """Intervals of every table."""
@@ -224,13 +229,17 @@ class ReportSettings(_Section):
 
 
 class Settings(_Section):
-    """Everything a run depends on. `seeds[0]` trains VLM and teachers; head and gates use all seeds."""
+    """Everything a run depends on.
+
+    Each of `seeds` is a pipeline of its own: LoRA, ViT, heads and gates. Baselines that no claim needs have the first.
+    """
 
     profile: str
     datasets: tuple[str, ...] = Field(min_length=1)
     images: str | None = None  # folder of datasets; None = the drawn world
     out: str
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    repeats: int = Field(3, ge=1)  # how often a pipeline trains the head, the head without teacher and the gate; ours
     side_by_side: bool = False  # on a CPU: several datasets at once, a thread each; ours
     world: WorldSettings = WorldSettings()
     triplets: TripletSettings = TripletSettings()
@@ -248,8 +257,25 @@ class Settings(_Section):
         return value
 
     @property
+    def gates(self) -> dict[str, dict[str, str]]:
+        """Every gate to train: model name -> its kind, its inputs, the head that it reads, what it learns from.
+
+        `emovlmkd` is the paper's. Inputs: `probabilities` (paper), `logits` (authors' code) or `soft` (the VLM's whole
+        distribution). One for each deeper head (paper, depth table). Learns from `train` (paper) or, ours, from
+        answers about pictures that the head has not seen: `val`, or `oof`, train out of fold.
+        """
+        kind, distill = self.gate.kind, self.distill
+        gates = {"emovlmkd": {}} | {f"gate_{k}": {"kind": k} for k in self.gate.kinds if k != kind}
+        gates |= {f"gate_{kind}_{inputs}": {"inputs": inputs} for inputs in ("logits", "soft")}
+        gates |= {f"gate_{kind}_{of}": {"learns_from": of} for of in ("val", "oof")}
+        others = [f"depth{len(hidden)}" for hidden in distill.depths if hidden != distill.hidden]
+        gates |= {f"gate_{depth}": {"head": f"head_{depth}"} for depth in others}
+        paper = {"kind": kind, "inputs": "probabilities", "head": "head", "learns_from": "train"}
+        return {name: paper | own for name, own in gates.items()}
+
+    @property
     def seed(self) -> int:
-        """The seed of everything that is trained once."""
+        """The seed of the first pipeline, and of everything that is trained once."""
         return self.seeds[0]
 
     @property
@@ -292,21 +318,13 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
     Raises:
         EmonbError: unknown profile; or a key that is unknown, of the wrong type or impossible.
     """
-    name, text = _read_profile(profile)
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise EmonbError(f"profile {profile}: not valid YAML ({error}); correct the file") from None
-    if not isinstance(tree, dict):
-        raise EmonbError(f"profile {profile}: must be a mapping of settings, found {type(tree).__name__}")
+    name, tree = _read_profile(profile)
     tree = {"profile": name, "out": f"build/{name}", **tree}
     for key, value in overrides.items():
         if key in ("datasets", "seeds") and isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
-        if isinstance(value, dict) and isinstance(tree.get(key, {}), dict):
-            value = {**tree.get(key, {}), **value}
         if value or value == 0:
-            tree[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
+            tree = _merged(tree, {key: os.fspath(value) if isinstance(value, os.PathLike) else value})
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -314,11 +332,27 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
         raise EmonbError(f"profile {profile}: invalid settings\n" + "\n".join(lines)) from None
 
 
-def _read_profile(profile: str) -> tuple[str, str]:
+def _read_profile(profile: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of a profile, on top of those of the profile that its key `from` names."""
     shipped = {f.name.removesuffix(".yaml"): f for f in resources.files("emonb").joinpath("profiles").iterdir()}
     path = shipped.get(profile, Path(profile))
-    if profile in shipped or (Path(profile).suffix in (".yaml", ".yml") and path.is_file()):
-        return Path(profile).stem, path.read_text(encoding="utf-8")
-    raise EmonbError(
-        f"unknown profile {profile!r}; use one of {', '.join(sorted(shipped))} or the path of a .yaml file"
-    )
+    if profile not in shipped and not (Path(profile).suffix in (".yaml", ".yml") and path.is_file()):
+        raise EmonbError(
+            f"unknown profile {profile!r}; use one of {', '.join(sorted(shipped))} or the path of a .yaml file"
+        )
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise EmonbError(f"profile {profile}: not valid YAML ({error}); correct the file") from None
+    if not isinstance(tree, dict):
+        raise EmonbError(f"profile {profile}: must be a mapping of settings, found {type(tree).__name__}")
+    start = tree.pop("from", "")
+    if start and start not in shipped:
+        raise EmonbError(f"profile {profile}: from: {start!r} is none of {', '.join(sorted(shipped))}")
+    return Path(profile).stem, _merged(_read_profile(start)[1], tree) if start else tree
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Settings on top of others, section by section."""
+    both = {key: isinstance(value, dict) and isinstance(below.get(key), dict) for key, value in above.items()}
+    return below | {key: _merged(below[key], value) if both[key] else value for key, value in above.items()}

@@ -70,7 +70,8 @@ class Stage:
     """A step of the pipeline.
 
     `recipe(run, *job, **needs)` gives a `Recipe`; its keyword-only parameters, `needs`, are the stages whose results
-    it is made of. `side_by_side`: several results at a time, each with one thread, where the settings say so.
+    it is made of. `seeded`: the last part of a job is a seed. `side_by_side`: several results at a time, each with one
+    thread, where the settings say so.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Stage:
     recipe: Callable[..., Recipe]
     side_by_side: bool
     needs: tuple[str, ...]
+    seeded: bool
 
 
 STAGES: dict[str, Stage] = {}  # in pipeline order, filled by `stage` when `emonb.pipeline` is imported
@@ -88,8 +90,8 @@ def stage(notebook: str, *, side_by_side: bool = False) -> Callable[[Callable[..
     """Declare a generator as the stage of its name: it yields its params, gets folder and parts, and builds."""
 
     def declare(function: Callable[..., Making]) -> Callable[..., Recipe]:
-        given = inspect.signature(function).parameters.values()
-        needs = tuple(p.name for p in given if p.kind is inspect.Parameter.KEYWORD_ONLY)
+        given = inspect.signature(function).parameters
+        needs = tuple(p.name for p in given.values() if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
         @functools.wraps(function)
         def recipe(*job: Any, **inputs: Artifact) -> Recipe:
@@ -102,7 +104,7 @@ def stage(notebook: str, *, side_by_side: bool = False) -> Callable[[Callable[..
 
             return Recipe(build, params, [*inputs.values()], making.__name__)
 
-        STAGES[function.__name__] = Stage(function.__name__, notebook, recipe, side_by_side, needs)
+        STAGES[function.__name__] = Stage(function.__name__, notebook, recipe, side_by_side, needs, "seed" in given)
         return recipe
 
     return declare
@@ -123,7 +125,7 @@ class Store:
     def get(self, stage: str, name: str, recipe: Recipe, code: Mapping[str, str]) -> Artifact:
         """The result of a recipe: the stored one, or built now.
 
-        `stage` and `name`, e.g. `teacher` and `mini-fi--vit`, and `code` (see `reach.reached`) are part of its key.
+        `stage` and `name`, e.g. `head` and `mini-fi--seed0`, and `code` (see `reach.reached`) are part of its key.
         """
         made_of, artifact = self._keyed(stage, name, recipe, code)
         folder = make_folder(artifact.path.parent)
@@ -228,7 +230,7 @@ def _build(
             provenance = {
                 **made_of,
                 "key": artifact.key,
-                "seed": made_of["params"].get("seed", made_of["params"].get("seeds")),
+                "seed": made_of["params"].get("seed"),
                 "digest": folder_digest(temporary),
                 "files": _sizes(temporary),
                 "created": _now(),

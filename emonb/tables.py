@@ -20,7 +20,7 @@ import pandas as pd
 from emonb import metrics
 from emonb import predictions as pr
 from emonb.files import resource
-from emonb.predictions import Predictions, dataset_title, head_model, model_name, test_rows
+from emonb.predictions import Predictions, dataset_title, gated, head_model, model_name, test_rows
 from emonb.settings import Settings
 
 _COLUMNS = ["row", "name", "dataset", "paper_dataset", "paper", "paper_source", "ours", "difference"]
@@ -75,16 +75,48 @@ def modules(
 
 
 def depth(predictions: Predictions, settings: Settings) -> pd.DataFrame:
-    """Heads of one to five hidden layers. Ours: the head alone; the paper's column: the gated model."""
-    rows = {head_model(settings.distill, hidden=hidden): str(list(hidden)) for hidden in settings.distill.depths}
-    table = _table("depth", predictions, settings, rows, "head")
-    table.attrs["caption"] += " Ours is the head alone, the paper's column the gated model with such a head."
+    """The gated model by the depth of its head, as in the paper.
+
+    Extra columns: `alone, alone_low, alone_high`, accuracy of that head without a gate.
+    """
+    heads = {head_model(settings.distill, hidden=hidden): str(list(hidden)) for hidden in settings.distill.depths}
+    alone = {gated(head): head for head in heads}
+
+    def without_gate(dataset: str, model: str) -> dict[str, float]:
+        right = 100 * metrics.correctness(predictions, dataset, [alone[model]])[alone[model]]
+        found = metrics.mean_interval(right, settings.report.bootstrap, settings.report.confidence)
+        return dict(zip(("alone", "alone_low", "alone_high"), found, strict=True))
+
+    rows = {gated(head): name for head, name in heads.items()}
+    table = _table("depth", predictions, settings, rows, "emovlmkd", without_gate)
+    table.attrs["caption"] += " alone: the head without a gate."
+    return table
+
+
+def depth_schedule(predictions: Predictions, settings: Settings) -> pd.DataFrame:
+    """Heads alone by depth and length of training (ours): do deeper heads fall behind for want of steps?
+
+    `gain` is over one hidden layer of the same length. Extra columns: `layers`, and `length` in multiples of the
+    authors' training (see `DistillSettings.schedules`); NaN: the profile's own, with all its seeds.
+    """
+    distill, parts = settings.distill, []
+    for length, schedule in {**distill.schedules, np.nan: {}}.items():
+        trained = "as the profile has it" if np.isnan(length) else f"{length:g} x the authors' training"
+        heads = {head_model(distill, hidden=hidden, **schedule): hidden for hidden in distill.depths}
+        rows = {head: f"{list(hidden)}, {trained}" for head, hidden in heads.items() if head}
+        part = _table("depth", predictions, settings, rows, next(iter(rows)))
+        parts.append(part.assign(layers=part["name"].str.count(", "), length=length))
+    table = pd.concat(parts, ignore_index=True)
+    table.attrs["caption"] = (
+        f"{part.attrs['caption']} The gain is over one hidden layer, trained as long. Lengths are multiples of the "
+        "authors' learning rate x steps: 5 epochs at 1e-5, one image a step, on a data set of this size."
+    )
     return table
 
 
 def gates(predictions: Predictions, settings: Settings) -> pd.DataFrame:
-    """The five gates, two other inputs of the best-known one, and no gate at all."""
-    more = ("gate_concat_logits", "gate_concat_soft", "average_vlm_head")
+    """The five gates; the best-known one with two other inputs, and learning from two other answers; and no gate."""
+    more = [f"gate_concat_{what}" for what in ("logits", "soft", "val", "oof")] + ["average_vlm_head"]
     return _table("gates", predictions, settings, _printed("gates") | {m: model_name(m) for m in more}, "emovlmkd")
 
 
@@ -108,14 +140,15 @@ def alpha(predictions: Predictions, settings: Settings) -> pd.DataFrame:
 def instruction_tuning(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     """Zero-shot against tuned, and free generation against scoring.
 
-    Extra columns: `mcnemar_p` (against zero-shot); `parse_rate`, percent of answers with a label; and
-    `agreement`, percent of images on which the answer equals the tuned VLM's scored one.
+    Extra columns, of the first seeds: `mcnemar_p` (against zero-shot); `parse_rate`, percent of answers with a label;
+    and `agreement`, percent of images on which the answer equals the tuned VLM's scored one.
     """
     models = ("vlm_zero_shot", "vlm_tuned", "vlm_generated")
-    right = {dataset: metrics.correctness(predictions, dataset, models) for dataset in settings.datasets}
+    firsts = {(d, m): pr.first_seed(test_rows(predictions, d, m)) for d in settings.datasets for m in models}
+    right = {dataset: metrics.correctness(firsts, dataset, models) for dataset in settings.datasets}
 
     def compared(dataset: str, model: str) -> dict[str, float]:
-        frame, tuned = (test_rows(predictions, dataset, m) for m in (model, "vlm_tuned"))
+        frame, tuned = (firsts[dataset, m] for m in (model, "vlm_tuned"))
         both = frame.merge(tuned, on="image_id", suffixes=("", "_tuned"))
         gaps = (right[dataset][model] - right[dataset]["vlm_zero_shot"]).dropna()
         return {
@@ -145,27 +178,29 @@ def _table(
     `paper`: its table with a row of the same model or name; `more`: further columns of a dataset and model.
     """
     known = {key: r for r in resource("paper_values.yaml", "tables")[paper] for key in (r["row"], r["name"])}
-    options, records = (settings.report.bootstrap, settings.report.confidence), []
-    for dataset in settings.datasets:
-        right = metrics.correctness(predictions, dataset, {*rows, reference, "vlm_tuned", "vit"})
-        right["oracle"] = 1 - (1 - right["vlm_tuned"]) * (1 - right["vit"])
-        for model, name in rows.items():
-            printed, n = known.get(model) or known.get(name) or {"values": {}}, right[model].count()
-            value = printed["values"].get(dataset.removeprefix("mini-"), np.nan)
-            if not n and np.isnan(value):
-                continue
-            source = "" if np.isnan(value) else printed["source"]
-            about = (model, name, dataset_title(dataset), pr.paper_dataset(dataset), value, source)
-            seeds = test_rows(predictions, dataset, model)["seed"].nunique() or 1  # 1: the oracle's
-            ours, *ends = metrics.mean_interval(100 * right[model], *options)
-            lead = 100 * (right[model] - (right[reference] if model != reference else np.nan))
-            record = (*about, ours, ours - value, *ends, *((n, seeds) if n else (None, None)))
-            record += metrics.mean_interval(lead, *options)
-            records.append(dict(zip(_COLUMNS, record, strict=True)) | more(dataset, model))
+    hits = {m: _hits(predictions, settings, m) for m in dict.fromkeys([*rows, *filter(None, [reference])])}
+    both = [d for d in settings.datasets if not (hits[reference][d].empty if reference else True)]
+    own, lead = {}, {}
+    for model in rows:
+        own[model] = metrics.crossed_estimates({d: x.to_numpy() for d, x in hits[model].items() if not x.empty})
+        gaps = {d: metrics.difference(hits[model][d], hits[reference][d]) for d in both if model != reference}
+        lead[model] = metrics.crossed_estimates({d: gap for d, gap in gaps.items() if len(gap)})
+    tail, records = (1 - settings.report.confidence) / 2, []
+    for dataset, (model, name) in product(settings.datasets, rows.items()):
+        printed, ours = known.get(model) or known.get(name) or {"values": {}}, own[model].get(dataset)
+        value = printed["values"].get(dataset.removeprefix("mini-"), np.nan)
+        if ours is None and np.isnan(value):
+            continue
+        source = "" if np.isnan(value) else printed["source"]
+        record = [model, name, dataset_title(dataset), pr.paper_dataset(dataset), value, source]
+        mean, *ends = _ends(ours, tail)
+        record += [mean, mean - value, *ends, *((ours.images, ours.seeds) if ours else (None, None))]
+        record += _ends(lead[model].get(dataset), tail)
+        records.append(dict(zip(_COLUMNS, record, strict=True)) | more(dataset, model))
     table = pd.DataFrame(records, columns=None if records else _COLUMNS).astype({"n": "Int64", "seeds": "Int64"})
     table = table if reference else table.drop(columns=["gain", "gain_low", "gain_high"])
     caption = [
-        f"Accuracy in percent on test images, {100 * options[1]:g} % bootstrap intervals.",
+        f"Accuracy in percent on test images, {100 * settings.report.confidence:g} % intervals over images and seeds.",
         f"gain: points over {model_name(reference)} on the same images." * bool(reference),
         "Ours: drawn datasets that stand for the paper's; NOT comparable with its accuracies."
         * any(map(pr.is_drawn, settings.datasets)),
@@ -174,15 +209,33 @@ def _table(
     return table
 
 
+def _hits(predictions: Predictions, settings: Settings, model: str) -> dict[str, pd.DataFrame]:
+    """Percent right of each dataset's test images, [images, seeds]; `oracle`: of the VLM or the ViT."""
+    if model != "oracle":
+        return {d: 100 * metrics.hits_by_seed(test_rows(predictions, d, model)) for d in settings.datasets}
+    parts = zip(*(_hits(predictions, settings, part).items() for part in ("vlm_tuned", "vit")), strict=True)
+    return {d: (100 - (100 - a) * (100 - b) / 100).dropna(axis=1, how="all").dropna() for (d, a), (_, b) in parts}
+
+
+def _ends(estimate: metrics.Estimate | None, tail: float) -> metrics.Interval:
+    """A value with its interval; NaN where there is none."""
+    return (estimate.value, *estimate.interval(tail)) if estimate else (np.nan,) * 3
+
+
 def complementarity(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     """VLM (tuned) x ViT on test images, first seeds, per dataset: emotion "all" first, then each emotion.
 
     Columns: dataset, emotion, n, counts by group, `only_vlm, only_vit` in percent with intervals, `oracle` in
-    percent, `q_statistic`, `disagreement` in percent, `kappa` (of the answers), `mcnemar_p`. Not in the paper.
+    percent, `q_statistic`, `disagreement` in percent, `kappa` (of the answers), `mcnemar_p`; `second_vlm`, percent of
+    images that the VLM's second seed gets right where its first errs, and `only_vit_over_second`, what the ViT gets
+    right there beyond that, and with the roles exchanged; `metrics.error_consistency` of VLM and ViT, and of two seeds
+    of each. NaN where there is one seed. Not in the paper.
     """
-    rows, models = [], ("vlm_tuned", "vit")
+    rows, models, options = [], ("vlm_tuned", "vit"), (settings.report.bootstrap, settings.report.confidence)
     for dataset in (d for d in settings.datasets if all((d, model) in predictions for model in models)):
         table = pr.joint(predictions, dataset, models)
+        hits = [metrics.hits_by_seed(test_rows(predictions, dataset, m)).reindex(table.index) for m in models]
+        seconds = pd.concat([hit.iloc[:, 1] if hit.shape[1] > 1 else hit.iloc[:, 0] * np.nan for hit in hits], axis=1)
         for emotion, part in by_emotion(table, pr.prediction_labels(predictions[dataset, "vit"])).items():
             a, b = ((part[model] == part["label"]).to_numpy() for model in models)
             row = [dataset_title(dataset), emotion, len(part), *metrics.two_by_two(a, b).flat]
@@ -190,10 +243,19 @@ def complementarity(predictions: Predictions, settings: Settings) -> pd.DataFram
                 resampled = metrics.bootstrap_means(100.0 * hit, settings.report.bootstrap)
                 row += metrics.interval(100 * hit.mean(), resampled, settings.report.confidence)
             row += [100 * (1 - (~a & ~b).mean()), metrics.q_statistic(a, b), 100 * (a != b).mean()]
-            rows.append([*row, metrics.kappa(part["vlm_tuned"], part["vit"]), metrics.mcnemar_p(1.0 * a - b)])
+            row += [metrics.kappa(part["vlm_tuned"], part["vit"]), metrics.mcnemar_p(1.0 * a - b)]
+            more = [second for _, second in seconds.loc[part.index].items()]
+            for one, again, other in ((a, more[0], b), (b, more[1], a)):
+                row += [100 * (again * ~one).mean(), *metrics.mean_interval(100 * (other - again) * ~one, *options)]
+            pairs = ((a, b), (a, more[0]), (b, more[1]))
+            rows.append(row + [x for pair in pairs for x in metrics.error_consistency(*pair, *options)])
     columns = ["dataset", "emotion", "n", *(group.replace(" ", "_") for group in pr.GROUPS)]
     columns += ["only_vlm", "only_vlm_low", "only_vlm_high", "only_vit", "only_vit_low", "only_vit_high"]
-    return pd.DataFrame(rows, columns=[*columns, "oracle", "q_statistic", "disagreement", "kappa", "mcnemar_p"])
+    columns += ["oracle", "q_statistic", "disagreement", "kappa", "mcnemar_p"]
+    columns += ["second_vlm", *(f"only_vit_over_second{end}" for end in ("", "_low", "_high"))]
+    columns += ["second_vit", *(f"only_vlm_over_second{end}" for end in ("", "_low", "_high"))]
+    columns += [f"consistency{of}{end}" for of in ("", "_vlm", "_vit") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def evidence(predictions: Predictions, settings: Settings, drawn: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -248,7 +310,8 @@ def by_emotion(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, pd.DataF
 
 # ---- a table as text: names and texts are data, nothing in a cell becomes markup, a formula or a link --------------
 
-_FORMS = {"paper": ("", ".2f"), "ours": ("ci", ".1f"), "gain": ("gain", "+z.1f"), "kl": ("kl", "z.3g")}  # ends, digits
+_FORMS = {"paper": ("", ".2f"), "ours": ("ci", ".1f"), "alone": ("alone", ".1f")}  # ends of intervals, digits
+_FORMS |= {"gain": ("gain", "+z.1f"), "kl": ("kl", "z.3g")}
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?(\s*\[[^\[\]]*\])?")  # 58.3 [54.5, 62.1]
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "\u00a0": "~"}
 _TEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
@@ -294,7 +357,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     Beside the accuracy only what the table is about: a page of paper is narrow, the CSV has all.
     """
     if {"name", "paper", "ours", "ci_low"} <= set(frame):
-        frame = display(frame, ["kl"] if "kl" in frame else ["gain"] if "agreement" in frame else [])
+        also = [column for column in ("kl", "alone") if column in frame]
+        frame = display(frame, ["gain"] if "agreement" in frame else also)
     elif {"evidence", "name", "value"} <= set(frame):
         frame = by_evidence(frame) if len(frame) else frame
     elif {"claim", "statement", "verdict"} <= set(frame):

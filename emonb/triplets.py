@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from emonb.data import answer_text, question
+from emonb.data import TAXONOMIES, answer_text, infer_taxonomy, question
 from emonb.errors import EmonbError
 from emonb.files import resource, resource_path
 
@@ -74,27 +74,75 @@ def offline_triplets(row: dict[str, Any], labels: Sequence[str]) -> list[dict[st
     `row` is one of the sample table; `objects` and `scene` (else `caption`) are used where present, brightness and
     colourfulness always.
     """
-    prompts, texts = resource("prompts.yaml"), {}
+    sentences, texts = resource("prompts.yaml", "conversation"), {}
     known = {name: row[name] for name in ("objects", "scene", "caption") if _is_known(row.get(name))}
-    if "objects" in known:
-        *names, last = (f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in known["objects"])
-        known["objects"] = f"{', '.join(names)} and {last}" if names else last
     if "objects" in known or "scene" in known:
         known.pop("caption", None)
+    scales = {"brightness": resource("prompts.yaml", "brightness")}
+    scales["colorfulness"] = resource("prompts.yaml", "colorfulness")
     measured = {
-        scale: next((word for bound, word in prompts[scale] if row[scale] < bound), prompts[scale][-1][1])
-        for scale in ("brightness", "colorfulness")
+        name: next((word for bound, word in scale if row[name] < bound), scale[-1][1])
+        for name, scale in scales.items()
     }
-    for kind in ("conversation", "reasoning"):
-        frames = (prompts[kind][name] for name in (*known, "measured"))
-        texts[kind] = " ".join(frames).format(**known, **measured)
-    texts["reasoning"] += " " + prompts["reasoning"]["closing"][row["label"]]
+    told = {name: listing(what) if name == "objects" else what for name, what in known.items()} | measured
+    texts["conversation"] = " ".join(sentences[name] for name in (*known, "measured")).format(**told)
+    texts["reasoning"] = _reasoning(row, labels, known, measured)
     origin = {"source": "offline", "model": "emonb-offline-annotator", "prompt_sha256": prompts_sha256()}
     return make_triplets(row, labels, origin, texts)
 
 
 def _is_known(value: Any) -> bool:
     return len(value) > 0 if hasattr(value, "__len__") else not pd.isna(value)
+
+
+def with_article(name: str) -> str:
+    """`skull` -> `a skull`, `atom` -> `an atom`; plurals stay bare."""
+    if name in ("scissors", "scales", "hammers", "notes", "crossed swords"):
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def listing(objects: Sequence[str]) -> str:
+    """`a skull, a heart and an urn`."""
+    *others, last = map(with_article, objects)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _reasoning(row: dict[str, Any], labels: Sequence[str], known: dict[str, Any], measured: dict[str, str]) -> str:
+    """Why: the objects and the background that go with the label, and whether either has nothing to do with it.
+
+    The lexicon can tell that of drawn pictures only; of others all that is known is given as a reason.
+    """
+    ties, label, sentences = associations(tuple(labels)), row["label"], resource("lexicon.yaml", "reasons")
+    objects, (background, _, texture) = known.get("objects", ()), str(known.get("scene", "")).partition(" with ")
+    kinds = [*known, "measured"]
+    if background.split(" ")[-1] in resource("lexicon.yaml", "hues") and ties.keys() >= {*objects}:
+        objects = [name for name in objects if label in ties[name]]
+        kinds = ["objects" if objects else "no_objects"]
+        kinds.append("scene" if label in ties.get(texture or "plain", ()) else "no_scene")
+    told = known | measured | {"objects": listing(objects) if len(objects) else ""}
+    number = int(row["sha256"][8:16], 16)
+    return " ".join(sentences[kind][number % len(sentences[kind])] for kind in kinds).format(**told)
+
+
+@functools.cache
+def associations(labels: tuple[str, ...]) -> dict[str, list[str]]:
+    """The lexicon's objects and textures, each with the emotions of a taxonomy that it goes with, if any."""
+    taxonomy = infer_taxonomy(labels, "the labels").name
+    column, moods = list(TAXONOMIES).index(taxonomy) + 1, resource("lexicon.yaml", "moods")
+    found = {name: row[column : column + 1] for name, row in resource("lexicon.yaml", "glyphs").items()}
+    for label, drawn_with in resource("lexicon.yaml", "labels")[taxonomy].items():
+        for texture in {texture for mood in drawn_with for texture in moods[mood]["textures"]}:
+            found.setdefault(texture, []).append(label)
+    return found
+
+
+def suggested(text: str, labels: Sequence[str]) -> list[str]:
+    """The emotions that most of a text's words go with, by `associations`: several in a tie, none for other words."""
+    ties = associations(tuple(labels))
+    words = "|".join(sorted(map(re.escape, ties), key=len, reverse=True))
+    counts = Counter(label for word in re.findall(rf"\b(?:{words})\b", text.lower()) for label in ties[word])
+    return [label for label in labels if counts[label] == max(counts.values(), default=-1)]
 
 
 # ---- is an answer fit to teach from? -------------------------------------------------------------------------------

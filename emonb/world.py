@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import colorsys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from importlib import util
 from itertools import combinations
@@ -25,6 +25,7 @@ from emonb.data import TAXONOMIES, brightness_colorfulness
 from emonb.errors import EmonbError
 from emonb.files import resource
 from emonb.settings import SPLITS
+from emonb.triplets import listing
 
 SIDE = 96  # pixels; 16 merged visual tokens of the stand-in
 INK, HALO = (22, 20, 28), (250, 250, 250)
@@ -35,10 +36,18 @@ DRAWN = ("mini-fi", "mini-emoset", "mini-emotion6", "mini-flickr", "mini-instagr
 # ---- datasets ------------------------------------------------------------------------------------------------------
 
 
-def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int]) -> pd.DataFrame:
+def draw_dataset(
+    name: str,
+    folder: Path,
+    sizes: Mapping[str, int],
+    redraw: int = 0,
+    without: Mapping[str, Collection[str]] | None = None,
+) -> pd.DataFrame:
     """Draw one of the datasets in `DRAWN`, byte-equal every time: `folder/images/<split>/<label>/<number>.png`.
 
-    `sizes` are images per split; fewer than classes raise `EmonbError`. Returns one row per image, with `COLUMNS`:
+    `sizes` are images per split; fewer than classes raise `EmonbError`. `redraw`: another number gives other test
+    images, and the same ones for training. With `without`, {image_id: objects}, these images alone are drawn again,
+    as they were but for these objects. Returns one row per image, with `COLUMNS`:
     path (relative to folder), label (after noise), evidence (content, mood or both), off_mood (content before another
     emotion's mood), drawn_as (the emotion before noise), noisy (label was swapped), ...
     """
@@ -52,9 +61,11 @@ def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int]) -> pd.DataFr
     rows = []
     for number, split in enumerate(SPLITS):
         size = sizes[split]
+        if without is not None and not any(image_id.startswith(f"{split}/") for image_id in without):
+            continue
         if size < len(labels):
             raise EmonbError(f"dataset {name}: {split} has {size} images for {len(labels)} classes; raise world sizes")
-        rng = np.random.default_rng([0, zlib.crc32(name.encode()), number])
+        rng = np.random.default_rng([redraw if split == "test" else 0, zlib.crc32(name.encode()), number])
         latent = [labels[i % len(labels)] for i in rng.permutation(size)]
         evidence = rng.choice(("content", "mood", "both"), size, p=domain["evidence"]).tolist()
         given = _swap_labels(rng, latent, domain["noise"])
@@ -62,8 +73,10 @@ def draw_dataset(name: str, folder: Path, sizes: Mapping[str, int]) -> pd.DataFr
             (folder / "images" / split / label).mkdir(parents=True, exist_ok=True)
         for i in range(size):
             objects, background, off_mood = _compose(rng, latent[i], evidence[i], domain, pools)
-            pixels, scene = draw_scene(rng, objects, background, camera)
             image_id = f"{split}/{given[i]}/{i:05d}"
+            pixels, scene = draw_scene(rng, objects, background, camera, (without or {}).get(image_id, ()))
+            if without is not None and image_id not in without:
+                continue
             path = f"images/{image_id}.png"
             Image.fromarray(pixels).save(folder / path, compress_level=1)
             told = (scene.caption, list(scene.objects), scene.phrase, evidence[i], off_mood, latent[i])
@@ -147,19 +160,6 @@ def glyph_names(taxonomy: str | None = None, label: str | None = None) -> list[s
     return [n for n, row in glyphs.items() if label is None or (row[column] if len(row) > 1 else "") == label]
 
 
-def with_article(name: str) -> str:
-    """`skull` -> `a skull`, `atom` -> `an atom`; plurals stay bare."""
-    if name in ("scissors", "scales", "hammers", "notes", "crossed swords"):
-        return name
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
-def listing(objects: Sequence[str]) -> str:
-    """`a skull, a heart and an urn`."""
-    *others, last = map(with_article, objects)
-    return f"{', '.join(others)} and {last}" if others else last
-
-
 def measured_words(picture: np.ndarray) -> tuple[str, str]:
     """Brightness and colourfulness words of a [H, W, 3] uint8 picture, by the limits in `prompts.yaml`."""
     measured = brightness_colorfulness(Image.fromarray(picture))[1]
@@ -238,11 +238,15 @@ def draw_background(rng: np.random.Generator, background: Background, camera: Ca
 
 
 def draw_scene(
-    rng: np.random.Generator, objects: Sequence[str], background: Background, camera: Camera
+    rng: np.random.Generator,
+    objects: Sequence[str],
+    background: Background,
+    camera: Camera,
+    hidden: Collection[str] = (),
 ) -> tuple[np.ndarray, Scene]:
     """Draw one picture of one to four glyphs: [96, 96, 3] uint8, and its description.
 
-    `rng` decides places, angles and all jitter.
+    `rng` decides places, angles and all jitter, which are the same where some of the glyphs are `hidden`.
     """
     behind = draw_background(rng, background, camera)
     boxes = _places(rng, rng.choice((34, 36, 38, 40, 42), len(objects)))
@@ -251,7 +255,8 @@ def draw_scene(
     picture = Image.fromarray(behind.astype(np.uint8))
     for name, (x, y, side) in placed:
         sticker, alpha = _sticker(name, side, int(rng.integers(-3, 4)) * 5)
-        picture.paste(sticker, (x, y), alpha)
+        if name not in hidden:
+            picture.paste(sticker, (x, y), alpha)
     pixels = np.asarray(picture, np.float32)
     if camera.vignette:
         axis = np.linspace(-1, 1, SIDE, dtype=np.float32) ** 2

@@ -11,6 +11,7 @@ from PIL import Image
 from synthetic import frame_of, synthetic
 
 from emonb.predictions import LoadedPredictions
+from emonb.show.reasons import AGREES, EXCHANGED
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 TEXT = "</script><script>alert(2)</script><!--<script> & <b>sad</b> $x$ **no**"
@@ -41,7 +42,16 @@ def world(folder, datasets=("mini-fi", "mini-flickr"), n=96):
     """Predictions of the shown models."""
     predictions = synthetic(datasets, n=n, models=SHOWN)
     predictions[datasets[0], "vlm_tuned"].loc[:2, "raw_text"] = ["", "It looks calm.", "a" * 5000]
+    judge(folder, datasets[0])
     return loaded(folder, predictions)
+
+
+def judge(out: Path, dataset: str) -> None:
+    """`tables/reasons.csv` of a results folder, as notebook 03 leaves it."""
+    rows = [(dataset, measure, value, 64) for measure, value in ((AGREES, 61.4), (EXCHANGED, 20.0))]
+    table = pd.DataFrame(rows, columns=["dataset", "measure", "value", "n"])
+    (out / "tables").mkdir(exist_ok=True)
+    table.to_csv(out / "tables" / "reasons.csv", index=False)
 
 
 def hostile_world(folder):

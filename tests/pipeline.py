@@ -47,14 +47,18 @@ def tiny_profile(file: Path, base: Path | str, **vlm: object) -> Path:
     vit = {"name": "vit_tiny_patch16_224", "image_size": 32, "kwargs": options, "epochs": 4, "lr": 3e-3}
     tree = {
         "datasets": [DATASET],
-        "seeds": [0, 1],
+        "seeds": [0],
+        "repeats": 2,
         "vlm": {
             "base": str(base), "dtype": "float32", "quantize_4bit": False, "cache_visual_tokens": True,
             "batch_size": 7, "lora_dropout": 0, "epochs": 1, "lr": 1e-3, "train_batch_size": 8,
             "gradient_accumulation": 2, "gradient_checkpointing": False, "reasons": 2, "max_new_tokens": 4, **vlm,
         },
         "teacher": {"networks": {"vit": {**vit, "batch_size": 8, "optimizer": "adamw"}}},
-        "distill": {"hidden": [32], "depths": [[32]], "alphas": [0.0], "standardize": True, "epochs": 30, "lr": 3e-3},
+        "distill": {
+            "hidden": [32], "depths": [[32], [32, 16]], "alphas": [0.0], "standardize": True, "epochs": 30, "lr": 3e-3,
+            "lengths": [0.5],
+        },
         "gate": {"epochs": 80, "lr": 3e-2, "kinds": ["concat", "cross"]},
     }  # fmt: skip
     file.write_text(yaml.safe_dump(tree))

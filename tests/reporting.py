@@ -43,7 +43,7 @@ def make_results(out: Path) -> Path:
         "evidence": tables.evidence(predictions, settings, drawn),
         "departures": apart.drop(columns="when"),
     }
-    for name in ("main", "modules", "gates", "alpha", "depth", "instruction_tuning"):
+    for name in ("main", "modules", "gates", "alpha", "depth", "depth_schedule", "instruction_tuning"):
         made[name] = getattr(tables, name)(predictions, settings, *[drawn] * (name == "main"))
     numbers = pd.DataFrame({"model": ["ViT", "head"], "value": [0.1, 0.25]})
     for name, frame in (dict.fromkeys(resource("report.yaml", "tables"), numbers) | made).items():

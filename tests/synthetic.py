@@ -11,7 +11,10 @@ ACCURACY = {
     "head": 0.6, "head_alpha0": 0.56, "head_alpha0.25": 0.58, "head_alpha0.75": 0.59, "head_alpha1": 0.58,
     "head_depth2": 0.58, "head_depth3": 0.58, "head_depth4": 0.57, "head_depth5": 0.56, "emovlmkd": 0.66,
     "gate_bilinear": 0.6, "gate_moe": 0.62, "gate_dynamic": 0.63, "gate_cross": 0.65, "gate_concat_logits": 0.6,
-    "gate_concat_soft": 0.65, "average_vlm_head": 0.64, "average_vlm_vit": 0.63,
+    "gate_concat_soft": 0.65, "gate_concat_val": 0.6, "gate_concat_oof": 0.64, "gate_depth2": 0.63,
+    "gate_depth3": 0.63, "gate_depth4": 0.62, "gate_depth5": 0.6, "head_depth1_x1": 0.58, "head_depth2_x1": 0.57,
+    "head_depth5_x1": 0.5, "head_depth1_x0.125": 0.5, "head_depth2_x0.125": 0.4, "head_depth5_x0.125": 0.3,
+    "average_vlm_head": 0.64, "average_vlm_vit": 0.63,
 }  # fmt: skip
 SEEDED = ("head", "emovlmkd", "gate")
 

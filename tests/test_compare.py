@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from emonb.cli import app
 from emonb.files import write_json
 from emonb.predictions import make_predictions, write_predictions
-from emonb.show.compare import compare
+from emonb.show.compare import compare, verdict_counts
 
 LABELS = ("negative", "positive")
 STAGES = [{"stage": "samples", "name": "a", "key": "k1"}, {"stage": "teacher", "name": "a--vit", "key": "k2"}]
@@ -84,6 +84,27 @@ def test_what_differs_is_told_with_paired_differences_and_where_it_begins(runs):
     assert code == 1
     assert "table main: largest difference 10 (ours)" in text
     assert "begins at teacher: a--vit" in text
+
+
+def test_of_many_runs_the_verdicts_are_counted(runs, tmp_path):
+    third = shutil.copytree(runs[0], tmp_path / "c")
+    claims = pd.read_csv(third / "tables" / "claims.csv").assign(verdict=["holds", "does not hold"])
+    claims.to_csv(third / "tables" / "claims.csv", index=False)
+    counts = verdict_counts([*runs, third])
+    assert counts.to_numpy().tolist() == [[3, 0, 0], [0, 2, 1]]
+    assert said_by(*runs, third)[0] == 1
+    assert said_by(*runs, runs[0])[0] == 0
+    assert said_by(*runs, tmp_path)[0] == said_by(runs[0])[0] == 2
+
+
+def test_runs_of_other_seeds_are_said_not_to_be_paired_and_not_to_be_the_same(runs):
+    write_predictions(runs[1] / "predictions" / "a__vit.parquet", answers(0.5).assign(seed=7))
+    code, text = said_by(*runs)
+    assert code == 1
+    assert "  no seed in common, so not paired: ViT (teacher) on a\n" in text
+    (row,) = compare(*runs).answers.to_dict("records")
+    assert (row["model"], row["difference"]) == ("ViT (teacher)", 0)
+    assert np.isnan(row["changed"])
 
 
 def test_what_cannot_be_compared_is_an_error_of_its_own(runs, tmp_path):

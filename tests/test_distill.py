@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from emonb.distill import Cached, StudentHead, distillation_loss, train_head
+from emonb.distill import Cached, StudentHead, distillation_loss, out_of_fold, train_head
 from emonb.gate import GATES, Opinions, gate_inputs, make_gate, one_hot, train_gate
 from emonb.model import load_gate, load_head, save_module
-from emonb.settings import DistillSettings, GateSettings
+from emonb.settings import DistillSettings, load_settings
 from emonb.training import mixed_seed, outputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,12 +86,38 @@ def test_an_unparsed_answer_is_zeros_and_the_inputs_are_as_named():
 
 
 def test_heads_and_gates_are_the_papers():
-    heads, gates = DistillSettings().heads, GateSettings().gates
+    heads, gates = DistillSettings().heads, load_settings("paper").gates
     assert heads["head"] == {"hidden": (1024,), "alpha": 0.5}
     assert heads["head_depth5"] == {"hidden": (1024, 512, 256, 128, 64), "alpha": 0.5}
     assert sum(p.numel() for p in StudentHead(3584, (1024,), 8).parameters()) == 3_679_240  # paper: 3.7 M
-    assert gates["emovlmkd"] == ("concat", "probabilities")
+    paper = {"kind": "concat", "inputs": "probabilities", "head": "head", "learns_from": "train"}
+    assert gates["emovlmkd"] == paper
+    assert gates["gate_depth5"] == paper | {"head": "head_depth5"}
+    assert gates["gate_concat_val"] == paper | {"learns_from": "val"}
     assert {"gate_bilinear", "gate_moe", "gate_dynamic", "gate_cross", "gate_concat_logits"} < set(gates)
+
+
+def test_lengths_of_training_hold_learning_rate_times_steps_and_passes_equal():
+    """1: what the authors' code does with so many images, one a step, whatever the batch."""
+    for images, size in ((1040, 128), (16_000, 1)):
+        config = DistillSettings(batch_size=size, lengths=(0.125, 1, 8))
+        for length, own in config.schedules.items():
+            assert own["lr"] * own["epochs"] * images / size == pytest.approx(length * 5 * 1e-5 * images)
+            assert own["epochs"] == max(5, 5 * length)
+        assert config.heads["head_depth2_x8"] == {"hidden": (1024, 512), "alpha": 0.5} | config.schedules[8]
+        assert "head_depth3_x8" not in config.heads, "printed: 1, 2, 5"
+
+
+def test_out_of_fold_answers_are_of_heads_that_have_not_seen_the_picture():
+    """Labels that nothing tells: a head recites those that it has seen, and knows none of the others."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (60,), generator=rng)
+    data = Cached(torch.randn(60, 90, generator=rng), 4.0 * torch.nn.functional.one_hot(labels, 2), labels)
+    options = {"hidden": (64,), "epochs": 30, "lr": 1e-2, "batch_size": 20}
+    both = outputs(train_head(data, data, **options)[0], data.features), out_of_fold(data, data, **options)
+    seen, unseen = ((logits.argmax(1) == labels).double().mean().item() for logits in both)
+    assert seen > 0.95
+    assert 0.25 < unseen < 0.75
 
 
 def test_a_standardised_head_does_not_see_shift_and_scale():

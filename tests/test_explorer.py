@@ -85,6 +85,8 @@ def test_each_image_has_its_own_facts(made, html):
         assert one["columns"][one["answer"][3][i]] == frame.at[name, "prediction"]
         assert one["sure"][3][i] == pytest.approx(100 * frame.loc[name].filter(like="p_").max(), abs=0.501)
     assert one["text"] == {"1": [[1, "It looks calm."]], "2": [[1, "a" * explorer.LONGEST + "…"]]}
+    assert [line[:9] for line in one["judged"]] == ["", "The VLM's", "", "", ""]
+    assert not any(data_of(html)["sets"][1]["judged"]), "not in the table of reasons"
     assert one["seeds"] == "Of models with several seeds the first is shown."
 
 

@@ -102,6 +102,7 @@ def test_a_card_tells_every_models_answer(made, opened):
     assert lines[2] == f"{mark} ViT (teacher): {row['prediction']} {100 * row.filter(like='p_').max():.0f} %"
     card.get_by_text("VLM, tuned says").click()
     assert card.get_by_text("It looks calm.").is_visible()
+    assert card.get_by_text("suggest its own answer in 61 % of 64 texts").is_visible()
     look = "e => [getComputedStyle(e).backgroundImage, e.clientWidth, e.clientHeight]"
     image, *size = card.locator(".thumb").evaluate(look)
     assert image.startswith('url("data:image/webp;base64,UklG')

@@ -134,13 +134,15 @@ def test_names_are_no_formulas_and_text_is_readable_in_print(made):
 def test_confusion_shows_all_labels_counts_and_basis(world, made):
     frame = world[0]["mini-fi", "emovlmkd"]
     ax = figures.confusion(frame, "EmoVLM-KD").axes[0]
-    want = pd.crosstab(frame["label"], frame["prediction"]).reindex(index=LABELS, columns=LABELS, fill_value=0)
+    first = first_seed(frame)
+    want = pd.crosstab(first["label"], first["prediction"]).reindex(index=LABELS, columns=LABELS, fill_value=0)
     share = 100 * want.div(want.sum(axis=1), axis=0)
     assert np.allclose(cells(ax, 8), share)
     notes = [t.get_text() for t in ax.texts]
     assert notes[18] == f"{share.iloc[2, 2]:.0f} %\n{want.iloc[2, 2]}"
     assert tuple(t.get_text() for t in ax.get_yticklabels()) == LABELS
-    assert ax.get_title() == "EmoVLM-KD\nn = 120 images, 3 seeds"
+    same = frame.groupby("image_id")["prediction"].nunique().eq(1).mean()
+    assert ax.get_title() == f"EmoVLM-KD\nn = 120 images, first of 3 seeds; all say the same of {same:.0%}"
     free = figures.confusion(world[0]["mini-fi", "vlm_generated"], "generated").axes[0]
     assert [t.get_text() for t in free.get_xticklabels()][-1] == "(unparsable)"
 
@@ -148,14 +150,14 @@ def test_confusion_shows_all_labels_counts_and_basis(world, made):
 def test_difference_is_in_points_on_common_images(world):
     a, b = world[0]["mini-fi", "emovlmkd"], world[0]["mini-fi", "vlm_tuned"].iloc[:96]
     ax = figures.confusion_difference(a, b, "a minus b").axes[0]
-    common = (a[a["image_id"].isin(b["image_id"])], b)
+    common = (first_seed(a[a["image_id"].isin(b["image_id"])]), b)
     counts = [pd.crosstab(f["label"], f["prediction"], normalize="index") for f in common]
     want = 100 * np.subtract(*(c.reindex(index=LABELS, columns=LABELS, fill_value=0).to_numpy() for c in counts))
     assert np.allclose(cells(ax, 8), want)
     low, high = ax.collections[0].get_clim()
     assert low == -high == -np.abs(want).max(), "zero is the colour in the middle"
     assert [t.get_text() for t in ax.texts] == [f"{x:+.0f}" if x.round() else "" for x in want.ravel()]
-    assert "n = 96 images, 3 and 1 seeds" in ax.get_title()
+    assert "n = 96 images, first seed of each" in ax.get_title()
 
 
 def test_circles_bars_and_kappas_show_the_table(made, world):

@@ -31,6 +31,13 @@ def test_accuracy_is_percent_and_seeds_of_one_image_are_averaged_first():
     assert right["c"].isna().all(), "no predictions"
 
 
+def test_repeats_are_averaged_within_their_seed():
+    truth = ["positive", "negative"]
+    again = frame(["negative", "negative"], truth).assign(repeat=1)
+    both = pd.concat([frame(truth, truth), again, frame(truth, truth, seed=1)])
+    assert metrics.hits_by_seed(both).to_numpy().tolist() == [[0.5, 1.0], [1.0, 1.0]]
+
+
 def test_bootstrap_equals_plain_resampling():
     values = np.random.default_rng(3).choice([0, 1 / 3, 2 / 3, 1], size=80)
     fast = metrics.bootstrap_means(values, 20_000, seed=1)
@@ -72,6 +79,17 @@ def test_statistics_of_pairs_by_hand():
     assert metrics.mcnemar_p(np.repeat([100, -100], [40, 20])) == pytest.approx(chi2.sf((40 - 20 - 1) ** 2 / 60, 1))
     assert metrics.mcnemar_p(np.zeros(9)) == 1
     assert np.isnan(metrics.mcnemar_p(np.zeros(0)))
+
+
+def test_error_consistency_by_hand_and_its_ends():
+    value, low, high = metrics.error_consistency(*np.array([A, B], float))
+    observed, expected = (6 + 2) / 12, 9 / 12 * 7 / 12 + 3 / 12 * 5 / 12
+    assert value == pytest.approx((observed - expected) / (1 - expected))
+    assert low < value < high
+    assert metrics.error_consistency(np.array(A), np.array(A))[0] == pytest.approx(1)
+    assert metrics.error_consistency(np.array([1, 0, 1, 0]), np.array([1, 1, 0, 0]))[0] == pytest.approx(0)
+    for pair in (([1.0, 0.0], [np.nan, 1.0]), ([1, 1], [1, 1]), ([], [])):
+        assert np.isnan(metrics.error_consistency(*map(np.array, pair))).all()
 
 
 @settings(max_examples=30, deadline=None)

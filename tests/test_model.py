@@ -46,7 +46,7 @@ def test_labels_keep_their_order_from_teacher_to_gate(tiny, model):
 
 def test_the_loaded_model_gives_the_stored_predictions(tiny, model, shown):
     got = model.predict(shown["path"].tolist(), batch_size=5, reasons=True)
-    gate = stored(tiny, "gate", "emovlmkd").query("seed == 0").set_index("image_id").loc[shown["image_id"]]
+    gate = stored(tiny, "gate", "emovlmkd").query("repeat == 0").set_index("image_id").loc[shown["image_id"]]
     assert got["emotion"].tolist() == gate["prediction"].tolist()
     np.testing.assert_allclose(got[COLUMNS], gate[COLUMNS], atol=1e-3)
     answers = stored(tiny, "vlm_predictions").set_index("image_id").loc[shown["image_id"]]
@@ -106,4 +106,4 @@ def test_a_result_of_other_pictures_is_not_mixed_in(tiny, tmp_path):
     ids = tiny.artifact("features", run).path / "ids.json"
     ids.write_text(ids.read_text().replace("negative/0", "negative/x"))
     with pytest.raises(EmonbError, match="made of other samples"):
-        run.make_one("base_predictions", DATASET)
+        run.make("base_predictions")

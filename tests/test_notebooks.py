@@ -142,14 +142,14 @@ def test_the_page_about_the_notebooks_lists_all_with_minutes():
 
 DATASETS = load_settings("smoke").datasets
 OUTPUTS = {
-    "tables/{}.csv tables/{}.md tables/{}.tex": "main modules depth gates alpha instruction_tuning parameters "
-    "complementarity claims cost calibration gate_trust departures",
+    "tables/{}.csv tables/{}.md tables/{}.tex": "main modules depth depth_schedule gates alpha instruction_tuning "
+    "parameters complementarity claims cost calibration gate_trust departures",
     "figures/{}.png figures/{}.svg": "complementarity_venn complementarity_by_emotion agreement alpha_tradeoff depth "
     "qualitative_examples training_curves complementarity_upset gate_weights gate_trust calibration accuracy_cost "
     + " ".join(f"confusion_difference_{dataset}" for dataset in DATASETS),
     " ".join(f"predictions/{dataset}__{{}}.parquet" for dataset in DATASETS): "vlm_zero_shot vlm_tuned vlm_generated "
     "vit resnet vgg average_vlm_head head head_alpha0 head_alpha1 head_depth2 head_depth5 emovlmkd gate_bilinear "
-    "gate_moe gate_dynamic gate_cross",
+    "gate_moe gate_dynamic gate_cross gate_depth2 gate_depth5 gate_concat_val gate_concat_oof head_depth5_x0.125",
     "notebooks/{}.ipynb site/{}.html": " ".join(NOTEBOOKS),
     "models/{}/config.json triplets/{}.jsonl": " ".join(DATASETS),
     "{}": "index.html run.json",
@@ -170,8 +170,9 @@ def test_a_killed_run_leaves_no_process_and_the_next_makes_every_output(smoke_ru
 def test_what_a_killed_run_made_is_what_an_undisturbed_one_makes_alone(smoke_run, tmp_path):
     run, theirs = open_run("smoke", datasets=DATASETS[0], out=str(tmp_path)), open_run("smoke", out=str(smoke_run.out))
     run.make("samples")
+    run.make("teacher")
     for network in run.settings.teacher.networks:
-        made = run.make_one("teacher", DATASETS[0], network), theirs.find("teacher", DATASETS[0], network)
+        made = [r.find("teacher", DATASETS[0], network) for r in (run, theirs)]
         assert made[0].key == made[1].key
         logits = [load_file(artifact.path / "logits.safetensors")["test"] for artifact in made]
         np.testing.assert_allclose(*logits, atol=1e-4)

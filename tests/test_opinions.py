@@ -73,7 +73,7 @@ def test_the_teacher_is_found_beside_its_model_and_knows_the_same_emotions(world
     out = shutil.copytree(folder.parent.parent, tmp_path / "out")
     assert find_teacher(out / "models" / "mini-fi", LABELS)([picture()]).shape == (1, len(LABELS))
     assert find_teacher(tmp_path / "mini-fi", LABELS) is None
-    pointer = out / "artifacts" / "teacher" / "mini-fi--vit.json"
+    pointer = out / "artifacts" / "teacher" / "mini-fi--vit--seed0.json"
     write_json(pointer, {**read_json(pointer), "key": "gone"})
     assert find_teacher(out / "models" / "mini-fi", LABELS) is None
 

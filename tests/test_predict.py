@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from assembled import HOSTILE, LABELS, assembled, picture, results
+from exploring import judge
 
 from emonb.errors import EmonbError
 from emonb.files import make_folder, write_json
@@ -59,6 +60,7 @@ def test_json_is_all_that_is_printed_and_a_damaged_picture_is_named(made, album,
 
 def test_text_names_each_answer_and_cannot_steer_the_terminal(made, album, capsys):
     model, folder = made
+    judge(folder.parent.parent, "mini-fi")
     assert predict([album], folder, reasons=True) == 1
     out, err = capsys.readouterr()
     assert all(c.isprintable() or c == "\n" for c in out + "".join(complaints(err)))
@@ -67,7 +69,7 @@ def test_text_names_each_answer_and_cannot_steer_the_terminal(made, album, capsy
     first = opinions(model, [picture((90, 90))], ["x"])[0]
     said = f"{first['emotion']} ({first['confidence']:.0%})\n  VLM:  {first['models']['VLM']['answer']} "
     assert f"album/-x.png: {said}" in out
-    for word in ("ViT:", "leaned on", "Key elements:", "Reasons:"):
+    for word in ("ViT:", "leaned on", "Key elements:", "Reasons:", "Judged: The VLM's"):
         assert out.count(word) == 5
 
 

@@ -40,13 +40,14 @@ def test_round_trip_keeps_values_order_and_labels(frame, tmp_path):
 
 
 def test_files_of_the_first_edition_are_read(frame, tmp_path):
-    """They came in row groups, without pandas' own metadata."""
+    """They came in row groups, without pandas' own metadata and repeats."""
+    pr.write_predictions(tmp_path / "y", frame)
+    frame = frame.drop(columns="repeat")
     kinds = {"seed": pa.int64(), "parsed": pa.bool_(), **{f"p_{name}": pa.float64() for name in LABELS}}
     schema = pa.schema([(c, kinds.get(c, pa.string())) for c in frame], metadata={"emonb.labels": json.dumps(LABELS)})
     with pq.ParquetWriter(tmp_path / "x", schema) as file:
         for i in range(3):
             file.write_table(pa.Table.from_pandas(frame[i : i + 1], schema, preserve_index=False))
-    pr.write_predictions(tmp_path / "y", frame)
     pd.testing.assert_frame_equal(*(pr.read_predictions(tmp_path / name) for name in "xy"))
 
 
@@ -103,12 +104,14 @@ def test_one_split_alone(frame, tmp_path):
 
 def test_models_have_one_list_of_names_and_colours():
     assert pr.model_name("head_depth2") == "head, 2 hidden layers"
+    assert pr.model_name("gate_depth5") == "EmoVLM-KD, 5 hidden layers"
+    assert pr.model_name("head_depth1_x0.125") == "head, 1 hidden layer, 0.125 x the authors' training"
     assert pr.model_name("head_alpha0.25") == "head, alpha = 0.25"
     assert pr.model_name("something") == "something"
     assert set(pr.QUARTET) < set(pr.MAIN)
     assert len({pr.model_color(m) for m in (*pr.MAIN, "something")}) == len(pr.MAIN) + 1
     expected = pr.expected_models(load_settings("paper"))
-    assert len(set(expected)) == len(expected) == 24
+    assert len(set(expected)) == len(expected) == 33
     assert all(pr.model_name(model) != model for model in expected)
     assert set(pr.MODELS) < set(expected)
 
@@ -171,6 +174,22 @@ def test_joint_takes_the_first_seed_and_joins_by_name(predictions, table):
     head = predictions["mini-fi", "head"].query("seed == 0").set_index("image_id")["prediction"]
     assert table["head"].tolist() == head.loc[table.index].tolist()
     assert pr.joint({}, "mini-fi").empty
+
+
+def test_an_average_pairs_seeds_and_a_picture_counts_the_seeds_that_say_the_same(predictions):
+    one = pr.test_rows(predictions, "mini-flickr", "head")
+    twice = pd.concat([one, one.assign(repeat=1)], ignore_index=True)
+    mean = pr.average(one.sample(frac=1, random_state=0), twice)
+    assert sorted(set(zip(mean["seed"], mean["repeat"], strict=True))) == [(s, r) for s in (0, 1, 2) for r in (0, 1)]
+    wanted = one.set_index(["image_id", "seed"])["prediction"]
+    found = mean[mean["repeat"] == 1].set_index(["image_id", "seed"])["prediction"]
+    assert found.loc[wanted.index].equals(wanted), "a seed with itself"
+    single = pr.average(pr.first_seed(one), twice)
+    assert len(single) == len(mean), "one seed goes with all"
+    alike = pr.seeds_alike(twice)
+    said = one.pivot(index="image_id", columns="seed", values="prediction")
+    assert alike.tolist() == [1 + (row[0] == row[1]) + (row[0] == row[2]) for row in said.to_numpy()]
+    assert 1 < alike.mean() < 3
 
 
 def test_examples_are_what_they_say_and_repeat(table):

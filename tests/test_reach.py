@@ -47,7 +47,7 @@ SEEING = f"samples imported features adapter teacher {ASKING}"
 # disk; triplets are the offline annotator's, who reads what `samples` has measured.
 EDITS = {
     "the question": ("resources/prompts.yaml", "Which emotion does", "What emotion does", f"triplets {ASKING}"),
-    "a closing sentence": ("resources/prompts.yaml", "like a loss.", "as after a loss.", "triplets"),
+    "a reason": ("resources/lexicon.yaml", "What moves the viewer: {objects}", "The reason: {objects}", "triplets"),
     "as_seen": ("data.py", '"white"', '"black"', SEEING),
     "WORD_FORMS": ("data.py", '"joyous"', '"merry"', "vlm_predictions model cost"),
     "LoRA's loss": ("tuning.py", 'reduction="sum") / tokens', 'reduction="sum")', "adapter"),

@@ -63,6 +63,17 @@ def test_overrides():
     assert load_settings("smoke", triplets={"max_cost": 3}).triplets.max_cost == 3
 
 
+def test_a_profile_may_start_from_another_one(tmp_path):
+    (tmp_path / "mine.yaml").write_text("from: smoke\nvlm: {epochs: 3}\nteacher: {networks: {vit: {lr: 0.5}}}\n")
+    mine, smoke = load_settings(str(tmp_path / "mine.yaml")), load_settings("smoke")
+    assert (mine.vlm.epochs, mine.teacher.networks["vit"].lr, mine.profile) == (3, 0.5, "mine")
+    assert mine.vlm.lr == smoke.vlm.lr
+    assert mine.teacher.networks["resnet"] == smoke.teacher.networks["resnet"]
+    (tmp_path / "mine.yaml").write_text("from: nowhere\n")
+    with pytest.raises(EmonbError, match=r"from: 'nowhere' is none of mini, paper"):
+        load_settings(str(tmp_path / "mine.yaml"))
+
+
 WRONG = {
     "vlm.lora_rank": "vlm: {lora_rank: 8}",
     "vlm.lora_r": "vlm: {lora_r: many}",

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from emonb.data import TAXONOMIES, taxonomy_for_dataset
 from emonb.errors import EmonbError
 from emonb.files import resource
 from emonb.run import open_run
+from emonb.triplets import listing, offline_triplets, suggested
+from emonb.vlm import load_processor
 from emonb.world import (
     DRAWN,
     SIDE,
@@ -22,7 +27,6 @@ from emonb.world import (
     draw_dataset,
     draw_scene,
     glyph_names,
-    listing,
     measured_words,
     mood_background,
 )
@@ -82,6 +86,60 @@ def test_the_picture_that_is_followed_is_not_mislabelled(tmp_path, monkeypatch):
     table = pd.DataFrame({"image_id": ["a", "b"], "noisy": [True, False]})
     monkeypatch.setattr(run, "samples", lambda dataset, split: table)
     assert run.example["image_id"] == "b"
+
+
+def test_redrawn_test_pictures_are_others_and_the_training_stays(drawn, tmp_path):
+    name, frame, _ = drawn
+    other = draw_dataset(name, tmp_path, frame["split"].value_counts().to_dict(), redraw=1)
+    same = frame["caption"].eq(other["caption"]).groupby(frame["split"]).mean()
+    assert same["train"] == same["val"] == 1 > 0.2 > same["test"]
+
+
+@pytest.fixture(scope="module")
+def taught(drawn):
+    """Labels, sample table and offline triplets (rows of three) of all pictures of a drawn dataset."""
+    name, frame, _ = drawn
+    labels, scale = taxonomy_for_dataset(name).labels, np.linspace(0, 1, len(frame))
+    hashes = [hashlib.sha256(image_id.encode()).hexdigest() for image_id in frame["image_id"]]
+    frame = frame.assign(sha256=hashes, brightness=scale, colorfulness=scale)
+    return labels, frame, [offline_triplets(row, labels) for row in frame.to_dict("records")]
+
+
+def test_no_word_that_the_offline_annotator_writes_is_unknown_to_the_stand_in(taught):
+    tokenizer = load_processor("stand-in").tokenizer
+    said = {t[field] for three in taught[2] for t in three for field in ("instruction", "response")}
+    said |= {re.sub(r"{\w+}", "", text) for texts in resource("lexicon.yaml", "reasons").values() for text in texts}
+    unknown = [text for text in sorted(said) if tokenizer.unk_token_id in tokenizer(text)["input_ids"]]
+    assert not unknown
+
+
+def test_no_sentence_gives_the_label_away_yet_the_reasoning_fits_it(taught):
+    labels, frame, made = taught
+    said, label = pd.Series([three[2]["response"] for three in made]), frame["label"]
+    often = label.groupby(said.str.findall(r"[^.]+\.").str[-1]).agg(["size", "nunique"]).query("size > 6")
+    assert len(often) > 1
+    assert often["nunique"].min() >= min(3, len(labels)), often
+    objects = "|".join(sorted(glyph_names(), key=len, reverse=True))
+    words = CountVectorizer().fit_transform(said.str.replace(rf"\b(?:an? )?(?:{objects})\b", "", regex=True))
+    half, guess = len(said) // 2, LogisticRegression(max_iter=1000)
+    assert guess.fit(words[:half], label[:half]).score(words[half:], label[half:]) < 0.85
+    known = pd.DataFrame({"label": label, "suggested": [suggested(text, labels) for text in said]})[~frame["noisy"]]
+    assert all(own in some or not some for own, some in known.itertuples(index=False)), "none: a plain background"
+    assert known["suggested"].str.len().ge(1).mean() > 0.9
+
+
+def test_a_picture_is_drawn_again_without_an_object(tmp_path):
+    sizes = {"train": 8, "val": 8, "test": 8}
+    frame = draw_dataset("mini-fi", tmp_path / "whole", sizes).set_index("image_id")
+    (same, less) = frame.query("split == 'test'").index[[2, 5]]
+    again = draw_dataset("mini-fi", tmp_path / "again", sizes, without={same: [], less: frame.at[less, "objects"][:1]})
+    assert again["image_id"].tolist() == [same, less]
+    old, new = (
+        [np.asarray(Image.open(tmp_path / f / frame.at[i, "path"]), int) for i in (same, less)]
+        for f in ("whole", "again")
+    )
+    assert (old[0] == new[0]).all()
+    assert 300 < (old[1] != new[1]).any(axis=2).sum() < 44**2, "a sticker's pixels, and no others"
 
 
 def test_too_few_pictures_are_refused(tmp_path):

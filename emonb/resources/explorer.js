@@ -178,13 +178,15 @@
       const right = now.answer[m][i] === now.label[i], fits = now.answer[m][i] === drawn;
       const word = right ? "right" : fits ? "as drawn, not as labelled" : "wrong";
       const sure = now.sure[m][i] < 0 ? "" : ` ${now.sure[m][i]} %`;
+      const seeds = now.of[m] > 1 ? `, so say ${now.alike[m][i]} of ${now.of[m]} seeds` : "";
       return el("li", { class: m === state.model ? "this" : null },
         el("span", { class: right || fits ? "right" : "wrong", role: "img", "aria-label": word, title: word },
           right ? "✓" : fits ? "(✓)" : "✗"),
-        ` ${model}: `, el("b", {}, now.columns[now.answer[m][i]]), sure);
+        ` ${model}: `, el("b", {}, now.columns[now.answer[m][i]]), sure, seeds);
     });
     const reasons = (now.text[i] || []).map(([m, text]) =>
-      el("details", {}, el("summary", {}, `${now.models[m]} says`), el("p", {}, text)));
+      el("details", {}, el("summary", {}, `${now.models[m]} says`), el("p", {}, text),
+        ...(now.judged[m] ? [el("p", {}, now.judged[m])] : [])));
     return el("li", { class: "card" }, el("div", { class: "frame" }, thumb),
       el("div", { class: "facts" }, el("code", {}, now.id[i]), el("p", {}, drawn === undefined ? "true: " : "label: ",
         el("b", {}, now.labels[now.label[i]]), drawn === undefined ? "" : `, noise on purpose: drawn as ${now.labels[drawn]}`),

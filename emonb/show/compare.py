@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from emonb.claims import FAILS, HOLDS, UNDECIDED
 from emonb.errors import EmonbError
 from emonb.files import read_json
 from emonb.metrics import correctness, mean_interval
@@ -24,8 +25,8 @@ class Comparison:
     Attributes:
         causes: settings, versions, machine, code that differ: a line each.
         begins: results of the earliest stage that differs in content, `stage: names`.
-        answers: dataset, model, images, `changed` (percent of answers), a, b and `difference` (b - a, in points, with
-            `low` and `high`) of models whose answers differ.
+        answers: dataset, model, images, `changed` (percent of answers; NaN: no seed in common), a, b and `difference`
+            (b - a, in points, with `low` and `high`) of models whose answers differ.
         tables: a line for each table that differs.
         verdicts: claim, dataset, a, b, and the deciding comparison with its value and interval in both.
     """
@@ -45,6 +46,8 @@ class Comparison:
         lines = ["the same answers, tables and verdicts" if self.same else "the runs differ"]
         lines += [f"  not alike: {cause}" for cause in self.causes]
         lines += [f"  begins at {stage}" for stage in self.begins if not self.same]
+        others = self.answers[self.answers["changed"].isna()]
+        lines += [f"  no seed in common, so not paired: {row.model} on {row.dataset}" for row in others.itertuples()]
         for what, found in (("verdicts that changed", self.verdicts), ("accuracies", self.answers)):
             if len(found):
                 lines += ["", what, found.to_string(index=False, float_format="{:.2f}".format)]
@@ -67,6 +70,20 @@ def compare(a: Path, b: Path) -> Comparison:
         tables=_tables(a / "tables", b / "tables"),
         verdicts=_verdicts(*(out / "tables" / "claims.csv" for out in (a, b))),
     )
+
+
+def verdict_counts(runs: Sequence[Path]) -> pd.DataFrame:
+    """In how many results folders each verdict came out: a row per claim and dataset, a column per verdict.
+
+    Raises:
+        EmonbError: a folder without claims.
+    """
+    files = [out / "tables" / "claims.csv" for out in runs]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise EmonbError(f"{missing[0]}: no claims; run notebook 08 there first")
+    judged = pd.concat([pd.read_csv(file) for file in files])
+    counts = judged.groupby(["claim", "dataset"], sort=False)["verdict"].value_counts().unstack(fill_value=0)
+    return counts.reindex(columns=[HOLDS, UNDECIDED, FAILS], fill_value=0)
 
 
 def _about(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,9 +127,11 @@ def _begins(a: Mapping[tuple[str, str], str], b: Mapping[tuple[str, str], str]) 
 def _answers(a: Predictions, b: Predictions) -> pd.DataFrame:
     rows = []
     for dataset, model in (key for key in a if key in b):
-        both = a[dataset, model].merge(b[dataset, model], on=["image_id", "split", "seed"], suffixes=("", "_b"))
+        both = a[dataset, model].merge(
+            b[dataset, model], on=["image_id", "split", "seed", "repeat"], suffixes=("", "_b")
+        )
         changed = both["prediction"] != both["prediction_b"]
-        if not changed.any():
+        if len(both) and not changed.any():
             continue
         right = [100 * correctness(run, dataset, [model])[model] for run in (a, b)]
         gap, low, high = mean_interval((right[1] - right[0]).dropna())

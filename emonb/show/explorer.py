@@ -30,7 +30,10 @@ from emonb.predictions import (
     model_name,
     prediction_labels,
     probabilities,
+    seeds_alike,
+    test_rows,
 )
+from emonb.show.reasons import reasons_note
 from emonb.store import Store
 
 SIDE, ACROSS, TILES = 80, 32, 1024  # px of a thumbnail; how many in a row, and on a sheet (WebP: at most 16,383 px)
@@ -125,7 +128,7 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
         there = ", ".join(dict.fromkeys(name for name, _ in predictions)) or "no dataset"
         raise EmonbError(f"{dataset}: no test image that all models have answered; there are predictions of {there}")
     known = table.columns.drop("label")
-    frames = {m: first_seed(predictions[dataset, m]).set_index("image_id").loc[table.index] for m in known}
+    frames = {m: first_seed(test_rows(predictions, dataset, m)).set_index("image_id").loc[table.index] for m in known}
     artifacts = predictions.folder.parent / "artifacts"
     if not artifacts.is_dir():
         raise EmonbError(f"{dataset}: where are its pictures? There is no {artifacts}")
@@ -137,7 +140,8 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
     cells, size = [codes["label"] * len(columns) + codes[m] for m in frames], len(labels) * len(columns)
     kept, chosen = filters(table), choose_images(table, limit)
     few, sheets, sizes = codes.iloc[chosen], *sprites([paths.get(name) for name in table.index[chosen]])
-    seeds = max(predictions[dataset, m]["seed"].nunique() for m in frames)
+    alike = [seeds_alike(test_rows(predictions, dataset, m)).reindex(few.index).tolist() for m in frames]
+    of = [predictions[dataset, m]["seed"].nunique() for m in frames]
     sure, texts = [], {}  # per model percent of each image's answer, -1: none; {image: [(model, what it wrote)]}
     for model, frame in enumerate(frame.iloc[chosen] for frame in frames.values()):
         percent = np.rint(100 * probabilities(frame).max(axis=1)).astype(int)
@@ -154,7 +158,9 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
         "totals": [int(mask.sum()) for mask in kept.values()],
         "counts": [[np.bincount(c[mask], minlength=size).tolist() for c in cells] for mask in kept.values()],
         "n": len(table),
-        "seeds": "Of models with several seeds the first is shown." if seeds > 1 else "",
+        "seeds": "Of models with several seeds the first is shown." if max(of) > 1 else "",
+        "of": of,
+        "alike": alike,
         "kept": f"first the errors of {model_name([*frames][-1])}, then of any other model, then a sample of the hits",
         "id": few.index.tolist(),
         "label": few["label"].tolist(),
@@ -163,6 +169,7 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
         "answer": [few[m].tolist() for m in frames],
         "sure": sure,
         "text": dict(sorted(texts.items())),
+        "judged": [reasons_note(predictions.folder.parent, dataset) if m == "vlm_tuned" else "" for m in frames],
         "size": sizes,
         "sprites": sheets,
     }

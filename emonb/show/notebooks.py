@@ -130,8 +130,8 @@ def refresh_readme(out: Path, readme: Path) -> None:
     totals, seeds = run["totals"], ", ".join(map(str, run["seeds"]))
     text = (
         f"{_START}\n{markdown_text(wide.rename_axis('accuracy on test, %'))}\n"
-        f"95 % bootstrap intervals over {rows['n'].max():.0f} test images in each; head and gate: mean of seeds "
-        f"{seeds}. Claims over all datasets: {'; '.join(judged['claim'] + ' ' + judged['verdict'])}.\n"
+        f"95 % intervals over {rows['n'].max():.0f} test images in each and the pipelines of seeds {seeds}. Claims "
+        f"over all datasets: {'; '.join(judged['claim'] + ' ' + judged['verdict'])}.\n"
         f"This run: {totals['seconds_compute'] / 60:.1f} minutes of computing on {run['machine']['cores']} cores, "
         f"peak memory {totals['peak_memory_mb'] / 1024:.1f} GB.\n{_END}"
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from emonb.data import check_labels
 from emonb.errors import EmonbError
+from emonb.files import read_json
 from emonb.store import Store
 from emonb.teacher import LAYOUT, load_network, network_input
 
@@ -155,7 +156,8 @@ def find_teacher(folder: Path, labels: Sequence[str]) -> Teacher | None:
     if not artifacts.is_dir():
         return None
     try:
-        made = Store(artifacts).find("teacher", f"{folder.name}--vit").path
+        seed = read_json(folder / "config.json")["seed"]
+        made = Store(artifacts).find("teacher", f"{folder.name}--vit--seed{seed}").path
         net, settings, known = load_network(made)
         check_labels(known, labels, str(made))
     except EmonbError:

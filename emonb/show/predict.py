@@ -40,11 +40,13 @@ def predict(
 
     from emonb.model import EmoVLMKD
     from emonb.show.opinions import find_teacher, opinions
+    from emonb.show.reasons import reasons_note
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # of loading the weights
     _say(f"model: {visible(folder)}", sys.stderr)
     model = EmoVLMKD.from_pretrained(folder)
+    note = reasons_note(folder.resolve().parent.parent, folder.resolve().name) if reasons else ""
     ask, found = partial(opinions, model, teacher=find_teacher(folder, model.labels), texts=reasons), []
     try:
         for path in progress(paths, "pictures", note=lambda: visible(folder.name)):
@@ -53,6 +55,7 @@ def predict(
             except Exception as error:  # damaged; or what a model meets: a strip of 1:300, a GPU's full memory
                 _say(f"emonb: {visible(path)}: could not be answered ({visible(error)})", sys.stderr)
                 continue
+            found[-1] |= {"reasons_judged": note} if note else {}
             if not as_json:
                 _say(as_text(found[-1]))
     finally:
@@ -100,7 +103,8 @@ def as_text(opinion: dict[str, Any]) -> str:
         if said and name != "EmoVLM-KD":
             lines.append(f"  {name + ':':6}{said['answer']} ({said['confidence']:.0%})")
     words = [("Gate", opinion["gate"]["sentence"]), ("Key elements", opinion["key_elements"])]
-    for name, text in [*words, ("Reasons", opinion["reasons"])]:
+    words += [("Reasons", opinion["reasons"]), ("Judged", opinion.get("reasons_judged"))]
+    for name, text in words:
         if text:
             lines += textwrap.wrap(f"{name}: {visible(text)}", 100, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines)

@@ -71,6 +71,8 @@ def write_report(out: Path) -> list[str]:
     said = results.safe("who wrote the triplets", source_note, out, datasets) or ""
     drawn = [is_drawn(name) for name in datasets]
     notes = [resource("report.yaml", "drawn")] * any(drawn) + [f"{said[:1].upper()}{said[1:]}."] * bool(said)
+    others = [f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items()]
+    notes += [f"{resource('report.yaml', 'elsewhere')} {'; '.join(others)}."] * bool(others)
     results.problems += write_site(out, " ".join(notes))
     blocks = _blocks(results, records, datasets, settings)
     notes += [block["note"] for block in [blocks.get("table:evidence")] if block]
@@ -153,18 +155,16 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     """What run.json says of time, machine and packages; what is empty is left out."""
     totals, machine, git, lock = (run.get(key, {}) for key in ("totals", "machine", "git", "lock"))
     differs = ", ".join(f"{name} {both}" for name, both in lock.get("differs", {}).items())
-    others = ", ".join(f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items())
     facts = {
         "when": f"{run['written'][:10]} {run['written'][11:16]} UTC",
         "from nothing": f"{totals['seconds_compute'] / 60:.1f} min",
         "this run": f"{totals['seconds_wall_this_run'] / 60:.1f} min",
         "peak memory": f"{totals['peak_memory_mb'] / 1024:.1f} GB",
         "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine.get('gpu') or 'no GPU'}",
-        "seeds of head and gates": ", ".join(map(str, run["seeds"])),
+        "pipelines (seeds)": ", ".join(map(str, run["seeds"])),
         "code": str(git.get("commit", ""))[:10] + (" + changes" if git.get("dirty") else ""),
         "versions": ", ".join(f"{name} {run['versions'][name]}" for name in ("python", "torch", "transformers")),
         "packages": f"not as locked (here, locked): {differs}" if differs else "as locked" * bool(lock.get("locked")),
-        "the committed notebooks had others (here, theirs)": others,
     }
     return {what: value for what, value in facts.items() if value}
 
@@ -178,7 +178,8 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
     saved = plain_caption(text.read_text(encoding="utf-8")) if text.is_file() else ""
     block["caption"] = [words.get("text", ""), saved]
     if id == "claims":
-        numbers = frame[["value", "ci_low", "ci_high"]].map(lambda x: "" if pd.isna(x) else f"{round(x, 3) + 0.0:.3g}")
+        shown = frame[["value", "ci_low", "ci_high", "detectable"]]
+        numbers = shown.map(lambda x: "" if pd.isna(x) else f"{round(x, 3) + 0.0:.3g}")
         cards = frame.map(format_value).assign(**numbers).groupby("claim", sort=False)
         return block | {"claims": [part.to_dict("records") for _, part in cards]}
     if {"row", "paper", "ours"} <= set(frame):

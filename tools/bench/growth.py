@@ -47,7 +47,7 @@ teacher:
   networks:
     vit: {name: vit_tiny_patch16_224, image_size: 32, epochs: 1, batch_size: 64, lr: 1.0e-3,
       kwargs: {patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}}
-distill: {epochs: 1, batch_size: 256, depths: [[1024]], alphas: [0.0, 0.5]}
+distill: {epochs: 1, batch_size: 256, depths: [[1024]], lengths: [], alphas: [0.0, 0.5]}
 gate: {epochs: 1, batch_size: 256, kinds: [concat, cross]}
 """
 FORK = multiprocessing.get_context("fork")  # the parent computes nothing, so that no thread is lost in the fork

@@ -57,9 +57,7 @@ def bare(run: Run, vlm: VLM, net: nn.Module, pictures: Pictures) -> dict[str, fl
 def main() -> None:
     options = arguments(__doc__).parse_args()
     run = small_run(options, force=",".join(MEASURED))
-    made = {"teacher": run.make_one("teacher", DATASET, "vit")} | {
-        stage: run.make(stage)[DATASET] for stage in MEASURED
-    }
+    made = {"teacher": run.make("teacher")[DATASET, "vit"]} | {stage: run.make(stage)[DATASET] for stage in MEASURED}
     seconds = {stage: artifact.provenance["seconds"] for stage, artifact in made.items()}
     net, config, labels = load_network(made["teacher"].path)
     frame, colours = run.samples(DATASET), colours_of(config.name, config.pretrained)
@@ -70,7 +68,7 @@ def main() -> None:
     with tuned(run) as vlm:
         forward = bare(run, vlm, net, pictures)
     ablations, terms = {"heads": seconds["head"], "gates": seconds["gate"]}, run.settings
-    trained = {"heads": len(terms.distill.heads), "gates": len(terms.gate.gates), "seeds": len(terms.seeds)}
+    trained = {"heads": len(terms.distill.heads), "gates": len(terms.gates), "seeds": len(terms.seeds)}
     totals = [sum(part.values()) for part in (one_pass, forward, ablations)]
     shares = {"one_pass_over_bare_forward": totals[0] / totals[1], "ablations_over_one_pass": totals[2] / totals[0]}
     found = {

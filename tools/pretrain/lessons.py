@@ -20,6 +20,7 @@ from torch import Tensor
 from emonb.data import TAXONOMIES
 from emonb.files import resource
 from emonb.progress import progress
+from emonb.triplets import listing, with_article
 from emonb.world import (
     SIDE,
     Background,
@@ -27,9 +28,7 @@ from emonb.world import (
     Scene,
     draw_scene,
     glyph_names,
-    listing,
     measured_words,
-    with_article,
 )
 from tools.pretrain.checkpoint import MERGE, PATCH, frames, vocabulary, words
 
