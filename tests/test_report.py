@@ -151,9 +151,7 @@ def test_what_is_built_into_the_drawn_world_is_said_at_the_top_by_the_numbers_of
     assert rest.index("<section id=evidence>") < rest.index("<section id=claims>")
     levels = pd.read_csv(out / "tables" / "main.csv").groupby("dataset")[["chance", "ceiling"]].max()
     drawn = re.findall(r"<i class=(\w+) style='left:([\d.]+)%'>", rest)
-    assert [(kind, float(x)) for kind, x in drawn] == [
-        (k, round(x, 2)) for row in levels.loc[::-1].iloc for k, x in row.items()
-    ]
+    assert [float(x) for _, x in drawn] == levels.round(2).to_numpy().ravel().tolist()
     path.unlink()
     assert "former carry" not in page_of(out)[0]
 
