@@ -98,7 +98,7 @@ class TripletSettings(_Section):
     requests_per_minute: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1)
     # USD for one dataset, earlier runs included; ours. The 1,040 pictures of a mini dataset cost at worst, asked three
-    # times and answered at full length, WORST with gpt-4o, the dearest in the price file; usually USUAL
+    # times and answered at full length, 21 USD with gpt-4o, the dearest in the price file, and usually 2 to 6
     max_cost: float = Field(25.0, gt=0)
     price: tuple[float, float] | Literal["none"] | None = None  # USD per million tokens in, out; none: without a limit
     prices: str | None = None  # a file like emonb/resources/prices.yaml; None: that one

@@ -21,6 +21,7 @@ from openai_server import CONTENT, error
 from emonb.annotate.ask import connect, server_address
 from emonb.annotate.log import open_answers
 from emonb.errors import EmonbError
+from emonb.machine import settle
 from emonb.settings import TripletSettings
 
 FAULTS = {"rate_limit": 0.05, "server_error": 0.03, "unavailable": 0.02, "stall": 0.01, "cut": 0.03, "bad_body": 0.02,
@@ -125,9 +126,20 @@ def test_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
         assert server.paid - 250 <= 10 * 8
 
 
-def test_an_interrupt_waits_for_what_is_paid(small, monkeypatch):
+@pytest.fixture
+def settled():
+    """A process as the command line makes it; its signals are given back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    settle()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_what_is_paid(small, monkeypatch, settled, how):
     with asked_of(monkeypatch, latency_s=0.3) as server:
-        threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,)).start()
+        threading.Timer(0.5, signal.raise_signal, (how,)).start()
         with pytest.raises(KeyboardInterrupt):
             small.ask(concurrency=4)
         assert any("images that are paid for" in line for line in small.said)
@@ -374,20 +386,22 @@ def test_useless_answers_of_several_kinds_or_with_others_between_end_nothing(sma
         assert small.ask(concurrency=1, near_duplicate=1.0, retries=0) == ""
 
 
-ADDRESSES = {
-    "localhost:8000": "http://localhost:8000/v1", "127.0.0.1:9": "http://127.0.0.1:9/v1", "[::1]:8000": "http://[::1]:8000/v1",
-    "http://h:1/v1/": "http://h:1/v1", "http://h/v1/chat/completions": "http://h/v1", "http://h/v1/models/": "http://h/v1",
-    " 'http://h/v1' ": "http://h/v1", "\u201chttp://h\u201d": "http://h/v1", "api.openai.com/v1": "https://api.openai.com/v1",
-    "https://openrouter.ai/api/v1": "https://openrouter.ai/api/v1", "me:pw@host:8/v1": "http://me:pw@host:8/v1", "  ": "",
-    "ws://h": None, "http:/h": None, "http//h": None, "http://": None, "/v1": None, "http://a b/v1": None, "http://h:99999": None,
-    "http://h:port": None, "file:///etc": None, "http://h/v1?x=1": None, "::": None,
-}  # fmt: skip
+ADDRESSES = """
+http://localhost:8000/v1 < localhost:8000 | localhost:8000/v1 | http://localhost:8000 | http://localhost:8000/v1//
+http://127.0.0.1:9/v1 < 127.0.0.1:9
+http://[::1]:8000/v1 < [::1]:8000
+https://h/v1 < h/v1 | https://h | "https://h/v1" | 'h' | <https://h/v1> | \u201chttps://h/v1\u201d | https://h/v1/models/
+https://h/api/v1 < https://h/api/v1 | h/api/v1/chat/completions
+http://me:pw@host:8/v1 < me:pw@host:8/v1
+ < ws://h | http:/h | http//h | http:// | /v1 | http://a b/v1 | http://h:99999 | http://h:port | file:///x | http://h?x=1
+"""
 
 
 def test_addresses_of_servers_as_people_write_them(small, monkeypatch):
-    for given, meant in ADDRESSES.items():
-        monkeypatch.setenv("OPENAI_BASE_URL", given)
-        if meant is not None:
+    lines = [line.split(" < ") for line in ADDRESSES.splitlines() if line]
+    for meant, given in ((meant, given) for meant, written in lines for given in written.split(" | ")):
+        monkeypatch.setenv("OPENAI_BASE_URL", f" {given} ")
+        if meant:
             assert server_address() == meant, given
             continue
         with pytest.raises(EmonbError, match=r"OPENAI_BASE_URL: .* is no address of a server; write it up to"):

@@ -92,11 +92,9 @@ READABLE = [
     "<|im_start|> assistantConversation: A dark street.\nReasoning: Nobody is near.",
     *(text.replace("{}", json.dumps(GOOD)) for text in ("{}", "It is:\n```json\n{}\n```\nDone.", "<|x|> assistant{}")),
 ]
-AS_MODELS_WRITE = [
-    json.dumps({**GOOD, "mood": "x"}), repr(GOOD), json.dumps([GOOD]), json.dumps({"triplets": GOOD}), "{a}: " * 3 + json.dumps(GOOD),
-    json.dumps({**GOOD, "key_elements": "street, lamp"}), json.dumps(GOOD)[:-1] + ",}", json.dumps(GOOD).replace(". ", ".\n"),
-    json.dumps({"Conversation": GOOD["conversation"], "Reasoning": GOOD["reasoning"], "Key elements": ["lamp"]}),
-]  # fmt: skip
+MORE = ({**GOOD, "mood": "x"}, {**GOOD, "key_elements": "street"}, [GOOD], {"it": GOOD})
+READABLE += [*map(json.dumps, MORE), repr(GOOD), "{a}: " * 3 + json.dumps(GOOD), json.dumps(GOOD)[:-1] + ",}"]
+READABLE += [json.dumps({"Conversation": GOOD["conversation"], "Reasoning": GOOD["reasoning"], "Key elements": []})]
 UNREADABLE = [
     "",
     "text",
@@ -108,7 +106,7 @@ UNREADABLE = [
 
 
 def test_json_and_sections_are_read_tolerantly():
-    for text in [*READABLE, *AS_MODELS_WRITE]:
+    for text in READABLE:
         answer = parse_reply([text], "schema")
         assert (answer.conversation, answer.reasoning) == ("A dark street.", "Nobody is near."), text
     assert [parse_reply([text], "schema") for text in UNREADABLE] == [None] * len(UNREADABLE)
@@ -126,10 +124,15 @@ def test_odd_texts_are_read_quickly():
 
 
 THOUGHTS = [
-    "<think>\nConversation: {draft}\n</think>\n\n{}", "Reasoning: draft</think>{}", "<thinking>a</thinking> {}", "[THINK]a[/THINK]{}",
-    "◁think▷a◁/think▷{}", "<seed:think>a</seed:think>{}", "<think>a</think><think>b</think>{}",
-    "<|channel|>analysis<|message|>draft<|end|><|start|>assistant<|channel|>final<|message|>{}",
-]  # fmt: skip
+    "<think>\nReasoning: {draft}\n</think>\n\n{}",
+    "Reasoning: draft</think>{}",
+    "<thinking>a</thinking> {}",
+    "<think>a</think><think>b</think>{}",
+    "<seed:think>a</seed:think>{}",
+    "[THINK]a[/THINK]{}",
+    "◁think▷a◁/think▷{}",
+    "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>{}",
+]
 
 
 def test_thoughts_are_no_answer_and_their_tokens_count():
