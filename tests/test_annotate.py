@@ -411,13 +411,20 @@ def test_addresses_of_servers_as_people_write_them(small, monkeypatch):
 @pytest.mark.parametrize(
     "proxy", ["socks5://me:secret@127.0.0.1:9", "socks://127.0.0.1:9", "ht!tp://x", "http://x:abc"]
 )
-def test_proxies_are_one_line_at_once_and_a_server_of_this_machine_needs_none(small, monkeypatch, proxy):
+def test_proxies_that_cannot_be_used_are_one_line_at_once(small, monkeypatch, proxy):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("ALL_PROXY", proxy)
     with pytest.raises(EmonbError, match=r"all_proxy: this proxy cannot be used .*unset") as caught:
         small.ask()
     assert "secret" not in str(caught.value)
     assert ("httpx[socks]" in str(caught.value)) == ("socks5" in proxy)
+    with asked_of(monkeypatch):
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert small.ask() == ""
+
+
+def test_a_server_of_this_machine_is_asked_past_a_proxy(small, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with asked_of(monkeypatch):
         assert small.ask() == ""
 

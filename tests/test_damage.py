@@ -58,7 +58,7 @@ def test_a_model_folder(copy, tiny):
     assert sum(map(bool, told)) > 0.8 * len(told)
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"sha256"', '"digests"'))  # as earlier versions wrote it
-    (folder / "gate.safetensors").write_bytes((folder / "gate.safetensors").read_bytes()[:200])
+    (folder / "gate.safetensors").write_bytes((folder / "gate.safetensors").read_bytes()[:-9])
     with pytest.raises(EmonbError, match=r"gate.safetensors: damaged, or of another model"):
         EmoVLMKD.from_pretrained(folder)
     shutil.rmtree(folder / "adapter")

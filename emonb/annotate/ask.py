@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import openai
 
@@ -84,17 +84,21 @@ def connect(settings: TripletSettings) -> openai.OpenAI:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise EmonbError("OPENAI_API_KEY holds blanks, line breaks or other odd characters; set it again, without")
     where = {"api_key": key or "none", "base_url": base_url or "https://api.openai.com/v1"}
-    if urlsplit(where["base_url"]).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0"):
-        where["http_client"] = openai.DefaultHttpxClient(trust_env=False)
+    host = urlsplit(where["base_url"]).hostname
     try:
-        return openai.OpenAI(**where, max_retries=settings.transport_retries, timeout=settings.timeout_s)
+        client = openai.DefaultHttpxClient(trust_env=not proxy_bypass(host))
+        if host in ("localhost", "127.0.0.1", "::1", "0.0.0.0"):
+            client = openai.DefaultHttpxClient(trust_env=False)
+        return openai.OpenAI(
+            **where, http_client=client, max_retries=settings.transport_retries, timeout=settings.timeout_s
+        )
     except Exception as error:  # what the SDK's HTTP library, which differs by version, makes of the shell's proxies
         names = ", ".join(f"{name}_proxy" for name in getproxies() if name != "no") or "proxy"
         remedy = (
             "install what it needs (pip install 'httpx[socks]')" if isinstance(error, ImportError) else "correct it"
         )
         raise EmonbError(
-            f"{names}: this proxy cannot be used ({scrub(str(error))}); {remedy}, or unset the variable"
+            f"{names}: this proxy cannot be used ({scrub(str(error))}); {remedy}, unset it, or name the server in NO_PROXY"
         ) from None
 
 
