@@ -429,6 +429,14 @@ def test_a_server_of_this_machine_is_asked_past_a_proxy(small, monkeypatch):
         assert small.ask() == ""
 
 
+def test_a_page_instead_of_answers_is_said_after_few_requests(small, monkeypatch):
+    with asked_of(monkeypatch, answer=lambda *_: (200, b"<html>Sign in to the campus network</html>")) as server:
+        with pytest.raises(EmonbError, match=r"127.0.0.1: .* not a chat completion; set OPENAI_BASE_URL up to"):
+            small.ask(concurrency=2)
+        assert len(server.log) <= 6
+    assert not small.accepted
+
+
 def test_where_no_server_listens_few_requests_tell(small, monkeypatch):
     with asked_of(monkeypatch) as server:
         pass

@@ -32,7 +32,7 @@ _LIMIT = "the next answer could exceed the limit of ${:g}; raise --max-cost to g
 _MINUTE = 61.0  # seconds; requests travel for different times, and the server counts arrivals
 _BACKOFF, _LONGEST = 0.5, 120.0  # seconds before the second attempt, and that a server may make us wait at a time
 _IN_A_ROW = 20  # images without an answer, one after another: the server is down, not the images at fault
-_KNOCKS = 3  # times that an image is asked for where no server ever answered
+_KNOCKS = 3  # times that an image is asked for where nobody listens, or something else than such a server
 _ENDPOINT = "/v1/chat/completions"
 _REMEDIES = {
     401: "set a valid key in OPENAI_API_KEY",
@@ -89,17 +89,13 @@ def connect(settings: TripletSettings) -> openai.OpenAI:
         client = openai.DefaultHttpxClient(trust_env=not proxy_bypass(host))
         if host in ("localhost", "127.0.0.1", "::1", "0.0.0.0"):
             client = openai.DefaultHttpxClient(trust_env=False)
-        return openai.OpenAI(
-            **where, http_client=client, max_retries=settings.transport_retries, timeout=settings.timeout_s
-        )
+        patience = {"max_retries": settings.transport_retries, "timeout": settings.timeout_s}
+        return openai.OpenAI(**where, **patience, http_client=client)
     except Exception as error:  # what the SDK's HTTP library, which differs by version, makes of the shell's proxies
         names = ", ".join(f"{name}_proxy" for name in getproxies() if name != "no") or "proxy"
-        remedy = (
-            "install what it needs (pip install 'httpx[socks]')" if isinstance(error, ImportError) else "correct it"
-        )
-        raise EmonbError(
-            f"{names}: this proxy cannot be used ({scrub(str(error))}); {remedy}, unset it, or name the server in NO_PROXY"
-        ) from None
+        remedy = "pip install 'httpx[socks]'" if isinstance(error, ImportError) else "correct it"
+        remedy += ", unset it, or name the server in NO_PROXY"
+        raise EmonbError(f"{names}: this proxy cannot be used ({scrub(str(error))}); {remedy}") from None
 
 
 def _token_limits(sdk: openai.OpenAI) -> tuple[str, str]:
@@ -122,11 +118,7 @@ def _said_by(error: Exception) -> str:
 
 def _filtered(error: Exception) -> bool:
     """Whether it is the provider's content filter that refused, which some tell as an error instead of an answer."""
-    return getattr(error, "code", None) in (
-        "content_filter",
-        "content_policy_violation",
-        "ResponsibleAIPolicyViolation",
-    )
+    return getattr(error, "code", None) in ("content_filter", "content_policy_violation")
 
 
 # ---- one by one ----------------------------------------------------------------------------------------------------
@@ -175,8 +167,8 @@ class Online:
             affordable = self.answers.can_afford(reserved) and not self.answers.useless
             sendable = self.waiting and affordable and len(self.under_way) < terms.concurrency
             if sendable and delay <= 0:
+                self.next_at = time.monotonic() + pace * requests  # before: a quick failure may put it off
                 self.under_way.add(pool.submit(self._ask, self.waiting.popleft(), form))
-                self.next_at = time.monotonic() + pace * requests
             elif self.under_way:
                 pause = min(max(delay, 0.01), 1.0) if sendable else 1.0
                 done, self.under_way = wait(self.under_way, pause, FIRST_COMPLETED)
@@ -197,7 +189,10 @@ class Online:
             picture = encode_picture(row["path"], self.settings.max_side)
             for body in self.answers.requests(row, picture, form):
                 raw = self.sdk.chat.completions.with_raw_response.create(**body)
-                replies.append(read_reply(raw.http_response.json()))
+                completion = None
+                with suppress(ValueError):  # a page instead of an answer
+                    completion = raw.http_response.json()
+                replies.append(read_reply(completion))
         except (openai.APIError, UnreadablePicture, ValueError, RecursionError) as caught:
             error = caught
         with self.lock:
@@ -232,10 +227,9 @@ class Online:
             self.answers.receive(row, replies, form, _said_by(error), filtered=_filtered(error))
         # a server that answers others may refuse some images for good
         self.in_a_row += not again and (status not in (400, 413, 422) or not self.answers.spent["answers"])
-        nobody = type(error.__cause__).__name__ == "ConnectError" and not self.answers.spent["answers"]
-        if nobody and self.attempts[image_id] >= _KNOCKS:  # no server at this address, so far
-            raise _explained(error, self.sdk)
-        if not again and (no_credit or status in (401, 403, 404) or self.in_a_row >= _IN_A_ROW):
+        nobody = type(error.__cause__).__name__ == "ConnectError" or isinstance(error, ValueError)
+        nobody = nobody and not self.answers.spent["answers"] and self.attempts[image_id] >= _KNOCKS
+        if nobody or (not again and (no_credit or status in (401, 403, 404) or self.in_a_row >= _IN_A_ROW)):
             raise _explained(error, self.sdk)
         return again
 

@@ -175,14 +175,13 @@ class Answers:
             record = {**why, "text": "\n\n".join(reply["text"] for reply in replies), **origin, "usage": usage}
             _append(room.rejected_path(self.path), json.dumps(record, ensure_ascii=False) + "\n")
             self._note_rejected(record)
-
         reason = "" if isinstance(verdict, Answer) else verdict[0]
         if reason != _NO_ANSWER:
             self._alike = reason, self._alike[1] * (reason == self._alike[0]) + 1
         if reason in _USELESS and self._alike[1] >= _USELESS_IN_A_ROW:
             said = f"{reason} ({asking.scrub(verdict[1])})" if verdict[1] else reason
-            self.useless = f"{_USELESS_IN_A_ROW} answers in a row were {said}; what was paid is kept: choose another "
-            self.useless += "--model, or mend the settings of triplets, and start again"
+            remedy = "choose another --model, or other settings of triplets, and start again (what was paid is kept)"
+            self.useless = f"{_USELESS_IN_A_ROW} answers in a row were {said}; {remedy}"
 
     def keep(self, line: bytes) -> None:
         """Put what was paid for and belongs to no image on disk, once."""
