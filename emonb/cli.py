@@ -91,7 +91,11 @@ def triplets(
     profile: Profile = "mini",
     annotator: Annotated[str, typer.Option(help="openai, batch or offline; default: the profile's")] = "",
     estimate: Annotated[bool, typer.Option("--estimate", help="print tokens and price, send nothing")] = False,
-    max_cost: Annotated[float | None, typer.Option(help="USD for this dataset, earlier runs included")] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="USD for this dataset, earlier runs included; default: the profile's, 25")
+    ] = None,
+    price: Annotated[str, typer.Option(help="IN,OUT: USD per million tokens of a model without a known price")] = "",
+    no_price: Annotated[bool, typer.Option("--no-price", help="a model without a price; no limit is kept")] = False,
     concurrency: Annotated[int | None, typer.Option(help="requests at a time; default: the profile's")] = None,
     model: Annotated[str, typer.Option(help="a vision model of the server; default: the profile's")] = "",
     import_file: Annotated[str, typer.Option("--import", help="a JSON file of the authors', or EmoVIT-style")] = "",
@@ -99,7 +103,10 @@ def triplets(
     images: Images = "",
     out: Out = "",
 ) -> None:
-    """Write the triplets of one dataset: by a paid model, without one, or from somebody else's file."""
+    """Write the triplets of one dataset: by a paid model, without one, or from somebody else's file.
+
+    Exit code 3: stopped early, at the limit on the cost or after useless answers; what was paid is kept.
+    """
     from emonb import annotate
     from emonb.annotate.others import import_triplets
     from emonb.annotate.request import estimate_text
@@ -109,10 +116,15 @@ def triplets(
     from emonb.triplets import has_paid_answers
 
     changes = {"annotator": annotator, "max_cost": max_cost, "concurrency": concurrency, "model": model}
+    changes["price"] = price or ("none" if no_price else None)
     changes = {name: value for name, value in changes.items() if value not in (None, "")}
     given = {"profile": profile, "datasets": dataset, "images": images, "out": out}
-    opened = Run(load_settings(**given, triplets=changes))
-    samples, terms = opened.make("samples")[dataset].path, opened.settings.triplets
+    settings, stopped = load_settings(**given, triplets=changes), ""
+    terms = settings.triplets
+    if paid := terms.annotator in ("batch", "openai") and not (estimate or import_file):
+        annotate.check_server(terms)
+    opened = Run(settings)
+    samples = opened.make("samples")[dataset].path
     path, batch = opened.out / "triplets" / f"{dataset}.jsonl", terms.annotator == "batch"
     asked = read_samples(samples), sample_labels(samples), path, terms
     if estimate:
@@ -120,15 +132,16 @@ def triplets(
         return
     if import_file:
         import_triplets(Path(import_file), *asked, say=typer.echo)
-    elif paid := batch or terms.annotator == "openai":
-        annotate.write_triplets(*asked, batch=batch, patient=patient, say=typer.echo)
+    elif paid:
+        stopped = annotate.write_triplets(*asked, batch=batch, patient=patient, say=typer.echo)
         if not has_paid_answers(path):
             typer.echo("no triplets yet")
-            return
+            raise typer.Exit(3 if stopped else 0)
     if import_file or paid:  # what is there, without asking again
         opened = Run(load_settings(**given))
     key = opened.make("triplets")[dataset].key
     typer.echo(f"triplets/{dataset}.jsonl; result: artifacts/triplets/{key}/triplets.jsonl")
+    raise typer.Exit(3 if stopped else 0)
 
 
 @data.command("import")
@@ -261,20 +274,30 @@ def notebooks(out: Annotated[str, typer.Option(help="results of a run of the min
     refresh_readme(Path(out), project_root() / "README.md")
 
 
+# What the user can do about an error of the system that is no fault of ours.
+_REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "set OUT (--out) to a folder that you may write to"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room or set OUT (--out); finished results are kept"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files: ulimit -n 4096"),
+    errno.EIO: "the disk fails; set OUT (--out) to another one",
+}
+
+
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 1, never a traceback."""
+    """Entry point: a user's mistake is one message and exit code 1 (3: stopped early), never a traceback."""
+    from emonb.machine import settle
+
     try:
+        settle()
         app()
     except EmonbError as error:
         print(f"emonb: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.ENOSPC, errno.EROFS):
+        if error.errno not in _REMEDIES:
             raise
-        print(
-            f"emonb: {error.filename or 'a result'}: cannot write ({error.strerror}); free it or set OUT",
-            file=sys.stderr,
-        )
+        where, why = error.filename or "a file", error.strerror or str(error)
+        print(f"emonb: {where}: cannot be read or written ({why}); {_REMEDIES[error.errno]}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of Ctrl-C

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,12 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from emonb.errors import EmonbError
 
-_NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # some network file systems
+# some network file systems and FUSE mounts
+_NO_FLOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOTTY, errno.EPERM}
+_MARK = ".emonb"
+_OURS = {"run.json": "notebooks", "import.json": "source", "report.json": "steps"}  # files of ours -> a field of each
+_RESULTS = ("artifacts/*/*.json", "predictions/*__*.parquet", "triplets/*.jsonl")  # of runs without a mark
+_NOTHING = re.compile(r"\..*|lost\+found|Thumbs\.db|desktop\.ini")  # an empty folder may hold
 
 
 def make_folder(path: Path) -> Path:
@@ -32,6 +40,37 @@ def make_folder(path: Path) -> Path:
         reason = error.strerror or str(error)
         raise EmonbError(f"{path}: cannot write ({reason}); choose another folder with OUT (--out)") from None
     return path
+
+
+def claim_folder(path: Path, option: str = "OUT (--out)") -> Path:
+    """Create a folder of ours, and mark it; raises as `refuse_foreign` and `make_folder`."""
+    refuse_foreign(path, option)
+    make_folder(path)
+    if not _is_ours(path):
+        (path / _MARK).write_text("emonb made this folder and may replace what it wrote here\n", encoding="utf-8")
+    return path
+
+
+def refuse_foreign(path: Path, option: str, ours: bool = False) -> None:
+    """Raise `EmonbError` for a folder with files that are not of emonb: nobody's shall be overwritten.
+
+    `ours`: it is known to be; `option`: how people name another.
+    """
+    there = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    others = [visible(name) for name in there if not _NOTHING.fullmatch(name)]
+    if others and not (ours or _is_ours(path)):  # looked at last: others may be making it just now
+        found = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+        raise EmonbError(
+            f"{visible(path)}: holds {found} and nothing of emonb; choose a new or empty folder with {option}"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    for name, field in _OURS.items():
+        with suppress(EmonbError, TypeError):
+            if field in read_json(path / name):
+                return True
+    return (path / _MARK).is_file() or any(next(path.glob(pattern), None) for pattern in _RESULTS)
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
@@ -56,6 +95,12 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise EmonbError(f"{path}: cannot be read as JSON ({error}); delete it and run again") from None
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
@@ -95,19 +140,30 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
         path: the lock's file.
         busy: message of the `EmonbError` raised while another process holds the lock; "": wait for it.
     """
-    for lock in (FileLock(path), SoftFileLock(path.with_name(f"{path.name}.soft"))):
+    soft = SoftFileLock(path.with_name(f"{path.name}.soft"))
+    for lock in (FileLock(path, fallback_to_soft=False), soft):
         try:
             lock.acquire(timeout=0 if busy else -1)
             break
         except Timeout:
             raise EmonbError(busy) from None
         except OSError as error:
-            if error.errno not in _NO_FLOCK:
+            if lock is soft or error.errno not in _NO_FLOCK:
                 raise
+            _say_no_flock()
     try:
         yield
     finally:
         lock.release()
+
+
+@functools.cache
+def _say_no_flock() -> None:
+    """Once a process; not in a notebook of a run, whose process has said it."""
+    if os.environ.get("EMONB_HEADLESS") != "1":
+        print(
+            "emonb: no file locks here (flock): marker files take their place; one machine at a time", file=sys.stderr
+        )
 
 
 def visible(text: object) -> str:

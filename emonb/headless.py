@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -33,7 +32,7 @@ from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, locked, make_folder, read_json, write_json
+from emonb.files import atomic_write, claim_folder, locked, read_json, write_json
 from emonb.machine import git_state, library_versions, lock_state, machine
 from emonb.pipeline import dataset_folder
 from emonb.reach import reached_by
@@ -102,11 +101,8 @@ def run(
     chosen = [source for source in sources if not wanted or source.stem.startswith(wanted)]
     if not chosen:
         raise EmonbError(f"notebooks {notebooks!r}: none of {', '.join(s.stem[:2] for s in sources)} of {place}")
-    results = make_folder(settings.out_path)
+    results = claim_folder(settings.out_path)
     busy = f"{results}: another run is writing here; wait for it or choose another OUT"
-    for end in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(end) is signal.SIG_DFL:  # not under nohup
-            signal.signal(end, signal.default_int_handler)  # as Ctrl-C: a report of what is there remains
     environment = {
         "EMONB_HEADLESS": "1",
         "EMONB_KEEP": keep,
@@ -296,8 +292,11 @@ def _papermill(source: Path, target: Path, parameters: Mapping[str, Any], bar: B
     quiet = ["--IPKernelApp.log_level=50"]  # kernels warn of TCP and of their own shutdown on our console
     options = {"kernel_manager_class": _OwnKernel, "extra_arguments": quiet, "on_cell_start": tell}
     options |= {"kernel_name": "python3", "progress_bar": False, "start_timeout": 120, "cwd": "."}
+    paths = (
+        os.path.relpath(path).replace("{", "{{").replace("}", "}}") for path in (source, target)
+    )  # it formats them
     try:
-        papermill.execute_notebook(os.path.relpath(source), os.path.relpath(target), dict(parameters), **options)
+        papermill.execute_notebook(*paths, dict(parameters), **options)
     except papermill.PapermillExecutionError as error:
         what = error.evalue.strip() if error.ename == "EmonbError" else f"{error.ename}: {error.evalue}".strip()
         raise NotebookFailed(source, target, f"In [{error.exec_count}]", what) from None

@@ -6,12 +6,16 @@ Two ways, never at once. `accelerate launch -m emonb stage ...` starts processes
 
 from __future__ import annotations
 
+import atexit
 import functools
+import getpass
 import os
 import platform
-import resource
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +36,56 @@ T = TypeVar("T")
 LOCK = "requirements.lock"
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "peft", "accelerate", "numpy", "pandas", "scikit-learn")
 _MEMORY = 1.5 * 2**30  # bytes that a process side by side may take: torch, timm and a small dataset take 0.9 GB
+
+
+# ---- any machine ---------------------------------------------------------------------------------------------------
+
+_FILES = 256, 4096  # open files that a run needs (two processes with their sockets and libraries), and asks for
+
+
+def settle() -> None:
+    """Make this process fit for machines as they are; the command line calls it first.
+
+    A terminal that cannot show a character gets an escape; SIGTERM and SIGHUP end as Ctrl-C does; as many files may be
+    open as the system allows; a user without a name or a home that can be written gets one for this process.
+
+    Raises:
+        EmonbError: the system allows too few open files.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):  # none, closed, or somebody's own
+            stream.reconfigure(errors="backslashreplace")
+    for end in ("SIGTERM", "SIGHUP"):
+        if (number := getattr(signal, end, None)) and signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+            signal.signal(number, signal.default_int_handler)
+    if resource := _resource():
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _FILES[1] if hard == resource.RLIM_INFINITY else min(_FILES[1], hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            with suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < _FILES[0]:
+            raise EmonbError(
+                f"only {most} files may be open at a time here, and {_FILES[0]} are needed: ulimit -n 4096"
+            )
+    _find_home()
+
+
+def _find_home() -> None:
+    """Docker's `-u 12345` has neither name nor home, and some homes are read-only: libraries want to write there."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["LOGNAME"] = "nobody"
+    try:
+        home = Path.home()
+    except (RuntimeError, KeyError):
+        home = Path("/nonexistent")
+    if not os.access(home, os.W_OK | os.X_OK):
+        folder = tempfile.mkdtemp(prefix="emonb-home-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        for name in ("HOME",) * (not home.is_dir()) + ("IPYTHONDIR", "MPLCONFIGDIR", "JUPYTER_RUNTIME_DIR"):
+            os.environ[name] = folder
 
 
 # ---- processes that make one result together, under `accelerate launch` --------------------------------------------
@@ -161,11 +215,29 @@ def peak_memory() -> Iterator[list[float]]:
     try:
         yield peak
     finally:
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with suppress(OSError):
+        try:
             status = Path("/proc/self/status").read_text(encoding="ascii")
-            kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-        peak[0] = round(kilobytes / 1024, 1)
+            size = 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        except (OSError, StopIteration):
+            size = _peak_elsewhere()
+        peak[0] = round(size / 2**20, 1)
+
+
+def _peak_elsewhere() -> int:
+    """Bytes that this process took at most, where there is no /proc; on Windows what it takes now."""
+    if resource := _resource():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def _resource() -> Any:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource
 
 
 @functools.cache

@@ -6,6 +6,8 @@ The ViT teacher is not part of it: after distillation it is no longer needed (pa
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from emonb.data import parse_emotion, question
 from emonb.distill import StudentHead
 from emonb.errors import EmonbError
-from emonb.files import read_json, resource, write_json
+from emonb.files import file_digest, read_json, resource, write_json
 from emonb.gate import make_gate, one_hot
 from emonb.tuning import save_adapter
 from emonb.vlm import VLM, Picture, answer_distribution, generate, load_vlm, visual_tokens
@@ -132,26 +134,54 @@ class EmoVLMKD(nn.Module):
         save_adapter(self.seeing(), folder / "adapter")
         for name in ("head", "gate"):
             save_module(getattr(self, name), folder / f"{name}.safetensors")
-        write_json(folder / "config.json", self.config)
+        files = ["config.json", *(f"{name}.safetensors" for name in ("head", "gate"))]
+        files += [f"adapter/{path.name}" for path in sorted((folder / "adapter").iterdir())]
+        write_json(
+            folder / "config.json", {**self.config, "sha256": {f: _digest(folder, f, self.config) for f in files}}
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> EmoVLMKD:
         """Load what `save_pretrained` wrote.
 
         Raises:
-            EmonbError: not such a folder, or the base VLM is not on this machine.
+            EmonbError: not such a folder, a file of it is not what was saved, or the base VLM is not on this machine.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise EmonbError(
                 f"{folder}: holds no EmoVLM-KD (config.json missing); give a folder such as models/<name>"
             )
-        config = read_json(folder / "config.json")
-        options = {name: config["vlm"][name] for name in ("dtype", "quantize_4bit", "attention", "max_side")}
-        tuned = load_vlm(config["vlm"]["base"], **options, adapter=folder / "adapter")
-        head = load_head(folder / "head.safetensors", config["hidden"], len(config["labels"]))
-        gating = load_gate(folder / "gate.safetensors", config["gate"], len(config["labels"]))
-        return cls(tuned, head, gating, config).eval()
+        config, part = read_json(folder / "config.json"), "config.json"
+        try:
+            for part, digest in config.pop("sha256", {}).items():
+                if digest != _digest(folder, part, config):
+                    raise ValueError("its content is not what was saved")
+            part = "config.json"
+            options = {
+                name: config["vlm"][name] for name in ("base", "dtype", "quantize_4bit", "attention", "max_side")
+            }
+            part = "adapter"
+            tuned = load_vlm(**options, adapter=folder / part)
+            part = "head.safetensors"
+            head = load_head(folder / part, config["hidden"], len(config["labels"]))
+            part = "gate.safetensors"
+            gating = load_gate(folder / part, config["gate"], len(config["labels"]))
+            return cls(tuned, head, gating, config).eval()
+        except EmonbError:
+            raise
+        except Exception as error:  # whatever torch, safetensors and peft raise for a file that is cut or another's
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise EmonbError(
+                f"{folder / part}: damaged, or of another model ({why}); copy the folder again, or run notebook 06"
+            ) from None
+
+
+def _digest(folder: Path, file: str, config: dict[str, Any]) -> str:
+    """sha256 of a file of a model's folder; of what `config.json` says."""
+    if file == "config.json":
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    return file_digest(folder / file)
 
 
 def save_module(module: nn.Module, file: Path) -> None:

@@ -22,7 +22,7 @@ import pandas as pd
 
 from emonb import annotate
 from emonb.data import open_picture, parse_emotion, question, read_samples, sample_labels, taxonomy_for_dataset
-from emonb.errors import EmonbError
+from emonb.errors import EmonbError, StoppedEarly
 from emonb.files import link_or_copy, read_json, resource, write_json
 from emonb.machine import get_device, is_main, process_count, process_index, wait_for_all
 from emonb.predictions import (
@@ -126,10 +126,11 @@ def triplets(run: Run, dataset: str, *, samples: Artifact) -> Making:
     path, terms = run.out / "triplets" / f"{dataset}.jsonl", run.settings.triplets
     if terms.annotator in ("openai", "batch"):
         frame, labels = read_samples(samples.path), sample_labels(samples.path)
+        by_batch, stopped = terms.annotator == "batch", ""
         if is_main():
-            stopped = annotate.write_triplets(frame, labels, path, terms, batch=terms.annotator == "batch")
-            if stopped.startswith("interrupted"):
-                raise EmonbError("interrupted; what was answered is saved: run it again to go on")
+            stopped = annotate.write_triplets(frame, labels, path, terms, batch=by_batch)
+        if stopped:
+            raise StoppedEarly(f"{dataset}: {stopped}; or set triplets.annotator: auto to use what is there")
         wait_for_all()
     elif terms.annotator == "offline" or not has_paid_answers(path):
         if is_main():

@@ -149,7 +149,7 @@ def write_predictions(path: str | Path, frame: pd.DataFrame) -> None:
     path = Path(path)
     _check(frame, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, frame.to_parquet(index=False))
+    atomic_write(path, frame.to_parquet(index=False, write_page_checksum=True))
 
 
 def read_predictions(
@@ -160,7 +160,8 @@ def read_predictions(
     `EmonbError`: missing or damaged file, wrong columns, impossible values, a class order other than `labels`.
     """
     try:
-        frame = pd.read_parquet(path, filters=[("split", "==", split)] if split else None)
+        wanted = [("split", "==", split)] if split else None
+        frame = pd.read_parquet(path, filters=wanted, page_checksum_verification=True)
     except Exception as error:  # whatever a damaged file makes pyarrow raise
         raise EmonbError(f"{path}: no predictions ({error!r}); run the notebook that writes them (03 to 06)") from None
     if "repeat" not in frame and "seed" in frame:

@@ -7,7 +7,6 @@ this machine multiplies matrices of the model's own shape. How far off that is, 
 from __future__ import annotations
 
 import copy
-import os
 import timeit
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText
 from emonb.cost import count_vlm, vlm_config
 from emonb.data import TAXONOMIES
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, make_folder, write_json
+from emonb.files import atomic_write, claim_folder, write_json
 from emonb.machine import get_device, git_state, machine
 from emonb.predictions import dataset_title
 from emonb.settings import Settings, VLMSettings, load_settings
@@ -54,13 +54,13 @@ def rehearse(
     except Exception as error:  # a strict config raises what its field's check raises
         why, known = str(error).strip().splitlines()[0], "7b, 2b, stand-in or a folder with a Qwen2-VL's config.json"
         raise EmonbError(f"rehearse: model {base!r}: no Qwen2-VL architecture ({why}); use {known}") from None
-    picture = image_side, image_side * 3 // 4
+    picture, folder = (image_side, image_side * 3 // 4), claim_folder(out, "--out")
     report = {
         "model": Path(base).name if Path(base).is_dir() else base,
         "profile": settings.profile,
         **machine(),
         "device": where.type,
-        "load average": round(os.getloadavg()[0], 1),
+        "load average": round(psutil.getloadavg()[0], 1),
         "torch": torch.__version__,
         "commit": git_state().get("commit", "unknown"),
         "picture, px": " x ".join(map(str, picture)),
@@ -79,7 +79,6 @@ def rehearse(
             **{"features, GB": pooled, "visual tokens, GB": pooled * report["visual tokens"]},
             **{f"triplets, {case} USD": x for case, x in usd.items() if pd.notna(x)},
         }
-    folder = make_folder(out)
     write_json(folder / "report.json", report)
     atomic_write(folder / "report.md", _page(report))
     return folder / "report.md"

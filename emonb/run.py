@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from emonb import annotate, pipeline, predictions
 from emonb.data import read_samples, sample_labels, thumbnail
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, make_folder, read_json
+from emonb.files import atomic_write, claim_folder, make_folder, read_json
 from emonb.machine import get_device, is_main, library_versions, process_count, side_by_side
 from emonb.progress import progress
 from emonb.reach import reached
@@ -45,7 +45,7 @@ class Run:
     """The settings of a run, its store, and its results folder `out`."""
 
     def __init__(self, settings: Settings, *, force: Sequence[str] = (), keep: Sequence[str] = ()) -> None:
-        self.settings, self.out = settings, settings.out_path
+        self.settings, self.out = settings, claim_folder(settings.out_path)
         self.datasets, self.seeds = settings.datasets, settings.seeds
         self.store = Store(self.out / "artifacts", force=force, keep=keep)
         self.written: dict[str, str] = {}  # path -> its folder

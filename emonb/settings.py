@@ -6,7 +6,10 @@ the small profiles override them because the stand-in is 5,000 times smaller tha
 
 from __future__ import annotations
 
+import math
 import os
+import re
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -95,7 +98,10 @@ class TripletSettings(_Section):
     concurrency: int = Field(8, ge=1, le=512)
     requests_per_minute: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1)
-    max_cost: float | None = Field(None, gt=0)  # USD for one dataset, earlier runs included
+    # USD for one dataset, earlier runs included; ours. The 1,040 pictures of a mini dataset cost at worst, asked three
+    # times and answered at full length, 21 USD with gpt-4o, the dearest in the price file, and usually 2 to 6
+    max_cost: float = Field(25.0, gt=0)
+    price: tuple[float, float] | Literal["none"] | None = None  # USD per million tokens in, out; none: without a limit
     prices: str | None = None  # a file like emonb/resources/prices.yaml; None: that one
     min_words: int = Field(8, ge=1)  # of conversation and of reasoning
     max_words: int = Field(200, ge=1)
@@ -104,6 +110,18 @@ class TripletSettings(_Section):
     batch_requests: int = Field(50_000, ge=1, le=50_000)  # a Batch API file: at most 50,000 requests, 200 MB
     batch_mb: float = Field(190, gt=0, le=200)
     batch_poll_s: float = Field(60, gt=0)
+
+    @field_validator("price", mode="before")
+    @classmethod
+    def _two_prices(cls, value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        if value in (None, "none"):
+            return value
+        with suppress(TypeError, ValueError):
+            prices = tuple(map(float, parts))
+            if len(prices) == 2 and all(0 <= price < math.inf for price in prices):
+                return prices
+        raise EmonbError(f"price: {value!r} is not IN,OUT, USD per million tokens in and out, such as --price 0.4,1.6")
 
     @field_validator("max_words")
     @classmethod
@@ -249,7 +267,19 @@ class Settings(_Section):
     gate: GateSettings = GateSettings()
     report: ReportSettings = ReportSettings()
 
-    @field_validator("datasets", "seeds")
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _whole_numbers(cls, value: Any) -> Any:
+        """Seeds as torch's CPU generator tells them apart: by 32 bits."""
+        seeds = [str(seed).strip() for seed in (value if isinstance(value, list | tuple) else [value])]
+        odd = [seed for seed in seeds if not re.fullmatch(r"[0-9]{1,10}", seed) or int(seed) >= 2**32]
+        odd = odd or [seed for i, seed in enumerate(seeds) if int(seed) in map(int, seeds[:i])]
+        if odd or not seeds:
+            said, most = ", ".join(odd) or "none", 2**32 - 1
+            raise EmonbError(f"seeds: {said}; give whole numbers from 0 to {most}, each once, such as 0,1,2")
+        return [int(seed) for seed in seeds]
+
+    @field_validator("datasets")
     @classmethod
     def _unique(cls, value: tuple) -> tuple:
         if len(set(value)) != len(value):

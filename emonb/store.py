@@ -9,6 +9,7 @@ launcher all processes call `get` together; the main one decides and writes.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import inspect
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from emonb.errors import EmonbError
-from emonb.files import link_or_copy, locked, make_folder, read_json, write_json
+from emonb.files import file_digest, link_or_copy, locked, make_folder, read_json, write_json
 from emonb.machine import git_state, is_main, library_versions, peak_memory, process_count, wait_for_all
 
 _PROVENANCE = "provenance.json"
@@ -159,18 +160,18 @@ class Store:
         pointer = self.root / stage / f"{name}.json"
         remedy = f"run notebook {STAGES[stage].notebook if stage in STAGES else 'of this stage'} first"
         try:
-            key = read_json(pointer)["key"]
-        except (EmonbError, KeyError, TypeError):
+            key = f"{read_json(pointer)['key']:.16}"
+        except (EmonbError, KeyError, TypeError, ValueError):
             raise EmonbError(f"{pointer}: no {stage} result for {name!r}; {remedy}, with the same settings") from None
         artifact = Artifact(stage, name, key, self.root / stage / key)
-        if not _is_complete(artifact.path):
+        if not _is_sound(artifact.path):
             raise EmonbError(f"{artifact.path}: the {stage} result for {name!r} is gone or damaged; {remedy}")
         self._note_use(artifact, hit=True)
         return artifact
 
     def _is_there(self, artifact: Artifact) -> bool:
         forced = artifact.stage in self.force
-        return _is_complete(artifact.path) and not (forced and artifact.provenance["created"] < self.opened)
+        return _is_sound(artifact.path) and not (forced and artifact.provenance["created"] < self.opened)
 
     def _keyed(
         self, stage: str, name: str, recipe: Recipe, code: Mapping[str, str]
@@ -233,6 +234,7 @@ def _build(
                 "seed": made_of["params"].get("seed"),
                 "digest": folder_digest(temporary),
                 "files": _sizes(temporary),
+                "sha256": {file.name: file_digest(file) for file in _files(temporary) if file.parent == temporary},
                 "created": _now(),
                 "seconds": round(time.perf_counter() - start, 3),
                 "peak_memory_mb": peak[0],
@@ -246,6 +248,10 @@ def _build(
                     os.fsync(file)
             _replace(artifact.path, temporary)
             shutil.rmtree(parts)
+    except Exception as error:  # torch and safetensors have errors of their own for a full disk
+        if isinstance(error, (OSError, EmonbError)) or shutil.disk_usage(temporary.parent).free > 2**16:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary.parent)) from error
     finally:
         if is_main():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -265,6 +271,20 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
+def _is_sound(path: Path) -> bool:
+    """Whether it is complete, and its files hold what they held; not those in folders: pictures are many."""
+    if not _is_complete(path):
+        return False
+    files = tuple((file, file.stat().st_mtime_ns) for file in sorted(path.iterdir()) if file.is_file())
+    made = read_json(path / _PROVENANCE)
+    return made.get("sha256", now := _digests(files)) == now
+
+
+@functools.cache  # looked at once by a process, unless a file is written to
+def _digests(files: tuple[tuple[Path, int], ...]) -> dict[str, str]:
+    return {file.name: file_digest(file) for file, _ in files if file.name != _PROVENANCE}
+
+
 def _sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
 
@@ -277,9 +297,7 @@ def folder_digest(folder: Path) -> str:
     """sha256 over relative names and contents of a folder's files, provenance excepted."""
     digest = hashlib.sha256()
     for path in _files(folder):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
 
 

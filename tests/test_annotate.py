@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -17,9 +18,10 @@ import pytest
 from annotating import KEY, Asking, asked_of, make_samples, read_lines
 from openai_server import CONTENT, error
 
-from emonb.annotate.ask import connect
+from emonb.annotate.ask import connect, server_address
 from emonb.annotate.log import open_answers
 from emonb.errors import EmonbError
+from emonb.machine import settle
 from emonb.settings import TripletSettings
 
 FAULTS = {"rate_limit": 0.05, "server_error": 0.03, "unavailable": 0.02, "stall": 0.01, "cut": 0.03, "bad_body": 0.02,
@@ -124,9 +126,20 @@ def test_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
         assert server.paid - 250 <= 10 * 8
 
 
-def test_an_interrupt_waits_for_what_is_paid(small, monkeypatch):
+@pytest.fixture
+def settled():
+    """A process as the command line makes it; its signals are given back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    settle()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_what_is_paid(small, monkeypatch, settled, how):
     with asked_of(monkeypatch, latency_s=0.3) as server:
-        threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,)).start()
+        threading.Timer(0.5, signal.raise_signal, (how,)).start()
         with pytest.raises(KeyboardInterrupt):
             small.ask(concurrency=4)
         assert any("images that are paid for" in line for line in small.said)
@@ -146,10 +159,6 @@ def test_a_limit_on_the_cost_is_kept(small, monkeypatch):
         assert len(server.log) == first
         assert small.ask(max_cost=5.0) == ""
         assert len(server.log) == 24
-    with pytest.raises(
-        EmonbError, match=r"price of nobody-knows, .* is unknown; add it to emonb/resources/prices.yaml"
-    ):
-        small.ask(max_cost=1.0, model="nobody-knows", mix=True)
 
 
 def test_attempts_without_an_answer_count_as_spent(small, monkeypatch):
@@ -271,7 +280,7 @@ def test_rejected_answers_are_asked_again_with_the_reason_told(small, monkeypatc
 ODD = {  # whether it is accepted, answer
     "a lone surrogate": (True, lambda n: completion(text(n).replace("stone", "\ud83d"))),
     "no choice": (False, lambda n: completion("", choices=[])),
-    "a list of parts": (False, lambda n: completion([{"type": "text", "text": text(n)}])),
+    "a list of parts": (True, lambda n: completion([{"type": "text", "text": text(n)}])),
     "odd counts": (True, lambda n: completion(text(n), usage={"prompt_tokens": "many"})),
     "negative counts": (True, lambda n: completion(text(n), usage={"prompt_tokens": -5, "completion_tokens": 1})),
     "deep": (False, lambda n: completion('{"conversation": ' + "[" * 50_000)),
@@ -282,7 +291,8 @@ ODD = {  # whether it is accepted, answer
 @pytest.mark.parametrize(("good", "answer"), ODD.values(), ids=ODD)
 def test_an_odd_answer_is_written_down_and_nothing_breaks(small, monkeypatch, good, answer):
     with asked_of(monkeypatch, answer=lambda number, _: answer(number)) as server:
-        small.ask(near_duplicate=1.0, retries=0, answer_format="schema")
+        while small.ask(near_duplicate=1.0, retries=0, answer_format="schema"):
+            pass  # empty ones end a run
         assert len(small.accepted) + len(small.rejected) == server.paid == 24
         assert all(r["usage"]["prompt_tokens"] > 0 for r in [*small.accepted, *small.rejected])
     for path in small.path.parent.glob("*.jsonl"):
@@ -307,20 +317,134 @@ def test_images_that_a_server_refuses_do_not_block_the_others(small, monkeypatch
 
 
 def test_answers_of_another_model_are_not_mixed_in(small, monkeypatch):
-    with asked_of(monkeypatch, answer=lambda number, _: completion("nonsense")):
-        small.ask(model="tiny-local", retries=0, answer_format="schema")
+    with asked_of(monkeypatch, answer=lambda number, _: completion("nonsense")) as server:
+        with pytest.raises(
+            EmonbError, match=r"price of tiny-local, .* is unknown.*--price IN,OUT .*--no-price .*or add"
+        ):
+            small.ask(model="tiny-local")
+        with pytest.raises(EmonbError, match="max_cost: is not kept without a price"):
+            small.ask(model="tiny-local", price="none", max_cost=5.0)
+        assert not server.log
+        assert "raise --max-cost" in small.ask(model="tiny-local", price="1000,9000", retries=0, max_cost=5.0)
+        small.ask(model="tiny-local", price="none", retries=0, answer_format="schema")
+        assert "price unknown" in small.said[-1]
     with asked_of(monkeypatch):  # what another model failed at does not count
-        small.ask(retries=0)
+        with pytest.raises(EmonbError, match=r"price of gpt-4.1, or of a model that answered before, is unknown"):
+            small.ask(retries=0)
+        small.ask(retries=0, price="none")
         small.assert_complete()
         assert {t["answer_format"] for t in small.accepted} == {"schema"}
-        with pytest.raises(EmonbError, match=r"max_cost: the price of gpt-4.1, or of a model .* is unknown"):
-            small.ask(max_cost=5.0)
         with pytest.raises(EmonbError, match=r"holds answers of gpt-4.1 .*now asked is gpt-4o.*triplets.mix"):
-            small.ask(model="gpt-4o")
+            small.ask(model="gpt-4o", price="none")
         lines = small.path.read_text().splitlines(keepends=True)
         small.path.write_text("".join(lines[:30]))
-        small.ask(model="gpt-4o", mix=True)
+        small.ask(model="gpt-4o", mix=True, price="none")
         assert {t["asked_of"] for t in small.accepted} == {"gpt-4.1", "gpt-4o"}
+
+
+USELESS = {  # body of an answer, and the reason told
+    "empty": (completion(""), "8 answers in a row were empty"),
+    "null": (completion(None), "8 answers in a row were empty"),
+    "only thoughts": (completion("<think>hm"), r"empty \(only thoughts came; raise triplets.max_output_tokens"),
+    "refused": (completion(None, choices=[{"message": {"refusal": "I can't."}}]), r"were refused \(I can't"),
+    "refused in words": (completion("I'm sorry, but I can't help with that."), "were refused"),
+    "filtered": (
+        completion("", choices=[{"finish_reason": "content_filter", "message": {}}]),
+        "server's content filter",
+    ),
+    "filtered, as an error": (
+        error(400, "prompt triggered a policy", "content_filter"),
+        r"refused \(prompt triggered",
+    ),
+    "cut": (completion("", choices=[{"finish_reason": "length", "message": {"content": "A"}}]), "were cut off"),
+}
+
+
+@pytest.mark.parametrize(("body", "reason"), USELESS.values(), ids=USELESS)
+def test_eight_useless_answers_in_a_row_end_the_run(small, monkeypatch, body, reason):
+    good = iter([True] * 3)  # of an earlier run: a server that answers others may refuse some images
+    with asked_of(monkeypatch, answer=lambda n, _: completion(text(n)) if next(good, False) else body) as server:
+        for asked in (11, 8):
+            before = len(server.log)
+            assert re.search(reason, small.ask(concurrency=1, near_duplicate=1.0))
+            assert len(server.log) - before == asked
+        assert len(small.accepted) == 3
+        assert len(small.rejected) == 16
+        assert "stopped: 8 answers in a row" in small.said[-1]
+        before = len(server.log)
+        assert small.ask(concurrency=4)
+        assert len(server.log) - before <= 8 + 3  # and what was under way
+
+
+def test_useless_answers_of_several_kinds_or_with_others_between_end_nothing(small, monkeypatch):
+    def answer(number, _):
+        return completion(
+            text(number) if number % 8 == 0 else "" if number % 2 else "I'm sorry, I can't help with it."
+        )
+
+    with asked_of(monkeypatch, answer=answer):
+        assert small.ask(concurrency=1, near_duplicate=1.0, retries=0) == ""
+
+
+ADDRESSES = """
+http://localhost:8000/v1 < localhost:8000 | localhost:8000/v1 | http://localhost:8000 | http://localhost:8000/v1//
+http://127.0.0.1:9/v1 < 127.0.0.1:9
+http://[::1]:8000/v1 < [::1]:8000
+https://h/v1 < h/v1 | https://h | "https://h/v1" | 'h' | <https://h/v1> | \u201chttps://h/v1\u201d | https://h/v1/models/
+https://h/api/v1 < https://h/api/v1 | h/api/v1/chat/completions
+http://me:pw@host:8/v1 < me:pw@host:8/v1
+ < ws://h | http:/h | http//h | http:// | /v1 | http://a b/v1 | http://h:99999 | http://h:port | file:///x | http://h?x=1
+"""
+
+
+def test_addresses_of_servers_as_people_write_them(small, monkeypatch):
+    lines = [line.split(" < ") for line in ADDRESSES.splitlines() if line]
+    for meant, given in ((meant, given) for meant, written in lines for given in written.split(" | ")):
+        monkeypatch.setenv("OPENAI_BASE_URL", f" {given} ")
+        if meant:
+            assert server_address() == meant, given
+            continue
+        with pytest.raises(EmonbError, match=r"OPENAI_BASE_URL: .* is no address of a server; write it up to"):
+            small.ask()
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://me:secret@127.0.0.1:9", "socks://127.0.0.1:9", "ht!tp://x", "http://x:abc"]
+)
+def test_proxies_that_cannot_be_used_are_one_line_at_once(small, monkeypatch, proxy):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(EmonbError, match=r"all_proxy: this proxy cannot be used .*unset") as caught:
+        small.ask()
+    assert "secret" not in str(caught.value)
+    assert ("httpx[socks]" in str(caught.value)) == ("socks5" in proxy)
+    with asked_of(monkeypatch):
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert small.ask() == ""
+
+
+def test_a_server_of_this_machine_is_asked_past_a_proxy(small, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with asked_of(monkeypatch):
+        assert small.ask() == ""
+
+
+def test_a_page_instead_of_answers_is_said_after_few_requests(small, monkeypatch):
+    with asked_of(monkeypatch, answer=lambda *_: (200, b"<html>Sign in to the campus network</html>")) as server:
+        with pytest.raises(EmonbError, match=r"127.0.0.1: .* not a chat completion; set OPENAI_BASE_URL up to"):
+            small.ask(concurrency=2)
+        assert len(server.log) <= 6
+    assert not small.accepted
+
+
+def test_where_no_server_listens_few_requests_tell(small, monkeypatch):
+    with asked_of(monkeypatch) as server:
+        pass
+    start = time.monotonic()
+    with pytest.raises(EmonbError, match=r"127.0.0.1: Connection error"):
+        small.ask()
+    assert time.monotonic() - start < 3
+    assert not server.log
 
 
 def test_an_unreadable_picture_is_left_out_with_its_reason(tmp_path, monkeypatch):
@@ -350,16 +474,16 @@ def test_neither_key_nor_path_gets_out(small, samples, monkeypatch):
     with asked_of(monkeypatch, api_key="another") as server:  # its message repeats the key
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url.replace("//", "//me:pass-word@"))
         with pytest.raises(EmonbError, match="set a valid key") as caught:
-            small.ask(model=MODEL)
+            small.ask(model=MODEL, price="none")
         shown = "".join(traceback.format_exception(caught.value))
         server.api_key = None
         said = "temperature must be 1; key {} in /srv/private/models, {}".format(KEY, Path.home() / "x")
         server.answer = lambda *_: error(400, said, "no")
         with pytest.raises(EmonbError, match=r"temperature must be 1; key .key. in .path.") as caught:
-            small.ask(model=MODEL)
+            small.ask(model=MODEL, price="none")
         shown += "".join(traceback.format_exception(caught.value))
         server.answer = None
-        small.ask(model=MODEL)
+        small.ask(model=MODEL, price="none")
     written = "".join(path.read_text() for path in small.path.parent.glob("*.jsonl"))
     assert {t["asked_of"] for t in small.accepted} == {"qwen"}
     folder = str(Path(samples["path"][0]).parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -66,12 +67,13 @@ def test_submit_wait_merge(small, server):
 
 def test_come_back_later(small, server):
     server.batch_seconds = 3600
-    assert ask(small, patient=False) == "3 batches are under way at the server; the same command fetches them"
+    assert ask(small, patient=False) == ""
+    assert "3 batches are under way at the server; the same command fetches them" in small.said
     with pytest.raises(EmonbError, match=r"3 batches with 30 images are not fetched yet.*--annotator batch"):
         small.ask()
     with pytest.raises(EmonbError, match=r"holds answers of gpt-4.1 .*now asked is gpt-4o"):
         ask(small, model="gpt-4o")
-    assert ask(small, patient=False).startswith("3 batches are under way")
+    assert ask(small, patient=False) == ""
     server.batch_seconds = 0
     assert ask(small) == ""
     assert_complete(small, server)
@@ -114,7 +116,7 @@ STEPS = [  # function, at which call, whether before it
 
 @pytest.mark.parametrize(("function", "call", "before"), STEPS)
 def test_killed_at_any_step_it_goes_on(small, server, monkeypatch, function, call, before):
-    server.faults, server.max_faults_per_image = {"refusal": 1.0}, 1  # two rounds
+    server.faults, server.max_faults_per_image = {"names_emotion": 1.0}, 1  # two rounds
     original, count = pkgutil.resolve_name(function), Counter()
 
     def killed(*args, **kwargs):
@@ -168,7 +170,7 @@ def test_odd_results_cost_their_images_alone_and_half_a_file_nothing(small, serv
     file = server.files[batch["output_file_id"]]
     whole = file["data"].splitlines()
     file["data"] = b"\n".join(whole[:20])
-    with pytest.raises(EmonbError, match="20 answers came, and not all; start again"):
+    with pytest.raises(EmonbError, match="20 answers came, and not all of 30; start again"):
         ask(small)
     odd = [json.loads(line) for line in whole[:3]]
     odd[0]["response"], odd[1]["response"]["body"], odd[2]["response"]["body"]["choices"] = "<b>", [1], {"x": 1}
@@ -176,7 +178,56 @@ def test_odd_results_cost_their_images_alone_and_half_a_file_nothing(small, serv
     ask(small)
     small.assert_complete(30)
     assert server.paid == 33
+    assert any("2 answers are of no image of ours" in line for line in small.said)
     assert sorted(r["reason"] for r in small.rejected) == ["empty", "no answer", "no answer"]
+
+
+def fetched(server, asking, change):
+    """A batch that is over, whose lines `change` changes before they are fetched."""
+    server.batch_seconds = 3600
+    ask(asking, batch_requests=50, patient=False)
+    server.batch_seconds = 0
+    batch = server.look(next(iter(server.batches.values())))
+    file = server.files[batch["output_file_id"]]
+    file["data"] = b"\n".join(change(file["data"].splitlines(), batch))
+    return ask(asking)
+
+
+def test_custom_ids_that_are_there_twice_are_told_and_kept(small, server):
+    assert fetched(server, small, lambda lines, _: [*lines, lines[0], lines[4].replace(b"ka", b"lo"), lines[4]]) == ""
+    small.assert_complete(30)
+    assert len(server.batches) == 1
+    assert any("3 answers repeat a custom id; they are kept in small.unassigned.txt" in line for line in small.said)
+    assert len(small.path.with_name("small.unassigned.txt").read_text().splitlines()) == 3
+
+
+def test_an_empty_batch_is_told_and_not_submitted_again(small, server):
+    def empty(lines, batch):
+        batch["request_counts"] = {"completed": 0, "failed": 0, "total": 30}
+        return []
+
+    assert re.fullmatch(r"small-\w+ came back completed without one answer; .*", fetched(server, small, empty))
+    assert len(server.batches) == 1
+    assert noted(small) == []
+    assert ask(small) == ""
+    small.assert_complete(30)
+
+
+def test_an_empty_file_of_answers_that_were_paid_is_fetched_again(small, server):
+    whole = []
+    with pytest.raises(EmonbError, match=r"its files are empty of 30; start again to fetch them"):
+        fetched(server, small, lambda lines, _: whole.extend(lines) or [])
+    server.files[server.batches["batch_0"]["output_file_id"]]["data"] = b"\n".join(whole)
+    assert ask(small) == ""
+    assert_complete(small, server)
+    assert len(server.batches) == 1
+
+
+def test_a_batch_of_useless_answers_is_not_submitted_again(small, server):
+    server.faults = {"empty": 1.0}
+    assert "8 answers in a row were empty" in ask(small, batch_requests=50)
+    assert len(server.batches) == 1
+    assert len(small.rejected) == server.paid == 30
 
 
 def test_what_is_gone_at_the_server_is_said(small, server):
@@ -207,7 +258,8 @@ def test_a_folder_of_an_earlier_version_goes_on_without_a_new_request(kept, serv
     server.batch_seconds = 10**9
     with pytest.raises(EmonbError, match="2 batches with 7 images are not fetched yet"):
         kept.ask()
-    assert ask(kept, patient=False).startswith("2 batches are under way")
+    assert ask(kept, patient=False) == ""
+    assert "2 batches are under way at the server; the same command fetches them" in kept.said
     assert set(server.batches) == submitted
     server.batch_seconds = 0
     assert ask(kept) == ""

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from emonb.annotate import request as module
-from emonb.annotate.request import FORMS, Answer, encode_picture, estimate_table, parse_reply, parse_sections
+from emonb.annotate.request import (
+    FORMS,
+    Answer,
+    encode_picture,
+    estimate_table,
+    parse_reply,
+    parse_sections,
+    read_reply,
+    without_thoughts,
+)  # fmt: skip
 from emonb.errors import EmonbError
 from emonb.settings import TripletSettings
 
@@ -83,7 +92,17 @@ READABLE = [
     "<|im_start|> assistantConversation: A dark street.\nReasoning: Nobody is near.",
     *(text.replace("{}", json.dumps(GOOD)) for text in ("{}", "It is:\n```json\n{}\n```\nDone.", "<|x|> assistant{}")),
 ]
-UNREADABLE = ["", "text", "{", '{"conversation": "a"}', json.dumps({**GOOD, "mood": "x"}), json.dumps(GOOD)[:-9]]
+MORE = ({**GOOD, "mood": "x"}, {**GOOD, "key_elements": "street"}, [GOOD], {"it": GOOD})
+READABLE += [*map(json.dumps, MORE), repr(GOOD), "{a}: " * 3 + json.dumps(GOOD), json.dumps(GOOD)[:-1] + ",}"]
+READABLE += [json.dumps({"Conversation": GOOD["conversation"], "Reasoning": GOOD["reasoning"], "Key elements": []})]
+UNREADABLE = [
+    "",
+    "text",
+    "{",
+    '{"conversation": "a"}',
+    json.dumps({"conversation": 1, "reasoning": []}),
+    json.dumps(GOOD)[:-9],
+]
 
 
 def test_json_and_sections_are_read_tolerantly():
@@ -99,7 +118,39 @@ def test_odd_texts_are_read_quickly():
     start = time.process_time()
     for text in ("\n" * 20_000, "* \n" * 20_000, "- " * 20_000, "1. " * 20_000, "#" * 50_000):
         parse_sections(text)
+    for text in ("{" * 50_000, "<think>" * 20_000, "</think>" * 20_000, "{'a':" * 5000, "<" * 50_000):
+        parse_reply([without_thoughts(text)], "schema")
     assert time.process_time() - start < 2
+
+
+THOUGHTS = [
+    "<think>\nReasoning: {draft}\n</think>\n\n{}",
+    "Reasoning: draft</think>{}",
+    "<thinking>a</thinking> {}",
+    "<think>a</think><think>b</think>{}",
+    "<seed:think>a</seed:think>{}",
+    "[THINK]a[/THINK]{}",
+    "◁think▷a◁/think▷{}",
+    "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>{}",
+]
+
+
+def test_thoughts_are_no_answer_and_their_tokens_count():
+    def said(content, total=150, **more):
+        usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": total}
+        return read_reply({"choices": [{"message": {"content": content, **more}}], "usage": usage})
+
+    for thought in THOUGHTS:
+        reply = said(thought.replace("{}", json.dumps(GOOD)))
+        assert (reply["text"], reply["thought"]) == (json.dumps(GOOD), True), thought
+        assert reply["usage"] == {
+            "prompt_tokens": 100,
+            "completion_tokens": 50,
+        }  # some count thoughts in the total alone
+    assert said("<think>Conversation: a.\nReasoning: b.")["text"] == ""  # cut, or never ended
+    assert said(None, reasoning_content=json.dumps(GOOD))["text"] == ""
+    assert said([{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "y"}], total=120)["text"] == "y"
+    assert not said("I think so <b>")["thought"]
 
 
 @given(st.text(), st.sampled_from(FORMS))
@@ -167,4 +218,13 @@ def test_an_estimate_of_a_dataset(tmp_path):
     assert "small: 4 training images, 0 of them done; gpt-4.1 by the Batch API, prices of 20" in said
     assert "nothing was sent" in said
     said = module.estimate_text(samples, LABELS, path, TripletSettings(model="x"))
-    assert "the price of x is unknown; add it to emonb/resources/prices.yaml" in said
+    assert "the price of x is unknown" in said
+    assert "--price IN,OUT" in said
+    said = module.estimate_text(samples, LABELS, path, TripletSettings(model="x", price="0.5,1"))
+    assert "total: $0.0" in said
+
+
+def test_a_dataset_of_mini_never_meets_the_default_limit():
+    for model in module.load_prices(TERMS)["models"]:
+        table = estimate_table(TripletSettings(model=model), [(96, 96)], 1040, ["amusement"], batch=False)
+        assert table.iloc[-1]["usd_worst"] < TERMS.max_cost, model

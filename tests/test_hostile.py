@@ -11,7 +11,7 @@ from conftest import BROWSER, ROOT
 from lab import pages_from_disk
 from test_report import broken_links
 
-from emonb.files import read_json, write_json
+from emonb.files import file_digest, read_json, write_json
 from emonb.predictions import read_predictions, write_predictions
 from emonb.show.report import write_report
 from emonb.store import Store
@@ -38,6 +38,7 @@ def hostile(smoke_run, tmp_path_factory):
     provenance = read_json(samples.path / "provenance.json")
     files = [p for p in samples.path.rglob("*") if p.is_file() and p.name != "provenance.json"]
     provenance["files"] = {p.relative_to(samples.path).as_posix(): p.stat().st_size for p in files}
+    provenance["sha256"] |= {"samples.parquet": file_digest(samples.path / "samples.parquet")}
     write_json(samples.path / "provenance.json", provenance)
     changed = 0
     for file in (out / "predictions").glob(f"{DATASET}__*.parquet"):

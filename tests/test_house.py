@@ -48,6 +48,17 @@ def imports(tree: ast.AST) -> Iterator[str]:
         yield from imports(node)
 
 
+def test_no_module_needs_what_windows_lacks_to_be_imported():
+    """And no signal is named that is not everywhere."""
+    lacking = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "syslog", "posix", "readline"}
+    for path, tree in MODULES.items():
+        for node in (node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else {node.module}
+            assert not lacking & names, path
+        named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not named & {"SIGHUP", "SIGALRM", "SIGKILL", "SIGUSR1", "alarm", "fork", "getuid"}, path
+
+
 def test_arrows_point_down():
     for path, tree in MODULES.items():
         own = path.relative_to(ROOT / "emonb").with_suffix("").parts[0]

@@ -7,7 +7,7 @@ from pipeline import DATASET, tiny_profile
 
 from emonb.data import parse_emotion
 from emonb.errors import EmonbError
-from emonb.files import read_json, write_json
+from emonb.files import file_digest, read_json, write_json
 from emonb.metrics import accuracy
 from emonb.model import EmoVLMKD
 from emonb.predictions import read_predictions
@@ -89,7 +89,7 @@ def test_what_is_no_model_is_named(tiny, tmp_path):
 def test_without_stored_tokens_the_answers_are_the_same(tiny, tmp_path):
     """The paper's profile streams pictures."""
     profile = tiny_profile(tmp_path / "tiny.yaml", tiny.run.settings.vlm.base, cache_visual_tokens=False)
-    run, said = tiny.open(tmp_path, profile=profile), []
+    run, said = tiny.open(tmp_path / "out", profile=profile), []
     for stage in ("base_predictions", "vlm_predictions"):
         make_with_needs(run, stage, say=said.append)
         one, two = stored(tiny, stage), stored(tiny, stage, run=run)
@@ -105,5 +105,7 @@ def test_a_result_of_other_pictures_is_not_mixed_in(tiny, tmp_path):
     run = tiny.again(tmp_path, without=["base_predictions"])
     ids = tiny.artifact("features", run).path / "ids.json"
     ids.write_text(ids.read_text().replace("negative/0", "negative/x"))
+    made = read_json(ids.with_name("provenance.json"))
+    write_json(ids.with_name("provenance.json"), {**made, "sha256": {**made["sha256"], "ids.json": file_digest(ids)}})
     with pytest.raises(EmonbError, match="made of other samples"):
         run.make("base_predictions")

@@ -230,7 +230,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         ({"name": "a/b"}, "--name 'a/b'"),
         ({"name": "a__b"}, "--name 'a__b'"),
         ({"name": "mini-fi"}, "none of the drawn ones"),
-        ({"name": "taken"}, "is there already and was not imported"),
+        ({"name": "taken"}, "holds mine.txt and nothing of emonb; choose a new or empty folder with --name or --out"),
         ({"out": "src/images"}, "lies in the source"),
         ({"out": "file/below"}, "cannot write"),
     ],
@@ -239,6 +239,7 @@ def test_names_and_folders_that_cannot_be_used(tmp_path, options, words):
     source = make_tree(tmp_path / "src")
     (tmp_path / "file").touch()
     (tmp_path / "out" / "taken").mkdir(parents=True)
+    (tmp_path / "out" / "taken" / "mine.txt").touch()
     before = state(tmp_path)
     with pytest.raises(EmonbError, match=words):
         bring("flickr", source, tmp_path / options.get("out", "out"), name=options.get("name", ""))

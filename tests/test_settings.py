@@ -84,7 +84,7 @@ WRONG = {
     "distill.tau": "distill: {tau: 0}",
     "gate.kind": "gate: {kind: magic}",
     "triplets.max_words": "triplets: {min_words: 9, max_words: 8}",
-    "seeds": "seeds: [0, 0]",
+    "triplets.max_cost": "triplets: {max_cost: 0}",
     "datasets": "datasets: []",
     "colour": "colour: red",
 }
@@ -98,6 +98,15 @@ def test_a_wrong_key_is_named(tmp_path, key):
     with pytest.raises(EmonbError) as caught:
         load_settings(str(tmp_path / "mine.yaml"))
     assert f"  {key}: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "seeds", ["-1", "1.5", "0-4", "4294967296", "1,1", "01,1", "one", "1e3", "\u0663", [True], [[1]]]
+)
+def test_seeds_that_torch_does_not_tell_apart_are_refused_in_one_line(seeds):
+    with pytest.raises(EmonbError, match=r"\Aseeds: .+; give whole numbers from 0 to 4294967295, each once, .*\Z"):
+        load_settings("smoke", seeds=seeds)
+    assert load_settings("smoke", seeds=" 7 ,4294967295").seeds == (7, 2**32 - 1)
 
 
 def test_what_is_no_profile_is_named(tmp_path):

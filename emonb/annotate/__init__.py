@@ -9,6 +9,7 @@ by the Batch API; `others`: other people's triplets.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def write_triplets(
         finally:
             say(f"{answers}\nstopped: {stopped}" if stopped else str(answers))
     return stopped
+
+
+def check_server(settings: TripletSettings) -> None:
+    """Raise `EmonbError` at once for an address, a key or a proxy that cannot work; without a key all may be there."""
+    from emonb.annotate.ask import connect
+
+    if any(os.environ.get(name, "").strip() for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL")):
+        connect(settings).close()
 
 
 def refuse_offline(path: Path) -> None:

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import openai
 
-from emonb.annotate.log import Answers, batches_path, open_batches, refuse_open_batches
+from emonb.annotate.log import Answers, batches_path, open_batches, refuse_open_batches, unassigned_path
 from emonb.annotate.request import dig, encode_picture, read_reply, scrub
 from emonb.errors import EmonbError, UnreadablePicture
 from emonb.files import write_json
@@ -30,6 +32,7 @@ _LIMIT = "the next answer could exceed the limit of ${:g}; raise --max-cost to g
 _MINUTE = 61.0  # seconds; requests travel for different times, and the server counts arrivals
 _BACKOFF, _LONGEST = 0.5, 120.0  # seconds before the second attempt, and that a server may make us wait at a time
 _IN_A_ROW = 20  # images without an answer, one after another: the server is down, not the images at fault
+_KNOCKS = 3  # times that an image is asked for where nobody listens, or something else than such a server
 _ENDPOINT = "/v1/chat/completions"
 _REMEDIES = {
     401: "set a valid key in OPENAI_API_KEY",
@@ -40,9 +43,39 @@ _REMEDIES = {
 }
 
 
+def server_address() -> str:
+    """OPENAI_BASE_URL as the SDK needs it, up to and including /v1, from what people write; "": OpenAI's own.
+
+    Forgiven: blanks and quotes around, no scheme, no /v1 after a bare host, a slash or an endpoint at the end. Raises
+    `EmonbError` for what is no address of a server.
+    """
+    given = os.environ.get("OPENAI_BASE_URL", "")
+    text = given.strip(" \t\n\r\"'<>`\u201c\u201d\u2018\u2019")
+    if not text:
+        return ""
+    if "://" not in text:
+        host = text.split("/")[0].rsplit("@")[-1]
+        near = re.match(r"(localhost|\[|[\d.]+(:|$))", host) or re.search(r":\d+$", host)
+        text = f"{'http' if near else 'https'}://{text}"
+    with suppress(ValueError):
+        parts = urlsplit(text)
+        sound = parts.scheme in ("http", "https") and (parts.hostname or "http") not in ("http", "https")
+        if sound and not re.search(r"[\s?#]", text) and (parts.port or 1) > 0:
+            path = re.sub(r"/((chat/)?completions|responses|models|embeddings|files|batches)/*$", "", parts.path)
+            return f"{parts.scheme}://{parts.netloc}{path.rstrip('/') or '/v1'}"
+    raise EmonbError(
+        f"OPENAI_BASE_URL: {scrub(given)!r} is no address of a server; write it up to and including /v1, such as "
+        "http://localhost:8000/v1 or https://api.openai.com/v1"
+    )
+
+
 def connect(settings: TripletSettings) -> openai.OpenAI:
-    """The official SDK's client of the server that OPENAI_BASE_URL and OPENAI_API_KEY name; `EmonbError` for none."""
-    key, base_url = (os.environ.get(f"OPENAI_{name}", "").strip() for name in ("API_KEY", "BASE_URL"))
+    """The official SDK's client of the server that OPENAI_BASE_URL and OPENAI_API_KEY name.
+
+    A server on this machine is asked past any proxy. Raises `EmonbError` for no server, an odd key, or a proxy that
+    needs a package.
+    """
+    key, base_url = os.environ.get("OPENAI_API_KEY", "").strip(), server_address()
     if not key and not base_url:
         raise EmonbError(
             "OPENAI_API_KEY is not set: export it (and OPENAI_BASE_URL for another server than OpenAI's), "
@@ -51,7 +84,18 @@ def connect(settings: TripletSettings) -> openai.OpenAI:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise EmonbError("OPENAI_API_KEY holds blanks, line breaks or other odd characters; set it again, without")
     where = {"api_key": key or "none", "base_url": base_url or "https://api.openai.com/v1"}
-    return openai.OpenAI(**where, max_retries=settings.transport_retries, timeout=settings.timeout_s)
+    host = urlsplit(where["base_url"]).hostname
+    try:
+        client = openai.DefaultHttpxClient(trust_env=not proxy_bypass(host))
+        if host in ("localhost", "127.0.0.1", "::1", "0.0.0.0"):
+            client = openai.DefaultHttpxClient(trust_env=False)
+        patience = {"max_retries": settings.transport_retries, "timeout": settings.timeout_s}
+        return openai.OpenAI(**where, **patience, http_client=client)
+    except Exception as error:  # what the SDK's HTTP library, which differs by version, makes of the shell's proxies
+        names = ", ".join(f"{name}_proxy" for name in getproxies() if name != "no") or "proxy"
+        remedy = "pip install 'httpx[socks]'" if isinstance(error, ImportError) else "correct it"
+        remedy += ", unset it, or name the server in NO_PROXY"
+        raise EmonbError(f"{names}: this proxy cannot be used ({scrub(str(error))}); {remedy}") from None
 
 
 def _token_limits(sdk: openai.OpenAI) -> tuple[str, str]:
@@ -70,6 +114,11 @@ def _said_by(error: Exception) -> str:
     """The server's own words where there are any; else the SDK's or the connection's."""
     words = dig(getattr(error, "body", None), "message")
     return scrub(str(words or f"{error} ({type(error.__cause__ or error).__name__})"))
+
+
+def _filtered(error: Exception) -> bool:
+    """Whether it is the provider's content filter that refused, which some tell as an error instead of an answer."""
+    return getattr(error, "code", None) in ("content_filter", "content_policy_violation")
 
 
 # ---- one by one ----------------------------------------------------------------------------------------------------
@@ -105,7 +154,7 @@ class Online:
             except KeyboardInterrupt:
                 self.say(f"\ninterrupted: waiting for {len(self.under_way)} images that are paid for")
                 raise
-        return _LIMIT.format(self.settings.max_cost) if self.waiting else ""
+        return self.answers.useless or (_LIMIT.format(self.answers.max_cost) if self.waiting else "")
 
     def _finished(self, pool: ThreadPoolExecutor) -> Iterator[None]:
         """Send whenever pace and money allow it, until nothing is left; yields for each image that is done with."""
@@ -115,11 +164,11 @@ class Online:
             form, delay = self.answers.form, self.next_at - time.monotonic()
             requests = 2 if form == "questions" else 1
             reserved = self.lost + (len(self.under_way) + 1) * requests * self.answers.most_usd
-            affordable = terms.max_cost is None or self.answers.spent["usd"] + reserved <= terms.max_cost
+            affordable = self.answers.can_afford(reserved) and not self.answers.useless
             sendable = self.waiting and affordable and len(self.under_way) < terms.concurrency
             if sendable and delay <= 0:
+                self.next_at = time.monotonic() + pace * requests  # before: a quick failure may put it off
                 self.under_way.add(pool.submit(self._ask, self.waiting.popleft(), form))
-                self.next_at = time.monotonic() + pace * requests
             elif self.under_way:
                 pause = min(max(delay, 0.01), 1.0) if sendable else 1.0
                 done, self.under_way = wait(self.under_way, pause, FIRST_COMPLETED)
@@ -140,7 +189,10 @@ class Online:
             picture = encode_picture(row["path"], self.settings.max_side)
             for body in self.answers.requests(row, picture, form):
                 raw = self.sdk.chat.completions.with_raw_response.create(**body)
-                replies.append(read_reply(raw.http_response.json()))
+                completion = None
+                with suppress(ValueError):  # a page instead of an answer
+                    completion = raw.http_response.json()
+                replies.append(read_reply(completion))
         except (openai.APIError, UnreadablePicture, ValueError, RecursionError) as caught:
             error = caught
         with self.lock:
@@ -172,10 +224,12 @@ class Online:
             elif form == "schema" and re.search("response_format|schema", said):  # or another form
                 self.answers.unread[form], again = math.inf, self.settings.answer_format == "auto"
         if replies or not again:
-            self.answers.receive(row, replies, form, _said_by(error))
+            self.answers.receive(row, replies, form, _said_by(error), filtered=_filtered(error))
         # a server that answers others may refuse some images for good
-        self.in_a_row += not again and (status not in (400, 422) or not self.answers.spent["answers"])
-        if not again and (no_credit or status in (401, 403, 404) or self.in_a_row >= _IN_A_ROW):
+        self.in_a_row += not again and (status not in (400, 413, 422) or not self.answers.spent["answers"])
+        nobody = type(error.__cause__).__name__ == "ConnectError" or isinstance(error, ValueError)
+        nobody = nobody and not self.answers.spent["answers"] and self.attempts[image_id] >= _KNOCKS
+        if nobody or (not again and (no_credit or status in (401, 403, 404) or self.in_a_row >= _IN_A_ROW)):
             raise _explained(error, self.sdk)
         return again
 
@@ -194,14 +248,14 @@ class Batches:
         self.answers, self.settings, self.say = answers, answers.settings, say
         self.sdk = connect(self.settings)
         answers.limit, _ = _token_limits(self.sdk)
-        self.open = open_batches(answers.path)
+        self.open, self.empty = open_batches(answers.path), ""
 
     def run(self, patient: bool) -> str:
         """Submit what is missing, wait, merge, until a round brings nothing more; returns why it ended early, or "".
 
         Raises `EmonbError` where the server refuses the key, the model or a batch.
         """
-        stopped, rounds = "", list[tuple[int, str]]()
+        stopped, limit, rounds = "", "", list[tuple[int, str]]()
         try:
             if unsure := [batch for batch in self.open if not batch.get("batch_id")]:
                 # what a killed run did not see submitted: the server has it, or nothing was asked
@@ -209,13 +263,16 @@ class Batches:
                 for batch in unsure:
                     batch["batch_id"] = there.get(batch["name"])
                 self._note([batch for batch in self.open if batch["batch_id"]])
-            while self._fetched(patient) and (now := (self.answers.spent["answers"], self.answers.form)) not in rounds:
+            while self._fetched(patient) and not (stopped := self.answers.useless or self.empty):
+                if (now := (self.answers.spent["answers"], self.answers.form)) in rounds:
+                    break
                 rounds.append(now)
-                stopped = self._submit_missing()
+                limit = self._submit_missing()
         except (openai.APIError, AttributeError) as error:  # a page instead of an answer has no attributes
             raise _explained(error, self.sdk) from None
-        under_way = f"{len(self.open)} batches are under way at the server; the same command fetches them"
-        return under_way if self.open else stopped
+        if self.open:
+            self.say(f"{len(self.open)} batches are under way at the server; the same command fetches them")
+        return stopped or limit
 
     def _note(self, batches: list[dict[str, Any]]) -> None:
         self.open = batches
@@ -223,18 +280,19 @@ class Batches:
 
     def _submit_missing(self) -> str:
         """Batches of all that is missing, as large as the API and the money allow; returns why not of all."""
-        lines, size, form = list[bytes](), 0, self.answers.form
+        lines, size, form, limit = list[bytes](), 0, self.answers.form, ""
         if form == "questions":
             raise EmonbError("triplets.answer_format: the Batch API needs a model that can do schema or sections")
-        money = (self.settings.max_cost or math.inf) - self.answers.spent["usd"]
+        reserved = 0.0
         for row in self.answers.missing():
             try:
                 picture = encode_picture(row["path"], self.settings.max_side)
             except UnreadablePicture as error:
                 self.answers.receive(row, [], form, _said_by(error))
                 continue
-            money -= self.answers.most_usd
-            if money < 0:
+            reserved += self.answers.most_usd
+            if not self.answers.can_afford(reserved):
+                limit = _LIMIT.format(self.answers.max_cost)
                 break
             asked = {"custom_id": _custom_id(row), "method": "POST", "url": _ENDPOINT}
             line = json.dumps({**asked, "body": self.answers.requests(row, picture, form)[0]}).encode() + b"\n"
@@ -244,7 +302,7 @@ class Batches:
             lines.append(line)
             size += len(line)
         self._submit(lines)
-        return _LIMIT.format(self.settings.max_cost) if money < 0 else ""
+        return limit
 
     def _submit(self, lines: list[bytes]) -> None:
         if not lines:
@@ -279,8 +337,13 @@ class Batches:
         lines = b"\n".join(self.sdk.files.content(file_id).content for file_id in files).splitlines()
         counts, refused = found.request_counts, found.status in ("cancelled", "failed")
         if counts and len(lines) < counts.completed + counts.failed and not refused:
-            raise EmonbError(f"{batch['name']}: {len(lines):,} answers came, and not all; start again for all of them")
+            came = f"{len(lines):,} answers came, and not all" if lines else "its files are empty"
+            raise EmonbError(
+                f"{batch['name']}: {came} of {counts.completed + counts.failed:,}; start again to fetch them"
+            )
         self._merge(batch, lines)
+        if not lines and not refused:
+            self.empty = f"{batch['name']} came back {found.status} without one answer; start again to ask anew"
         if refused:
             why = "; ".join(f"{error.code}: {error.message}" for error in (found.errors and found.errors.data) or [])
             raise EmonbError(f"{self.sdk.base_url.host}: {batch['name']} {found.status} ({scrub(why)}); start again")
@@ -289,14 +352,20 @@ class Batches:
         """Judge the answers of a batch; a merge that was interrupted goes on where it was."""
         rejected = [record for _, record in json_lines(rejected_path(self.answers.path))]
         merged = {record["image_id"] for record in rejected if record.get("batch") == batch["name"]}
-        rows = {_custom_id(row): row for row in self.answers.rows if row["image_id"] not in self.answers.done | merged}
+        known = {_custom_id(row): row for row in self.answers.rows}
+        rows = {name: row for name, row in known.items() if row["image_id"] not in self.answers.done | merged}
         more = {"batch": batch["name"], "asked_of": batch["asked_of"], "prompt_sha256": batch["prompt_sha256"]}
-        for text in lines:
-            try:
+        once, odd = set[str](), Counter[str]()
+        for text in filter(None, map(bytes.strip, lines)):
+            line = None
+            with suppress(ValueError, RecursionError):
                 line = json.loads(text)
-            except ValueError:  # its image is asked for again
-                continue
-            if row := rows.pop(str(dig(line, "custom_id")), None):
+            name = str(dig(line, "custom_id"))
+            if name in once or name not in known:
+                odd["repeat a custom id" if name in once else "are of no image of ours"] += 1
+                self.answers.keep(text)
+            once.add(name)
+            if row := rows.pop(name, None):
                 replies, body = list[dict[str, Any]](), dig(line, "response", "body")
                 with suppress(ValueError):
                     replies.append(read_reply(body))
@@ -304,6 +373,9 @@ class Batches:
                 if not replies and "response_format" in why:
                     self.answers.unread[batch["form"]] = math.inf
                 self.answers.receive(row, replies, batch["form"], "" if replies else why, **more)
+        for what, count in odd.items():
+            kept = unassigned_path(self.answers.path).name
+            self.say(f"{batch['name']}: {count:,} answers {what}; they are kept in {kept}")
         self._note([other for other in self.open if other is not batch])
 
 

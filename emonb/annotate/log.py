@@ -30,6 +30,8 @@ from emonb.files import locked, make_folder
 from emonb.settings import TripletSettings
 
 _NO_ANSWER, _UNREAD = "no answer", "not in the asked form"
+_USELESS = ("refused", "cut off", "empty")  # a next answer is likely to be the same
+_USELESS_IN_A_ROW = 8  # of one kind, in the order of arrival; ours: few enough to cost cents, with eight at a time
 _FORM_FAILURES = 3  # unread answers in a form that the server never managed, before the next form is tried
 
 
@@ -64,6 +66,8 @@ class Answers:
         unread: form -> answers that were not in it; minus infinity once one was, infinity if the server refuses it.
         most, most_usd: tokens in and out that one request takes at most, and what these cost.
         spent: tokens of all paid `answers`, and their `usd` (NaN: a price is unknown).
+        max_cost: USD that these may reach, infinity where the user said that there is no price.
+        useless: why asking on is of no use: the last answers of this run were all refused, cut off or empty; or "".
     """
 
     def __init__(
@@ -79,7 +83,9 @@ class Answers:
         self.most_usd = asking.cost(price, *self.most, batch=batch)
         self.done, self.tries = set[str](), defaultdict[str, list[tuple[str, str]]](list)
         self.unread, self.spent = Counter[str](), Counter[str]()
+        self.max_cost = math.inf if settings.price == "none" else settings.max_cost
         self._seen = room.NearDuplicates(settings.near_duplicate)
+        self.useless, self._alike = "", ("", 0)
         for _, group in groupby(room.triplet_lines(path), lambda triplet: triplet["image_id"]):
             self._note_accepted([*group])
         for where, record in room.json_lines(room.rejected_path(path)):
@@ -100,9 +106,16 @@ class Answers:
                 f"triplets/{self.path.name}: holds answers of {theirs}, now asked is {now}; choose another results "
                 "folder with --out, go on with the old one by --model, or set triplets.mix: true to have both"
             )
-        if self.settings.max_cost is not None and math.isnan(self.spent["usd"] + self.most_usd):
+        if self.settings.price == "none":
+            if "max_cost" in self.settings.model_fields_set:
+                raise EmonbError("max_cost: is not kept without a price; leave out --max-cost or --no-price")
+        elif self.missing() and math.isnan(self.spent["usd"] + self.most_usd):
             models = f"{self.asked[0]}, or of a model that answered before,"
-            raise EmonbError(f"max_cost: {asking.unknown_price(models, self.settings)}")
+            raise EmonbError(asking.unknown_price(models, self.settings))
+
+    def can_afford(self, usd: float) -> bool:
+        """Whether so much more keeps the limit."""
+        return math.isinf(self.max_cost) or self.spent["usd"] + usd <= self.max_cost
 
     @property
     def form(self) -> str:
@@ -126,14 +139,20 @@ class Answers:
         return asking.requests_for(row, picture, form, self.settings, why, self.limit)
 
     def receive(
-        self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str, problem: str = "", **more: Any
+        self,
+        row: dict[str, Any],
+        replies: Sequence[dict[str, Any]],
+        form: str,
+        problem: str = "",
+        filtered: bool = False,
+        **more: Any,
     ) -> None:
         """Judge what the server said to a form of the question about one image, and write it down.
 
-        `problem`: why there was no (whole) answer; such an image is asked for again by the next run. `more` is to
-        stand in every record, too.
+        `problem`: why there was no (whole) answer; such an image is asked for again by the next run, unless it was
+        `filtered`. `more` is to stand in every record, too.
         """
-        verdict = (_NO_ANSWER, problem) if problem else self._judge(row, replies, form)
+        verdict = ("refused" if filtered else _NO_ANSWER, problem) if problem else self._judge(row, replies, form)
         model = asking.public_name(replies[-1]["model"] if replies else "") or self.asked[0]
         now = datetime.now(UTC).isoformat(timespec="seconds")
         origin = {"source": "openai", "model": model, "created": now, "prompt_sha256": self.asked[1]}
@@ -150,10 +169,25 @@ class Answers:
             triplets[1] |= {"usage": usage, "key_elements": elements}  # there alone: a sum counts the tokens once
             self.accept(triplets)
         else:
+            if verdict[0] == "empty" and any(reply["thought"] for reply in replies):
+                verdict = "empty", "only thoughts came; raise triplets.max_output_tokens or switch thinking off"
             why = {"image_id": row["image_id"], "reason": verdict[0], "detail": asking.scrub(verdict[1])}
             record = {**why, "text": "\n\n".join(reply["text"] for reply in replies), **origin, "usage": usage}
             _append(room.rejected_path(self.path), json.dumps(record, ensure_ascii=False) + "\n")
             self._note_rejected(record)
+        reason = "" if isinstance(verdict, Answer) else verdict[0]
+        if reason != _NO_ANSWER:
+            self._alike = reason, self._alike[1] * (reason == self._alike[0]) + 1
+        if reason in _USELESS and self._alike[1] >= _USELESS_IN_A_ROW:
+            said = f"{reason} ({asking.scrub(verdict[1])})" if verdict[1] else reason
+            remedy = "choose another --model, or other settings of triplets, and start again (what was paid is kept)"
+            self.useless = f"{_USELESS_IN_A_ROW} answers in a row were {said}; {remedy}"
+
+    def keep(self, line: bytes) -> None:
+        """Put what was paid for and belongs to no image on disk, once."""
+        path = unassigned_path(self.path)
+        if not path.is_file() or line not in path.read_bytes().splitlines():
+            _append(path, line.decode("utf-8", "backslashreplace") + "\n")
 
     def accept(self, *groups: list[dict[str, Any]]) -> None:
         """Append the triplets of an image, or of several; returns when they are on disk."""
@@ -250,6 +284,11 @@ def _mend(path: Path) -> None:
 def batches_path(path: Path) -> Path:
     """`<dataset>.batches.json` beside `<dataset>.jsonl`."""
     return path.with_name(f"{path.stem}.batches.json")
+
+
+def unassigned_path(path: Path) -> Path:
+    """`<dataset>.unassigned.txt` beside `<dataset>.jsonl`: lines of fetched batches that belong to no image."""
+    return path.with_name(f"{path.stem}.unassigned.txt")
 
 
 def open_batches(path: Path) -> list[dict[str, Any]]:

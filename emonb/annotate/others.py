@@ -13,13 +13,14 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from emonb.annotate.log import open_answers
-from emonb.annotate.request import parse_sections
+from emonb.annotate.request import json_answer, parse_sections, without_thoughts
 from emonb.data import parse_emotion
 from emonb.errors import EmonbError
 from emonb.files import visible, write_json
@@ -47,10 +48,9 @@ def import_triplets(
     """
     try:
         data = file.read_bytes()
-        content = json.loads(data.decode("utf-8-sig"))
+        rows = [row if isinstance(row, dict) else {} for row in _rows(data)]
     except (OSError, ValueError, RecursionError) as error:
         raise EmonbError(f"{file}: cannot be read as JSON ({error}); give a whole file, in UTF-8") from None
-    rows = [row if isinstance(row, dict) else {} for row in content] if isinstance(content, list) else []
     known = {row["image_id"]: row for row in samples.to_dict("records")}
     counts = Counter(end for image_id in known for end in _ends(image_id))
     images = {end: image_id for image_id in known for end in _ends(image_id) if counts[end] == 1 or end == image_id}
@@ -92,6 +92,22 @@ def import_triplets(
     return report
 
 
+def _rows(data: bytes) -> list[Any]:
+    """The rows of a JSON file: a list, one a line, or a list inside an object; also fenced, with a comma too many."""
+    text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig").strip()
+    text = re.sub(r"\A```\w*", "", text).removesuffix("```").strip()
+    try:
+        content = json.loads(text, strict=False)
+    except ValueError:
+        with suppress(ValueError):
+            if "\n" in text:
+                return [json.loads(line, strict=False) for line in text.splitlines() if line.strip()]
+        content = json.loads(re.sub(r",(\s*[}\]]\s*)(?=[,}\]]|\Z)", r"\1", text), strict=False)
+    known = isinstance(content, dict) and not content.keys() & {*_NAMES}  # no row alone
+    lists = [part for part in content.values() if isinstance(part, list)] if known else [content]
+    return lists[0] if len(lists) == 1 and isinstance(lists[0], list) else []
+
+
 def _ends(name: str) -> list[str]:
     """A path and its ends, the longest first."""
     parts = name.replace("\\", "/").split("/")[-8:]
@@ -108,8 +124,11 @@ def _usable(
         return [], "image is in val or test"
     if "label" in row and parse_emotion(_text(row["label"]), labels) != image["label"]:
         return [], "label differs from the dataset's"  # GPT-4 was given it: its reasoning would teach the other one
-    sections = {name: _text(text) for name, text in parse_sections(_text(row.get("gpt_response"))).items()}
+    said = row.get("gpt_response")
+    said = _text(said if isinstance(said, str) else json.dumps(said))
+    sections = json_answer(said) or {name: _text(text) for name, text in parse_sections(said).items()}
     seen = sections.get("conversation") or sections.get("key_elements", "")  # what the authors' prompt calls it
+    seen = ", ".join(seen) if isinstance(seen, list) else seen
     turns = [("conversation", "", seen), ("reasoning", "", sections.get("reasoning", "")), *_talk(row)]
     turns = [(kind, question, answer) for kind, question, answer in turns if answer]
     usable = [turn for turn in turns if turn[0] != "reasoning" or not names_emotion(turn[2], image["label"])]
@@ -130,6 +149,7 @@ def _talk(row: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _text(value: Any) -> str:
-    """Text that can be written as UTF-8, without the marks of a VLM's template; "" for anything else."""
-    text = _TOKEN.sub(" ", value.encode("utf-8", "replace").decode()) if isinstance(value, str) else ""
+    """Text that can be written as UTF-8, without thoughts and the marks of a VLM's template; "" for anything else."""
+    text = value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+    text = _TOKEN.sub(" ", without_thoughts(text))
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()

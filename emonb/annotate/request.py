@@ -10,12 +10,14 @@ has 4 to 5 a token, so that the count errs upwards); what an answer will be is a
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
+import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,13 @@ _HEADING = re.compile(  # at the start of a line, with Markdown, numbers or quot
     re.IGNORECASE | re.MULTILINE,
 )
 _ROLE = re.compile(r"^\s*(?:<\|[^|>]*\|>\s*)+(?:assistant)?\s*")  # some servers leave the template's marks in
+_THINKS = r"(?:[a-z]{1,12}:)?(?:think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|analysis)"
+_OPEN, _SHUT = (  # as DeepSeek, Qwen, Seed; Magistral; Kimi-VL; gpt-oss write them
+    rf"(?:<{end}{_THINKS}\s{{0,4}}>|\[{end}think\]|◁{end}think▷|{harmony})"
+    for end, harmony in (("", r"<\|channel\|>(?:analysis|commentary)"), ("/", r"<\|channel\|>final<\|message\|>"))
+)
+_THOUGHT = re.compile(rf"{_OPEN}.*?(?:{_SHUT}|\Z)", re.IGNORECASE | re.DOTALL)
+_LATE = re.compile(rf"\A.*{_SHUT}", re.IGNORECASE | re.DOTALL)  # opened in the prompt, where nobody sees it
 _PRIVATE = {
     r"\bsk-[\w*\-]{4,}|\b(?:Basic|Bearer)\s+[\w+/=\-.]+": "[key]",  # also a masked or a foreign one
     r"//[^/\s@]+@": "//",  # user:password@ in a URL
@@ -107,19 +116,34 @@ def dig(tree: Any, *path: str | int) -> Any:
     return None
 
 
+def without_thoughts(text: str) -> str:
+    """A model's text without what it thought before it answered, also where that has no end, or no beginning."""
+    return _LATE.sub("", _THOUGHT.sub("", text)).strip() if re.search(_OPEN + "|" + _SHUT, text, re.I) else text
+
+
 def read_reply(completion: Any) -> dict[str, Any]:
     """What a chat completion (JSON) says: text, refusal, model, finish, and usage, None where the server counts none.
 
-    One with tokens alone was paid for, too. Raises ValueError for anything else.
+    Thoughts are no text, whether they stand in it, in parts of it or in a field of their own; their tokens count. One
+    with tokens alone was paid for, too. Raises ValueError for anything else.
     """
     usage = {name: dig(completion, "usage", name) for name in TOKENS}
     counted = all(isinstance(n, int) and 0 <= n < 10**9 for n in usage.values()) and any(usage.values())
+    if counted and isinstance(total := dig(completion, "usage", "total_tokens"), int) and total < 10**9:
+        usage["completion_tokens"] = max(usage["completion_tokens"], total - usage["prompt_tokens"])  # some leave out
     message, finish = (dig(completion, "choices", 0, name) for name in ("message", "finish_reason"))
     if not counted and not isinstance(message, dict):
-        raise ValueError("the server's answer is not a chat completion")
-    said = {"text": dig(message, "content"), "refusal": dig(message, "refusal"), "model": dig(completion, "model")}
+        raise ValueError("the server's answer is not a chat completion; set OPENAI_BASE_URL up to and including /v1")
+    content = dig(message, "content")
+    if isinstance(content, list):
+        content = "".join(str(dig(part, "text") or "") for part in content if dig(part, "type") != "thinking")
+    said = {"text": content, "refusal": dig(message, "refusal"), "model": dig(completion, "model")}
     reply = {name: str(text or "").encode("utf-8", "replace").decode() for name, text in said.items()}
-    return {**reply, "finish": finish, "usage": usage if counted else None}
+    answer = without_thoughts(reply["text"])
+    thought = (
+        len(answer) < len(reply["text"].strip()) or dig(message, "reasoning_content") or dig(message, "reasoning")
+    )
+    return {**reply, "text": answer, "thought": bool(thought), "finish": finish, "usage": usage if counted else None}
 
 
 def parse_sections(text: str) -> dict[str, str]:
@@ -139,16 +163,56 @@ def parse_sections(text: str) -> dict[str, str]:
 def parse_reply(texts: list[str], form: str) -> Answer | None:
     """The answer in the replies to the requests for one image, or None where it is not in a form that can be read.
 
-    JSON is looked for first (also fenced, or with words around it), then sections.
+    JSON is looked for first (see `json_answer`), then sections.
     """
     first, *more = (_ROLE.sub("", text).strip() for text in texts)
-    said = {"conversation": first, "reasoning": more[0]} if form == "questions" else parse_sections(first)
-    with suppress(ValueError, RecursionError):
-        if form != "questions" and (found := re.search(r"\{.*\}", first, re.DOTALL)):
-            return Answer.model_validate_json(found.group(0))
-    elements = said.get("key_elements", "").split(", ")
+    if form == "questions":
+        said: dict[str, Any] = {"conversation": first, "reasoning": more[0]}
+    else:
+        said = json_answer(first) or parse_sections(first)
+    elements = said.get("key_elements", "")
+    elements = re.split(r"\s*[,;\n]\s*", elements) if isinstance(elements, str) else elements
     both = said.get("conversation", ""), said.get("reasoning", "")
-    return Answer(conversation=both[0], reasoning=both[1], key_elements=elements) if all(both) or more else None
+    if not (all(both) or more):
+        return None
+    return Answer(conversation=both[0], reasoning=both[1], key_elements=[element for element in elements if element])
+
+
+def json_answer(text: str) -> dict[str, Any]:
+    """Conversation, reasoning and key elements of the first object that has one of them, {} where none has.
+
+    As models write JSON: fenced, with words around it, other keys, capitals in keys, a comma too many, line breaks in
+    texts, Python's quotes, or inside another object or a list.
+    """
+    for found in _objects(text):
+        named = {re.sub(r"\W+", "_", str(name).lower()): value for name, value in found.items()}
+        named["key_elements"] = named.get("key_elements") or named.get("key_visual_elements")
+        texts = {name: v.strip() for name in ("conversation", "reasoning") if isinstance(v := named.get(name), str)}
+        if any(texts.values()):
+            elements = named["key_elements"]
+            listed = [str(e) for e in elements] if isinstance(elements, list) else str(elements or "")
+            return {**texts, "key_elements": listed}
+    return {}
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The objects of a text that look like JSON, and those inside them; a few tries, so that no text takes long."""
+    start, decoder = text.find("{"), json.JSONDecoder(strict=False)
+    whole = re.sub(r",(\s*[}\]])", r"\1", text[start : text.rfind("}") + 1])
+    tries = [match.start() for match, _ in zip(re.finditer(r"\{", text), range(20), strict=False)]
+    for read in (*(lambda at=at: decoder.raw_decode(text, at)[0] for at in tries), lambda: decoder.decode(whole)):
+        with suppress(ValueError, RecursionError):
+            yield from _inside(read())
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        yield from _inside(ast.literal_eval(whole[:20_000]))
+
+
+def _inside(tree: Any, depth: int = 3) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+    for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        if depth:
+            yield from _inside(part, depth - 1)
 
 
 def public_name(model: str) -> str:
@@ -184,12 +248,15 @@ def load_prices(settings: TripletSettings) -> dict[str, Any]:
         for where, price in prices["models"].items():
             prices["models"][where] = price = {**_UNKNOWN, **price}
             tokens = picture_tokens(price["image"], (512, 512), settings)
-            if not all(number >= 0 for number in (price["input"], price["output"], price["batch"], tokens)):
+            if not all(0 <= number < math.inf for number in (price["input"], price["output"], price["batch"], tokens)):
                 raise ValueError("input and output must be 0 or more")
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         why = f"{where}: {type(error).__name__} {' '.join(str(error).split())}"
         raise EmonbError(f"{path.name}: {why}; correct the file, or triplets.prices") from None
-    return prices
+    if isinstance(settings.price, tuple):
+        given = dict(zip(("input", "output"), settings.price, strict=True))
+        prices["models"][public_name(settings.model)] = {**find_price(prices, public_name(settings.model)), **given}
+    return {"as_of": "an unknown day", **prices}
 
 
 def find_price(prices: dict[str, Any], model: str) -> dict[str, Any]:
@@ -201,7 +268,10 @@ def find_price(prices: dict[str, Any], model: str) -> dict[str, Any]:
 def unknown_price(model: str, settings: TripletSettings) -> str:
     """What to do about a model that is not in the price file."""
     file = settings.prices or "emonb/resources/prices.yaml"
-    return f"the price of {model} is unknown; add it to {file} (zeros for a server that costs nothing)"
+    return (
+        f"the price of {model} is unknown, and with it what a run may cost; give --price IN,OUT (USD per million "
+        f"tokens), --no-price (no limit; a server that costs nothing), or add it to {file}"
+    )
 
 
 def cost(price: dict[str, Any], prompt_tokens: float, completion_tokens: float, *, batch: bool = False) -> float:

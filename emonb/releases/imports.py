@@ -22,7 +22,7 @@ from pyarrow import parquet
 
 from emonb.data import infer_taxonomy, inspected, taxonomy_for_dataset, with_splits
 from emonb.errors import EmonbError
-from emonb.files import make_folder, read_json, resource, write_json
+from emonb.files import make_folder, read_json, refuse_foreign, resource, write_json
 from emonb.releases import Release, plain_text, read_release, recognise
 from emonb.settings import SPLITS
 
@@ -160,8 +160,7 @@ def import_release(
         raise EmonbError(f"{plain}: this folder's name is not valid UTF-8; rename it")
     if out.resolve().is_relative_to(root):
         raise EmonbError(f"--out {out}: lies in the source, which is only read; choose a folder outside {root}")
-    if os.path.lexists(target) and not (target / IMPORT_FILE).is_file():
-        raise EmonbError(f"{target}: is there already and was not imported; choose another --name or --out")
+    refuse_foreign(target, "--name or --out")
     make_folder(out)
     write_table(release, target, name, form, where=str(source), partial=allow_missing_split, source=str(root))
     report = read_json(target / "integrity.json")

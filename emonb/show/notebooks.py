@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, make_folder, read_json
+from emonb.files import atomic_write, make_folder, read_json, refuse_foreign
 from emonb.settings import project_root
 from emonb.tables import display, markdown_text
 
@@ -99,7 +99,8 @@ def copy_back(out: Path) -> list[Path]:
     """
     from nbconvert.preprocessors import ClearMetadataPreprocessor
 
-    run, written = read_json(out / "run.json"), []
+    run, written, target = read_json(out / "run.json"), [], project_root() / "notebooks"
+    refuse_foreign(target, "a checkout of emonb: go there first", (project_root() / "emonb" / "cli.py").is_file())
     left = [n for n, record in run["notebooks"].items() if record.get("status") not in ("executed", "up to date")]
     if run["profile"] != "mini" or left:
         raise EmonbError(f"{out}: needs a finished run of the profile mini (unfinished: {left or 'none'})")
@@ -114,7 +115,7 @@ def copy_back(out: Path) -> list[Path]:
         for data in (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])):
             if data.get("text/html", "").startswith('<div class="emonb-explorer"'):
                 data["text/html"] = data["text/html"].split("<script", 1)[0]  # the sentence how to switch it on
-        written.append(project_root() / "notebooks" / source.name)
+        written.append(target / source.name)
         atomic_write(written[-1], nbformat.writes(nb))
     return written
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from emonb.files import atomic_write, read_json, resource, resource_path, visible
+from emonb.files import atomic_write, claim_folder, read_json, resource, resource_path, visible
 from emonb.predictions import MODELS, QUARTET, dataset_title, expected_models, gaps, is_drawn, load_all, model_name
 from emonb.settings import Settings
 from emonb.show.explorer import explorer_html
@@ -57,12 +57,12 @@ def write_report(out: Path) -> list[str]:
         What is missing or damaged, in sentences; the page says it, too.
 
     Raises:
-        OSError: the folder cannot be written to. Nothing inside it is an error.
+        EmonbError: the folder cannot be written to, or is somebody else's. Nothing inside it is an error.
     """
     import jinja2
     from markupsafe import Markup
 
-    results = _Results(out)
+    results = _Results(claim_folder(out, "--out"))
     run = results.safe("run.json", lambda: {**read_json(out / "run.json")}) or {}
     settings = run and results.safe("settings of run.json", Settings.model_validate, run.get("settings"))
     found = sorted({path.stem.split("__", 1)[0] for path in (out / "predictions").glob("*__*.parquet")})
