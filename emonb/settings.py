@@ -7,6 +7,7 @@ the small profiles override them because the stand-in is 5,000 times smaller tha
 from __future__ import annotations
 
 import os
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from emonb.errors import EmonbError
+from emonb.files import read_text, visible
 
 SPLITS = ("train", "val", "test")  # of every dataset, in this order
 Kind = Literal["categorical", "conversation", "reasoning"]  # of triplets (paper)
@@ -229,6 +231,7 @@ class Settings(_Section):
     profile: str
     datasets: tuple[str, ...] = Field(min_length=1)
     images: str | None = None  # folder of datasets; None = the drawn world
+    classes: dict[str, tuple[str, ...]] = {}  # own taxonomies: dataset -> its classes in order
     out: str
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     side_by_side: bool = False  # on a CPU: several datasets at once, a thread each; ours
@@ -247,6 +250,13 @@ class Settings(_Section):
             raise ValueError("names one entry twice")
         return value
 
+    @field_validator("datasets")
+    @classmethod
+    def _fit_for_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            check_dataset_name(name)
+        return value
+
     @property
     def seed(self) -> int:
         """The seed of everything that is trained once."""
@@ -261,6 +271,19 @@ class Settings(_Section):
     def images_path(self) -> Path | None:
         """Folder of datasets, or None for the drawn world."""
         return (project_root() / self.images).resolve() if self.images else None
+
+
+def check_dataset_name(name: str) -> None:
+    """Raise `ValueError` for a name that cannot be part of a file's name: results are `<dataset>__<model>.parquet`."""
+    if (
+        not name.isprintable()
+        or len(name) > 80
+        or re.search(r"""[/\\:*?"<>|,;{}[\]#%$`]|__|--|^[\W_]|[-_. ]$""", name)
+    ):
+        raise ValueError(
+            f"dataset {visible(name)!r} would break names of files: begin with a letter or digit, use no __ or -- and "
+            'none of / \\ : * ? " < > | , ; { } [ ] # % $ `; rename its folder, or import it under another --name'
+        )
 
 
 def checkpoint_of(base: str) -> str:
@@ -318,7 +341,7 @@ def _read_profile(profile: str) -> tuple[str, str]:
     shipped = {f.name.removesuffix(".yaml"): f for f in resources.files("emonb").joinpath("profiles").iterdir()}
     path = shipped.get(profile, Path(profile))
     if profile in shipped or (Path(profile).suffix in (".yaml", ".yml") and path.is_file()):
-        return Path(profile).stem, path.read_text(encoding="utf-8")
+        return Path(profile).stem, read_text(path)
     raise EmonbError(
         f"unknown profile {profile!r}; use one of {', '.join(sorted(shipped))} or the path of a .yaml file"
     )

@@ -68,6 +68,9 @@ def prompts_sha256(*more: str) -> str:
 # ---- the offline annotator -----------------------------------------------------------------------------------------
 
 
+_CLOSING = "Together they set the mood that most people feel in it."  # of a label that prompts.yaml does not know
+
+
 def offline_triplets(row: dict[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
     """The three triplets of one training image, composed from what is known of it; every row says so.
 
@@ -88,7 +91,8 @@ def offline_triplets(row: dict[str, Any], labels: Sequence[str]) -> list[dict[st
     for kind in ("conversation", "reasoning"):
         frames = (prompts[kind][name] for name in (*known, "measured"))
         texts[kind] = " ".join(frames).format(**known, **measured)
-    texts["reasoning"] += " " + prompts["reasoning"]["closing"][row["label"]]
+    closing = prompts["reasoning"]["closing"]
+    texts["reasoning"] += " " + closing.get(row["label"], _CLOSING)
     origin = {"source": "offline", "model": "emonb-offline-annotator", "prompt_sha256": prompts_sha256()}
     return make_triplets(row, labels, origin, texts)
 

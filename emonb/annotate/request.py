@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field
 
 from emonb.data import open_picture, sizes_of
 from emonb.errors import EmonbError
-from emonb.files import resource, resource_path
+from emonb.files import read_text, resource, resource_path
 from emonb.settings import TripletSettings, project_root
 from emonb.triplets import KINDS, has_paid_answers, instruction, triplet_lines
 
@@ -179,14 +179,15 @@ def load_prices(settings: TripletSettings) -> dict[str, Any]:
     Raises `EmonbError` naming file and model if it cannot be read or lacks something.
     """
     path, where = project_root() / settings.prices if settings.prices else resource_path("prices.yaml"), "models"
+    text = read_text(path)
     try:
-        prices = yaml.safe_load(path.read_text(encoding="utf-8"))
+        prices = yaml.safe_load(text)
         for where, price in prices["models"].items():
             prices["models"][where] = price = {**_UNKNOWN, **price}
             tokens = picture_tokens(price["image"], (512, 512), settings)
             if not all(number >= 0 for number in (price["input"], price["output"], price["batch"], tokens)):
                 raise ValueError("input and output must be 0 or more")
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"{where}: {type(error).__name__} {' '.join(str(error).split())}"
         raise EmonbError(f"{path.name}: {why}; correct the file, or triplets.prices") from None
     return prices
