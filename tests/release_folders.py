@@ -26,9 +26,9 @@ SMALL = (24, 24)
 GREY = (120, 120, 120)
 
 
-def stage(root: Path, name: str, out: Path | None = None):
+def stage(root: Path, name: str, out: Path | None = None, **settings: Any):
     """The result of the stage `samples` for the dataset `root/name`."""
-    settings = load_settings("smoke", datasets=name, images=str(root), out=str(out or root / "out"))
+    settings = load_settings("smoke", datasets=name, images=str(root), out=str(out or root / "out"), **settings)
     recipe = samples(SimpleNamespace(settings=settings), name)
     return Store(settings.out_path / "artifacts").get("samples", name, recipe, {})
 

@@ -68,11 +68,10 @@ def read_table(file: Path, **options: Any) -> pd.DataFrame:
 
 def find_lists(folder: Path) -> list[Path]:
     """The lists with a path and a label in a folder, else in the folders right below it (Hugging Face)."""
-    for places in ([folder], [p for p in sorted(folder.glob("*/")) if not is_leftover(p.name)]):
-        files = [
-            p for place in places for p in sorted(place.iterdir()) if p.suffix.lower() in _ENDINGS and p.is_file()
-        ]
-        if found := [p for p in files if not is_leftover(p.name) and _has_columns(p)]:
+    for pattern in ("*.*", "*/*.*"):
+        files = [p for p in sorted(folder.glob(pattern)) if p.suffix.lower() in _ENDINGS and p.is_file()]
+        files = [p for p in files if not any(map(is_leftover, p.relative_to(folder).parts))]
+        if found := [p for p in files if _has_columns(p)]:
             return found
     return []
 
