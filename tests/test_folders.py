@@ -143,6 +143,9 @@ LISTS = {
     "another machine's": lambda t, r: t.assign(path="C:\\Users\\me\\set\\" + t["path"]).to_csv(r / "a.csv"),
     "another case": lambda t, r: t.assign(path="./" + t["path"].str.upper()).to_csv(r / "a.csv"),
     "names alone": lambda t, r: t.assign(path=t["path"].str.removeprefix("photos/")).to_csv(r / "a.csv"),
+    "no endings": lambda t, r: t.assign(id=t["path"].str[7:-4], file_id=0)[["id", "label", "split"]].to_csv(
+        r / "a.csv"
+    ),
     "a list a split": by_split(lambda t, r, s: t[["path", "label"]].to_csv(r / f"{s}_labels.csv")),
     "other columns": lambda t, r: t.set_axis(["Filename", "Emotion", "Subset"], axis=1).to_csv(r / "a.csv"),
     "Latin-1": lambda t, r: (r / "a.csv").write_text(t.assign(note="für").to_csv(), "latin-1"),

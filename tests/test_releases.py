@@ -300,6 +300,42 @@ def test_a_run_reads_the_release_as_it_is_now_and_what_to_type_is_quoted(tmp_pat
         stage(out, "flickr", tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("samples.parquet", b"PAR1 cut", r"samples\.parquet: damaged \(.*delete .* and run again"),
+        ("meta.json", b"{}", r"meta\.json: field 'root' missing; delete .* and run again"),
+        (
+            "meta.json",
+            "{'f\xfcr'".encode("latin-1"),
+            r"meta\.json: cannot be read as JSON .*; delete .* and run again",
+        ),
+        (
+            "import.json",
+            b'{"source": "x"',
+            r"import\.json: cannot be read as JSON .*; delete that folder and import again",
+        ),
+        ("import.json", b'{"source": 1}', r"import\.json: field 'source' missing or no text; delete that folder"),
+        (
+            "import.json",
+            b'{"source": "x", "format": "fi", "reading": {"x": 1}}',
+            r"import\.json: field 'reading': .*; delete",
+        ),
+        (
+            "import.json",
+            b'{"source": "x", "format": "fi", "reading": {"names": 1}}',
+            r"import\.json: field 'reading': .*; del",
+        ),
+    ],
+)
+def test_a_damaged_file_of_ours_is_named_with_its_remedy(tmp_path, file, content, words):
+    bring("flickr", make_tree(tmp_path / "src"), tmp_path / "out")
+    made, imported = stage(tmp_path / "out", "flickr", tmp_path / "run").path, tmp_path / "out" / "flickr"
+    (imported if file == "import.json" else made).joinpath(file).write_bytes(content)
+    with pytest.raises(EmonbError, match=words):
+        listing_digest(imported) if file == "import.json" else read_samples(made)
+
+
 def test_an_import_of_an_earlier_version_is_read(tmp_path):
     folder = tmp_path / "out" / "flickr"
     bring("flickr", make_tree(tmp_path / "src"), tmp_path / "out")

@@ -94,7 +94,8 @@ def write_table(
         own_classes(reading.classes, where) if reading.classes else release.labels or (taxonomy and taxonomy.labels)
     )
     if release.frame.empty:
-        raise EmonbError(f"{where}: no readable picture; put them where the release has them, or <split>/<emotion>/")
+        gone = ", ".join(map(visible, problems.get("listed_but_missing", ())[:3]))
+        raise EmonbError(f"{where}: no readable picture; put them where the release has them (not there: {gone}, ...)")
     read, labels = read_classes({*release.frame["label"]}, fixed, reading.names, where)
     if renamed := [f"{name} as {label}" for name, label in read.items() if label and label != clean(name)]:
         notes.append(f"classes are read so: {', '.join(renamed)}")

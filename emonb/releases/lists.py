@@ -23,22 +23,11 @@ from emonb.files import read_text
 from emonb.releases.names import clean, is_leftover
 
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
-_COLUMNS = {  # by any of these names; the first is ours
-    "path": (
-        "path",
-        "file",
-        "file name",
-        "filename",
-        "file path",
-        "filepath",
-        "image",
-        "image path",
-        "img",
-        "img path",
-    ),
-    "label": ("label", "labels", "emotion", "class", "class name", "category"),
-    "split": ("split", "subset", "set", "usage", "partition"),
-}
+_COLUMNS = {
+    "path": r"path|file( ?(name|path))?|(image|img)( ?(path|file|name|id))?|id",
+    "label": r"labels?|emotion|class( name)?|category",
+    "split": r"split|subset|set|usage|partition",
+}  # what others call them
 
 
 def read_table(file: Path, **options: Any) -> pd.DataFrame:
@@ -78,7 +67,8 @@ def find_lists(folder: Path) -> list[Path]:
 
 def _has_columns(file: Path) -> bool:
     with suppress(EmonbError):
-        return {"path", "label"} <= {*_roles(read_table(file, nrows=1).columns, file)}
+        names = [*map(clean, read_table(file, nrows=1).columns)]
+        return all(any(re.fullmatch(_COLUMNS[role], name) for name in names) for role in ("path", "label"))
     return False
 
 
@@ -86,8 +76,9 @@ def _roles(columns: Sequence[str], file: Path) -> dict[str, str]:
     """What is in which column: path, label, split; raises `EmonbError` where two could be the same."""
     roles = {}
     for role, known in _COLUMNS.items():
-        found = [name for name in columns if clean(name) in known]
-        found = [name for name in found if clean(name) == role] or found
+        found = [name for name in columns if re.fullmatch(known, clean(name))]
+        for better in (lambda name: name == role, lambda name: not name.endswith("id")):  # noqa: B023 (used at once)
+            found = [name for name in found if better(clean(name))] or found
         if len(found) > 1:
             raise EmonbError(f"{file}: is the {role} in column {found[0]!r} or {found[1]!r}? Rename it to {role!r}")
         roles |= {role: found[0]} if found else {}
@@ -99,10 +90,7 @@ def listed_rows(file: Path) -> pd.DataFrame:
     table = read_table(file)
     roles = _roles(table.columns, file)
     if lacking := [role for role in ("path", "label") if role not in roles]:
-        known = ", ".join(_COLUMNS[lacking[0]])
-        raise EmonbError(
-            f"{file}: no column for the {lacking[0]} in {', '.join(table.columns)}; name it one of {known}"
-        )
+        raise EmonbError(f"{file}: no column for the {lacking[0]} in {', '.join(table.columns)}; name it {lacking[0]}")
     roles |= {name: name for name in ("caption", "group") if name in table}
     return pd.DataFrame({role: table[name].str.strip() for role, name in roles.items()})
 
@@ -110,8 +98,8 @@ def listed_rows(file: Path) -> pd.DataFrame:
 def located(paths: Sequence[str], root: Path) -> list[str]:
     """Where the files of a list are, relative to `root`; "" for one that is not there, and for all outside.
 
-    As written; else with slashes for backslashes, another case or composed accents; and where none is there so, all
-    below another folder or without the folders of another machine, if only one such reading has most of them.
+    As written; else with slashes for backslashes, another case, composed accents or an ending; and where none is there
+    so, all below another folder or without the folders of another machine, if only one such reading has most of them.
     """
     found = [path if _is_file_below(root, path) else "" for path in paths]
     if all(found):
@@ -120,8 +108,8 @@ def located(paths: Sequence[str], root: Path) -> list[str]:
     for place, _, names in walk(root):
         for name in names:
             path = os.path.relpath(os.path.join(place, name), root)
-            if _is_file_below(root, path):
-                files[_key(path)] = "" if _key(path) in files else path  # two that differ in case: neither
+            for key in {_key(path), _key(os.path.splitext(path)[0])} if _is_file_below(root, path) else ():
+                files[key] = "" if key in files else path  # two that differ in case or ending: neither
     keys = [_key(path) for path in paths]
     found = [path or files.get(key, "") for path, key in zip(found, keys, strict=True)]
     if any(found):
