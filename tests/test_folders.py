@@ -49,10 +49,11 @@ def test_emotions_above_splits_and_pictures_in_folders_below_an_emotion(tmp_path
     ("sizes", "words", "way"),
     [
         ({"train": 3, "eval": 2, "test": 1}, "'eval' the val or the test split", "eval=val"),
-        ({"train": 3, "val": 2, "test": 1, "holdout 2": 1}, "what is holdout 2/, beside", "holdout 2="),
-        ({"train": 3, "val": 2, "dev": 2, "test": 1}, "dev/ and val/ both name val", "dev="),
+        ({"train": 3, "val": 2, "test": 1, "holdout 2": 1}, "is holdout 2/ a split", "holdout 2="),
+        ({"train": 3, "val": 2, "dev": 2, "test": 1}, "is dev/ or val/ val", "dev="),
+        ({"": 3, "positive/train": 1}, "is train/ a split or an album", ""),
         ({"a/train": 3, "a/test": 2, "b/train": 1}, "is the emotion 'a' or 'negative'", ""),
-        ({"train/negative": 3, "test/negative": 1}, "is the emotion 'negative', or 'negative' below it", ""),
+        ({"train/negative": 3, "test/negative": 1}, "is the emotion 'negative' or 'negative' below it", ""),
     ],
 )
 def test_folders_that_can_be_read_in_two_ways_are_refused_until_told(tmp_path, sizes, words, way):

@@ -116,9 +116,8 @@ def read_emoset(source: Path, names: Mapping[str, str]) -> Release:
     release = _release(pd.concat(lists, ignore_index=True), source, MIKELS)
     files = release.frame.pop("annotation")
     if (source / "annotation").is_dir():
-        seen = pd.DataFrame(
-            [_annotated(source / file) for file in located(files, source)], columns=["objects", "scene"]
-        )
+        found = [_annotated(source / file) for file in located(files, source)]
+        seen = pd.DataFrame(found, columns=["objects", "scene"])
         types = {"objects": pd.ArrowDtype(pa.list_(pa.string())), "scene": "str"}
         release = replace(release, frame=release.frame.join(seen.astype(types)))
     return release
@@ -281,11 +280,9 @@ def _list_of(file: Path, root: Path, names: Mapping[str, str]) -> pd.DataFrame:
     below = [path and os.path.normpath(os.path.join(base, path)) for path in located(rows["path"], file.parent)]
     rows["path"] = [new or plain_text(old) for new, old in zip(below, rows["path"], strict=True)]
     if "split" in rows:
-        read = {value: split_of(value, names, file) for value in rows["split"].unique()}
+        read = {value: value and split_of(value, names, file) for value in rows["split"].unique()}
         if odd := [value for value, split in read.items() if split is None]:
-            raise EmonbError(
-                f"{file}: split {odd[0]!r} is none of train, val, test; say --map '{odd[0]}=val' or another"
-            )
+            raise EmonbError(f"{file}: split {odd[0]!r} is none of train, val, test; say --map '{odd[0]}=val' or so")
         rows["split"] = rows["split"].map(read)
     elif split := split_of(file.stem, names, file) or (base != "." and split_of(file.parent.name, names, file)):
         rows["split"] = split
@@ -304,48 +301,53 @@ def read_tree(root: Path, names: Mapping[str, str], labels: Sequence[str] | None
     be read in two ways.
     """
     pictures, unused, leftovers = _pictures(root)
-    unused = [path for path in unused if path != root / _CLASSES]
     parts = {path: path.relative_to(root).parts[:-1] for path in pictures}
-    at = min((n for p in parts.values() for n, f in enumerate(p) if split_of(f, names, root)), default=None)
+    splits = {name: split_of(name, names, root) for name in sorted({name for p in parts.values() for name in p})}
+    at = min((n for p in parts.values() for n, name in enumerate(p) if splits[name]), default=None)
     deep = {path: p for path, p in parts.items() if len(p) > (at or 0)}
     level = [sorted(filter(None, folders)) for folders in map(set, zip_longest(*deep.values()))]  # names by depth
     first = next((n for n, folders in enumerate(level) if len(folders) > 1), len(level) - 1)  # where names differ
     kind = first if at is None or first < at else at + 1
+    below = level[kind + 1] if kind + 1 < len(level) and kind + 1 != at else []
+    if at is not None and 2 * len(deep) < len(parts):
+        raise _two_ways(root, f"{level[at][0]}/ a split or an album", f"with --map '{level[at][0]}=' if an album")
     if at is not None and first < at and at + 1 < len(level):
-        both = f"{level[first][0]!r} or {level[at + 1][0]!r}"
-        raise EmonbError(f"{root}: is the emotion {both}, above or below the splits? Import a folder with one of them")
-    rows, read, left = [], {}, []
-    for path, folders in deep.items():
-        split = None if at is None else read.setdefault(folders[at], split_of(folders[at], names, root))
-        if at is not None and split is None:
-            way = f"--map '{folders[at]}=val' or another split, or --map '{folders[at]}=' to leave it out"
-            raise EmonbError(f"{root}: what is {folders[at]}/, beside {', '.join(sorted(read))}? Import it with {way}")
-        if split == "":
+        raise _two_ways(root, f"the emotion {level[first][0]!r} or {level[at + 1][0]!r}", "from a folder of one kind")
+    if both := [name for name in below if clean(name) in KNOWN]:
+        raise _two_ways(root, f"the emotion {level[kind][0]!r} or {both[0]!r} below it", "from a folder of one kind")
+    for name in level[at] if at is not None else ():
+        if splits[name] is None:
+            raise _two_ways(
+                root, f"{name}/ a split", f"with --map '{name}=val' or another, or without it: --map '{name}='"
+            )
+        if same := [other for other in level[at] if splits[other] and splits[other] == splits[name] and other < name]:
+            raise _two_ways(root, f"{same[0]}/ or {name}/ {splits[name]}", f"with --map '{name}=' to leave one out")
+    rows, left = [], []
+    for path, p in deep.items():
+        split, name = "" if at is None else splits[p[at]], str(path.relative_to(root))
+        if at is not None and split == "":
             left.append(path)
-        elif len(folders) > kind:
-            rows.append((name := str(path.relative_to(root)), name, folders[kind], split))
+        elif len(p) > kind:
+            rows.append((name, name, p[kind], split))
     unused += [path for path, p in parts.items() if len(p) <= max(kind, at or 0)]
     if not rows:
-        raise EmonbError(
-            f"{root}: zero pictures; expected <train|val|test>/<emotion>/*.jpg (or {', '.join(ENDINGS[1:])}), or a "
-            "list of paths and labels: data import list"
-        )
-    for split in SPLITS:
-        if len(same := [name for name, meaning in read.items() if meaning == split]) > 1:
-            raise EmonbError(f"{root}: {same[0]}/ and {same[1]}/ both name {split}; say --map '{same[1]}=' or another")
-    deeper = level[kind + 1] if kind + 1 < len(level) and kind + 1 != at else []
-    if both := [name for name in deeper if clean(name) in KNOWN]:
-        raise EmonbError(
-            f"{root}: is the emotion {level[kind][0]!r}, or {both[0]!r} below it? Import a folder of one kind"
-        )
+        wanted = f"<train|val|test>/<emotion>/*.jpg (or {', '.join(ENDINGS[1:])})"
+        raise EmonbError(f"{root}: zero pictures; expected {wanted}, or a list of paths and labels: data import list")
     frame = pd.DataFrame(rows, columns=["image_id", "path", "label", "split"], dtype="str")
     frame = frame if at is not None else frame.drop(columns="split")
-    names_of = {"unused_file": unused, "leftover": leftovers, "left_out_as_told": left}
-    told = {
-        n: [plain_text(str(p.relative_to(root))) + "/" * p.is_dir() for p in paths] for n, paths in names_of.items()
+    unused = [path for path in unused if path != root / _CLASSES]
+    problems = {
+        kind: [plain_text(str(path.relative_to(root))) + "/" * path.is_dir() for path in paths]
+        for kind, paths in (("unused_file", unused), ("leftover", leftovers), ("left_out_as_told", left))
     }
-    notes = [f"{name}/ is read as {split}" for name, split in read.items() if split and split != name]
-    return Release(frame, root, labels or classes_beside(root), notes, told, {"total": len(frame)})
+    read = level[at] if at is not None else ()
+    notes = [f"{name}/ is read as {splits[name]}" for name in read if splits[name] not in ("", clean(name))]
+    return Release(frame, root, labels or classes_beside(root), notes, problems, {"total": len(frame)})
+
+
+def _two_ways(root: Path, which: str, way: str) -> EmonbError:
+    """The error about folders that can be read in two ways."""
+    return EmonbError(f"{root}: is {which}? Import it {way}")
 
 
 def _pictures(folder: Path, above: frozenset[str] = frozenset()) -> tuple[list[Path], list[Path], list[Path]]:
