@@ -65,7 +65,9 @@ def read_text(path: Path, otherwise: str = "") -> str:
         wrong = f"byte {content[error.start]:#04x} at {error.start} is no {encoding.upper()}, perhaps Latin-1"
         raise EmonbError(f"{path}: {wrong}; save the file as UTF-8") from None
     except OSError as error:
-        raise EmonbError(f"{path}: cannot be read ({error.strerror}); give yourself permission to read it") from None
+        raise EmonbError(
+            f"{path}: cannot be read ({error.strerror}); correct the file's name or its permissions"
+        ) from None
 
 
 def read_json(path: Path, remedy: str = "delete it and run again") -> Any:

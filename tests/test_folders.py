@@ -6,7 +6,9 @@ import json
 
 import pytest
 from release_folders import EKMAN, MIKELS, PAIR, bring, emoset, listed, make_release, make_tree, paint, stage
+from typer.testing import CliRunner
 
+from emonb.cli import app
 from emonb.data import read_samples
 from emonb.errors import EmonbError
 from emonb.releases import read_release, recognise
@@ -130,6 +132,28 @@ def test_an_own_taxonomy_and_missing_classes_only_when_told(tmp_path):
     _, report, lines = bring("folder", seven, tmp_path / "out", reading=Reading(allow_missing_class=True))
     assert list(report["counts"]["val"]) == [*MIKELS[:7]]
     assert "  without sadness: not comparable with results of all classes" in lines
+
+
+def test_the_command_takes_maps_classes_and_a_list_s_file(tmp_path):
+    make_tree(tmp_path / "src", {"": 10}, ("happy", "angry", "none"))
+    make = [
+        "data",
+        "import",
+        "folder",
+        str(tmp_path / "src"),
+        "--out",
+        str(tmp_path / "out"),
+        "--classes",
+        "anger,joy",
+    ]
+    given = ["--map", "happy=joy,angry=anger", "--map", "none=", "--max-unreadable", "0"]
+    assert CliRunner().invoke(app, [*make, *given]).exit_code == 0
+    table = read_samples(stage(tmp_path / "out", "src", tmp_path / "run").path)
+    assert (table.attrs["labels"], len(table)) == (["anger", "joy"], 20)
+    listed(tmp_path / "list")
+    make[2:4] = ["list", str(tmp_path / "list" / "labels.csv")]
+    assert CliRunner().invoke(app, make[:6]).exit_code == 0
+    assert len(read_samples(stage(tmp_path / "out", "labels", tmp_path / "run").path)) == 72
 
 
 def by_split(write):

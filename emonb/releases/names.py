@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from emonb.data import TAXONOMIES, WORD_FORMS
+from emonb.data import TAXONOMIES
 from emonb.errors import EmonbError
 from emonb.files import visible
 
@@ -33,10 +33,24 @@ _LEFTOVERS = {
     "$recycle.bin", "recycler", "system volume information", "lost+found", "icon\r", "__pycache__",
 }  # fmt: skip
 _NUMBER = re.compile(r"^\d+[ .):-]+(?=\D)")  # before a class's name
-SYNONYMS = {form: label for label, forms in WORD_FORMS.items() for form in forms} | {
-    "happy": "joy", "happiness": "joy", "enjoyment": "joy", "pos": "positive", "neg": "negative", "sorrow": "sadness",
-    "astonishment": "surprise", "mad": "anger",
-}  # fmt: skip
+SYNONYMS = {  # beside `data.WORD_FORMS`, for that is part of results: these are offered, never taken unasked
+    word: label
+    for label, words in {
+        "amusement": ["amused", "amusing", "funny"],
+        "anger": ["angry", "mad"],
+        "awe": ["awed", "awestruck"],
+        "contentment": ["content", "contented"],
+        "disgust": ["disgusted", "disgusting"],
+        "excitement": ["excited", "exciting"],
+        "fear": ["fearful", "afraid", "scared"],
+        "sadness": ["sad", "sorrow"],
+        "joy": ["joyful", "happy", "happiness"],
+        "surprise": ["surprised", "surprising"],
+        "positive": ["pos"],
+        "negative": ["neg"],
+    }.items()
+    for word in words
+}
 
 
 def clean(name: object) -> str:
