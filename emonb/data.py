@@ -123,11 +123,9 @@ _LONGEST = 100  # times the short side; ours: Qwen2-VL refuses 200, and shrinkin
 _TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))  # by EXIF's orientation
 _WAITS = (0.1, 0.5, 2, 0)  # seconds after each try
 _PASSING = {
-    getattr(errno, name, -1)
-    for name in (
-        "EAGAIN", "EBUSY", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "EINTR", "EIO", "EMFILE", "ENETDOWN", "ENFILE",
-        "ENETUNREACH", "ENOBUFS", "ENOLINK", "ENOMEM", "ENOTCONN", "EREMOTEIO", "ESTALE", "ETIMEDOUT",
-    )
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN,
+    errno.EINTR, errno.EBUSY, errno.ENOTCONN, errno.ENOLINK, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
 }  # fmt: skip
 
 
@@ -206,7 +204,7 @@ def as_seen(raw: Image.Image) -> Image.Image:
     image = (image.convert("L") if image.mode == "F" else image).convert("RGB")
     x, y = (max(0, -(-max(image.size) // _LONGEST) - side) for side in image.size)  # what is missing
     image = ImageOps.expand(image, (x // 2, y // 2, x - x // 2, y - y // 2), "white") if x or y else image
-    image.info.pop("exif", None)  # it has been obeyed
+    image.info = {name: image.info[name] for name in ("icc_profile",) if name in image.info}  # EXIF has been obeyed
     return image
 
 

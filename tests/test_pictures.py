@@ -17,6 +17,7 @@ from release_folders import bring, encoded, make_tree, stage
 from emonb.data import inspect_picture, open_picture, read_samples, sizes_of, thumbnail
 from emonb.errors import EmonbError, PassingTrouble, UnreadablePicture
 from emonb.releases.imports import LEFT_OUT, Reading
+from emonb.vlm import shown
 
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
@@ -58,8 +59,10 @@ def test_what_a_browser_shows_is_used(tmp_path, name):
 def test_a_picture_turned_once_stays_so_and_a_strip_gets_white_on_both_sides(tmp_path):
     for form in ("JPEG", "PNG", "TIFF", "WEBP"):
         turned = open_picture(encoded(GRADIENT, form, exif=TURNED))
-        assert turned.size == (24, 40)
-        assert open_picture(encoded(turned, form, exif=turned.getexif())).size == (24, 40)
+        assert turned.size == shown(turned, 99).size == (24, 40)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    turned = open_picture(encoded(GRADIENT, xmp=xmp, comment=b"at home"))
+    assert (turned.size, shown(turned, 99).size, turned.info) == ((24, 40), (24, 40), {})
     strip = open_picture(encoded(Image.new("RGB", (3, 1500), "red"), "PNG"))
     assert strip.size == (15, 1500)
     assert [strip.getpixel((x, 700)) for x in (0, 5, 6, 8, 9, 14)] == [(255,) * 3] * 2 + [(255, 0, 0)] * 2 + [

@@ -33,24 +33,13 @@ _LEFTOVERS = {
     "$recycle.bin", "recycler", "system volume information", "lost+found", "icon\r", "__pycache__",
 }  # fmt: skip
 _NUMBER = re.compile(r"^\d+[ .):-]+(?=\D)")  # before a class's name
-SYNONYMS = {  # beside `data.WORD_FORMS`, for that is part of results: these are offered, never taken unasked
-    word: label
-    for label, words in {
-        "amusement": ["amused", "amusing", "funny"],
-        "anger": ["angry", "mad"],
-        "awe": ["awed", "awestruck"],
-        "contentment": ["content", "contented"],
-        "disgust": ["disgusted", "disgusting"],
-        "excitement": ["excited", "exciting"],
-        "fear": ["fearful", "afraid", "scared"],
-        "sadness": ["sad", "sorrow"],
-        "joy": ["joyful", "happy", "happiness"],
-        "surprise": ["surprised", "surprising"],
-        "positive": ["pos"],
-        "negative": ["neg"],
-    }.items()
-    for word in words
-}
+_WORDS = {  # beside `data.WORD_FORMS`, for that is part of results: these are offered, never taken unasked
+    "amusement": "amused amusing funny", "anger": "angry mad", "awe": "awed awestruck", "contentment": "content",
+    "disgust": "disgusted disgusting", "excitement": "excited exciting", "fear": "fearful afraid scared",
+    "sadness": "sad sorrow", "joy": "joyful happy happiness", "surprise": "surprised surprising",
+    "positive": "pos", "negative": "neg",
+}  # fmt: skip
+SYNONYMS = {word: label for label, words in _WORDS.items() for word in words.split()}
 
 
 def clean(name: object) -> str:
