@@ -36,7 +36,7 @@ def _profile(profile: str) -> str:
 
 
 _WHICH = "smoke, mini, paper, paper-2b, or the path of a .yaml file"
-_FORMATS = "emoset, emotion6, fi, flickr, instagram, oasis, bass, or folder"
+_FORMATS = "emoset, emotion6, fi, flickr, instagram, oasis, bass, folder, or list (CSV, JSONL, parquet)"
 _KEEP = "stages of which an older result is taken in spite of changed code; its provenance says so"
 Profile = Annotated[str, typer.Option(callback=_profile, help=_WHICH)]
 Datasets = Annotated[str, typer.Option(help="comma-separated names; default: the profile's")]
@@ -153,11 +153,28 @@ def import_data(
     allow_missing_split: Annotated[
         bool, typer.Option("--allow-missing-split", help="although train or test is missing")
     ] = False,
+    map_names: Annotated[
+        list[str], typer.Option("--map", help="NAME=CLASS or NAME=SPLIT, with commas or repeated; NAME= leaves it out")
+    ] = [],  # noqa: B006 (typer copies it)
+    classes: Annotated[
+        str, typer.Option(help="an own taxonomy in its order, with commas; or in SRC/classes.txt")
+    ] = "",
+    allow_missing_class: Annotated[
+        bool, typer.Option("--allow-missing-class", help="although a class of the taxonomy has no picture")
+    ] = False,
+    max_unreadable: Annotated[
+        float, typer.Option(min=0, max=1, help="share of unreadable pictures that stops")
+    ] = 0.05,
 ) -> None:
     """Check a release as downloaded and write its sample table and an integrity report; no picture is copied."""
-    from emonb.releases.imports import import_release
+    from emonb.releases.imports import Reading, import_release
+    from emonb.releases.names import own_names
 
-    import_release(form, source, out, name=name, allow_missing_split=allow_missing_split, say=typer.echo)
+    own = tuple(part for part in classes.split(",") if part.strip())
+    reading = Reading(own_names(map_names), own, allow_missing_class, max_unreadable)
+    import_release(
+        form, source, out, name=name, reading=reading, allow_missing_split=allow_missing_split, say=typer.echo
+    )
 
 
 @app.command()

@@ -7,22 +7,25 @@ The sample table (`samples.parquet`) has one row per usable picture: `image_id` 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import re
+import stat
 import threading
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from emonb.errors import EmonbError, UnreadablePicture
+from emonb.errors import EmonbError, PassingTrouble, UnreadablePicture
 from emonb.files import read_json, resource
 from emonb.machine import cores
 from emonb.progress import progress
@@ -59,18 +62,6 @@ def taxonomy_for_dataset(name: str) -> Taxonomy | None:
     return next((t for t in TAXONOMIES.values() if name.removeprefix("mini-") in t.datasets), None)
 
 
-def infer_taxonomy(labels: Iterable[str], where: str) -> Taxonomy:
-    """The smallest taxonomy that contains all labels; raises `EmonbError` naming `where` if none does."""
-    fitting = [t for t in TAXONOMIES.values() if {*labels} <= {*t.labels}]
-    if not fitting:
-        known = "; ".join(f"{t.name} ({', '.join(t.labels)})" for t in TAXONOMIES.values())
-        found = ", ".join(map(repr, sorted(labels)[:12]))
-        raise EmonbError(
-            f"{where}: no taxonomy has all labels of {found}; rename the folders to those of one: {known}"
-        )
-    return min(fitting, key=lambda t: len(t.labels))
-
-
 def check_labels(found: Sequence[str], expected: Sequence[str], where: str) -> None:
     """Raise `EmonbError` unless an artefact's stored labels equal the expected ones, order included."""
     if list(found) != list(expected):
@@ -102,10 +93,11 @@ def parse_emotion(text: str, labels: Sequence[str]) -> str | None:
     """
     forms = {form: label for label in labels for form in (label, *WORD_FORMS.get(label, ()))}
     text = text.lower()
-    field = re.search(r"emotion\s*['\"]?\s*[:=]\s*['\"]?\s*([a-z]+)", text)
-    if field:
-        return forms.get(field.group(1))
-    named = re.findall(r"(\bnot\s+|n't\s+)?\b(" + "|".join(map(re.escape, forms)) + r")\b", text)
+    words = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))  # own labels may have several words
+    if field := re.search(r"emotion\s*['\"]?\s*[:=]\s*['\"]?\s*(?=\w)", text):
+        first = re.match(rf"(?:{words})\b", text[field.end() :])
+        return forms[first.group()] if first else None
+    named = re.findall(rf"(\bnot\s+|n't\s+)?\b({words})\b", text)
     found = {forms[word] for negation, word in named if not negation}
     return found.pop() if len(found) == 1 else None
 
@@ -122,44 +114,113 @@ def answer_text(label: str) -> str:
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # nothing else: Pillow hands some to other programs
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # no other: Pillow hands some to other programs
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")  # what is looked at
 Image.MAX_IMAGE_PIXELS = 89_478_485 // 2  # Pillow refuses twice as many, and would warn of fewer
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**28  # prompts and profiles pass Pillow's 1 MB
+warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd files
+_LONGEST = 100  # times the short side; ours: Qwen2-VL refuses 200, and shrinking rounds
+_TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))  # by EXIF's orientation
+_WAITS = (0.1, 0.5, 2, 0)  # seconds after each try
+_PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN,
+    errno.EINTR, errno.EBUSY, errno.ENOTCONN, errno.ENOLINK, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}  # fmt: skip
 
 
 def open_picture(source: Path | str | bytes, name: str = "", *, side: int = 0) -> Image.Image:
-    """A picture as people see it: EXIF rotation applied, RGB, transparency on white.
+    """A picture as people see it (`as_seen`): the one door for import, training, VLM, annotator, pages and predict.
 
-    `source` is a file, or what it holds, which messages call `name`. With `side` only as much of a large JPEG is
-    decoded as a picture of this longest side (px) needs. Raises `UnreadablePicture`, also over 89 million pixels.
+    `source` is a regular file, or what it holds, which messages call `name`. With `side` only as much of a large JPEG
+    is decoded as a picture of this longest side (px) needs. Raises `UnreadablePicture` for a bad file, also one over
+    89 million pixels; `PassingTrouble` where disk, network or memory fail, and fail again: then the file may be sound.
     """
+    name = name or ("picture" if isinstance(source, bytes) else str(source))
+
+    def look(raw: Image.Image) -> Image.Image:
+        if side:
+            raw.draft(None, (2 * side, 2 * side))
+        return as_seen(raw)
+
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as raw:
-            if side:
-                raw.draft(None, (2 * side, 2 * side))
-            return as_seen(raw)
+        return _looked_at(source if isinstance(source, bytes) else _content(Path(source)), look, name)
+    except PassingTrouble:
+        raise
     except Exception as error:  # PIL's decoders raise what they meet: struct.error, ValueError, SyntaxError, ...
-        name = name or ("picture" if isinstance(source, bytes) else str(source))
         raise UnreadablePicture(f"{name}: not a readable picture ({error}); replace or remove the file") from None
 
 
+def _looked_at(content: bytes, look: Callable[[Image.Image], Any], name: object) -> Any:
+    """What a function makes of an opened picture."""
+
+    def opened() -> Any:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as raw:
+            return look(raw)
+
+    return _patiently(opened, name)
+
+
+def _content(path: Path) -> bytes:
+    """All of a regular file: a pipe would wait for ever, a device never end."""
+
+    def read() -> bytes:
+        if not stat.S_ISREG((about := path.stat()).st_mode) or about.st_size > 2**30:
+            raise OSError(errno.EINVAL, "no regular file, or over 1 GB")
+        with path.open("rb") as file:
+            return file.read()
+
+    return _patiently(read, path)
+
+
+def _patiently(work: Callable[[], Any], name: object) -> Any:
+    """What `work` returns, tried again after trouble that may pass; if it stays, `PassingTrouble` with the reason."""
+    for wait in _WAITS:
+        try:
+            return work()
+        except (OSError, MemoryError) as error:
+            trouble = error if isinstance(error, OSError) else OSError(errno.ENOMEM, "out of memory")
+            if trouble.errno not in _PASSING:
+                raise
+            time.sleep(wait)
+    files = trouble.errno in (errno.EMFILE, errno.ENFILE)
+    remedy = "allow more open files: ulimit -n 4096" if files else "see to the disk, the network drive or the memory"
+    why = f"{trouble.strerror or trouble}, {len(_WAITS)} times"
+    raise PassingTrouble(f"{name}: cannot be read now ({why}); {remedy}, then run again: what is finished is kept")
+
+
 def as_seen(raw: Image.Image) -> Image.Image:
-    """An opened picture with EXIF rotation applied, in RGB, 16 bits as 8, transparency on white."""
-    image = ImageOps.exif_transpose(raw)
+    """An opened picture in RGB, turned as EXIF says, 16 bits as 8, transparency on white, the first of its frames.
+
+    One that is over 100 times as long as wide gets white on both sides, up to that: no model takes a longer strip.
+    """
+    raw.load()
+    image = raw.transpose(_TURNS[turn]) if (turn := _orientation(raw)) in _TURNS else raw
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255, so that all is white
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype("uint8"))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    image = (image.convert("L") if image.mode == "F" else image).convert("RGB")
+    x, y = (max(0, -(-max(image.size) // _LONGEST) - side) for side in image.size)  # what is missing
+    image = ImageOps.expand(image, (x // 2, y // 2, x - x // 2, y - y // 2), "white") if x or y else image
+    image.info = {name: image.info[name] for name in ("icc_profile",) if name in image.info}  # EXIF has been obeyed
+    return image
+
+
+def _orientation(raw: Image.Image) -> Any:
+    """EXIF's orientation; None where there is none, or EXIF is broken."""
+    with suppress(Exception):
+        return raw.getexif().get(0x0112)
+    return None
 
 
 def sizes_of(paths: Sequence[str], most: int) -> list[tuple[int, int]]:
-    """Width and height of at most so many of the pictures, spread evenly, from their headers; unreadable: none."""
+    """Width and height of at most so many of the pictures, spread evenly; unreadable: none."""
     sizes = []
     for path in paths[:: max(1, -(-len(paths) // most))]:
-        with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as picture:
-            sizes.append(picture.size)
+        with suppress(Exception):
+            sizes.append(_looked_at(_content(Path(path)), lambda raw: raw.size, path))
     return sizes
 
 
@@ -189,12 +250,12 @@ def brightness_colorfulness(image: Image.Image) -> tuple[float, float]:
 # ---- is a picture fit to be used? ----------------------------------------------------------------------------------
 
 _ODD = {
-    "animated": lambda image: image.format != "MPO" and getattr(image, "n_frames", 1) > 1,  # MPO: from a phone
-    "exif_rotated": lambda image: image.getexif().get(0x0112) in range(2, 9),
+    "exif_rotated": lambda image: _orientation(image) in _TURNS,
     "greyscale": lambda image: image.mode in ("1", "L", "LA", "I", "F", "I;16", "I;16B"),
     "cmyk": lambda image: image.mode == "CMYK",
     "palette": lambda image: image.mode in ("P", "PA"),
     "very_large": lambda image: max(image.size) > 4096 or image.width * image.height > 25_000_000,
+    "strip": lambda image: max(image.size) > _LONGEST * min(image.size),
 }
 _ONE_LARGE = threading.Lock()  # large pictures are decoded one at a time: each may take a gigabyte
 
@@ -209,24 +270,36 @@ class Inspection(NamedTuple):
 
 
 def inspect_picture(path: Path) -> Inspection:
-    """Read one picture completely: its hash, its measures and what is wrong or unusual about it."""
-    head = b""
+    """Read one picture completely: its hash, its measures and what is wrong or unusual about it.
+
+    Raises `PassingTrouble`, as `open_picture` does.
+    """
+
+    def look(image: Image.Image) -> Inspection:
+        with _ONE_LARGE if _ODD["very_large"](image) else nullcontext():
+            measures = brightness_colorfulness(as_seen(image))
+        kinds = [kind for kind, fits in _ODD.items() if fits(image)]
+        with suppress(Exception):  # a later frame is damaged: it is not looked at
+            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: from a phone
+                kinds.insert(0, "animated")
+        return Inspection(tuple(kinds), hashlib.sha256(content).hexdigest(), *measures)
+
+    content = b""
     try:
-        with Path(path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            head = file.read(12)
-            with Image.open(file, formats=_FORMATS) as image:
-                kinds = tuple(kind for kind, fits in _ODD.items() if fits(image))
-                with _ONE_LARGE if "very_large" in kinds else nullcontext():
-                    return Inspection(kinds, digest, *brightness_colorfulness(as_seen(image)))
+        content = _content(Path(path))
+        return _looked_at(content, look, path)
+    except PassingTrouble:
+        raise
     except Image.DecompressionBombError:
         return Inspection(("decompression_bomb",))
     except UnidentifiedImageError:  # empty, or a known beginning and no more: cut off within the header
-        known = not head or head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or head[8:] == b"WEBP"
+        known = not content or content.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or content[8:12] == b"WEBP"
         return Inspection(("damaged" if known else "not_a_picture",))
     except Exception as error:  # decoders raise nearly anything on hostile data
-        return Inspection(("no_access" if getattr(error, "errno", None) else "damaged",))
+        code = getattr(error, "errno", None)
+        return Inspection(
+            ("broken_link" if code in (errno.ENOENT, errno.ELOOP) else "no_access" if code else "damaged",)
+        )
 
 
 def inspected(frame: pd.DataFrame, root: Path, what: str) -> tuple[pd.DataFrame, dict[str, list[str]]]:
@@ -251,12 +324,15 @@ def inspected(frame: pd.DataFrame, root: Path, what: str) -> tuple[pd.DataFrame,
 def read_samples(folder: Path, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Sample table of a result of the stage `samples`, all or a part of it, with absolute paths.
 
-    `frame.attrs["labels"]` is the class order.
+    `frame.attrs["labels"]` is the class order. Raises `EmonbError` for a damaged file.
     """
-    filters = None if split is None else [("split", "==", split)]
-    frame = pd.read_parquet(folder / "samples.parquet", columns=columns and [*columns], filters=filters)
+    filters, file = None if split is None else [("split", "==", split)], folder / "samples.parquet"
+    try:
+        frame = pd.read_parquet(file, columns=columns and [*columns], filters=filters)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise EmonbError(f"{file}: damaged ({' '.join(str(error).split())}); delete {folder} and run again") from None
     if "path" in frame:
-        root = read_json(folder / "meta.json")["root"]
+        root = _meta(folder, "root")
         root = folder if root == "." else (project_root() / root).resolve()
         frame["path"] = [str(root / path) for path in frame["path"]]
     frame.attrs["labels"] = sample_labels(folder)
@@ -265,7 +341,15 @@ def read_samples(folder: Path, split: str | None = None, columns: Sequence[str] 
 
 def sample_labels(folder: Path) -> list[str]:
     """Class order of a sample table."""
-    return read_json(folder / "meta.json")["labels"]
+    return _meta(folder, "labels")
+
+
+def _meta(folder: Path, field: str) -> Any:
+    file, remedy = folder / "meta.json", f"delete {folder} and run again"
+    try:
+        return read_json(file, remedy)[field]
+    except (KeyError, TypeError):
+        raise EmonbError(f"{file}: field {field!r} missing; {remedy}") from None
 
 
 def with_splits(samples: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -18,3 +18,7 @@ class StoppedEarly(EmonbError):
 
 class UnreadablePicture(EmonbError):
     """A file that is no picture, or a damaged one: the rest of the dataset can do without it."""
+
+
+class PassingTrouble(EmonbError):
+    """Disk, network or memory fail, not the file: to leave it out would be wrong, so that the run stops."""

@@ -89,12 +89,35 @@ def write_json(path: Path, obj: Any) -> None:
     atomic_write(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; raises `EmonbError` naming a file that is missing or damaged."""
+def read_text(path: Path, otherwise: str = "") -> str:
+    """Text of a file: UTF-8, 16 or 32, told apart by the mark or the zeros at its beginning; else `otherwise`.
+
+    Raises `EmonbError` naming the file and what is wrong.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
+        encoding = json.detect_encoding(content)
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        if otherwise and encoding.startswith("utf-8"):
+            return content.decode(otherwise, "replace")
+        wrong = f"byte {content[error.start]:#04x} at {error.start} is no {encoding.upper()}, perhaps Latin-1"
+        raise EmonbError(f"{path}: {wrong}; save the file as UTF-8") from None
+    except OSError as error:
+        raise EmonbError(
+            f"{path}: cannot be read ({error.strerror}); correct the file's name or its permissions"
+        ) from None
+
+
+def read_json(path: Path, remedy: str = "delete it and run again") -> Any:
+    """Read JSON in any UTF; raises `EmonbError` naming a file that is missing or damaged, with the remedy."""
+    content = b""
+    try:
+        content = Path(path).read_bytes()
+        return json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
-        raise EmonbError(f"{path}: cannot be read as JSON ({error}); delete it and run again") from None
+        why = "it is a web page" if content.lstrip().startswith(b"<") else error
+        raise EmonbError(f"{path}: cannot be read as JSON ({why}); {remedy}") from None
 
 
 def file_digest(path: Path) -> str:

@@ -77,7 +77,7 @@ def samples(run: Run, dataset: str) -> Making:
     Files: `samples.parquet`, `meta.json` (labels, root), `integrity.json`; of a drawn one also `images/`.
     """
     folder = dataset_folder(run.settings, dataset)
-    return _on_disk(folder) if folder else _drawn(run, dataset)
+    return _on_disk(folder, run.settings.classes.get(dataset, ())) if folder else _drawn(run, dataset)
 
 
 def dataset_folder(settings: Settings, dataset: str) -> Path | None:
@@ -108,9 +108,10 @@ def _drawn(run: Run, dataset: str) -> Making:
     write_json(folder / "meta.json", {**meta, "root": ".", "drawn": True})
 
 
-def _on_disk(source: Path) -> Making:
-    folder, _ = yield {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
-    meta = read_dataset(source, folder)
+def _on_disk(source: Path, classes: Sequence[str]) -> Making:
+    own = {"classes": [*classes]} if classes else {}
+    folder, _ = yield {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source), **own}
+    meta = read_dataset(source, folder, classes)
     root = os.path.relpath(meta["root"], project_root())
     write_json(folder / "meta.json", {**meta, "root": root, "drawn": False})
 

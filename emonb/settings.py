@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from emonb.errors import EmonbError
+from emonb.files import read_text, visible
 
 SPLITS = ("train", "val", "test")  # of every dataset, in this order
 Kind = Literal["categorical", "conversation", "reasoning"]  # of triplets (paper)
@@ -255,6 +256,7 @@ class Settings(_Section):
     profile: str
     datasets: tuple[str, ...] = Field(min_length=1)
     images: str | None = None  # folder of datasets; None = the drawn world
+    classes: dict[str, tuple[str, ...]] = {}  # own taxonomies: dataset -> its classes in order
     out: str
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     repeats: int = Field(3, ge=1)  # how often a pipeline trains the head, the head without teacher and the gate; ours
@@ -284,6 +286,13 @@ class Settings(_Section):
     def _unique(cls, value: tuple) -> tuple:
         if len(set(value)) != len(value):
             raise ValueError("names one entry twice")
+        return value
+
+    @field_validator("datasets")
+    @classmethod
+    def _fit_for_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            check_dataset_name(name)
         return value
 
     @property
@@ -317,6 +326,19 @@ class Settings(_Section):
     def images_path(self) -> Path | None:
         """Folder of datasets, or None for the drawn world."""
         return (project_root() / self.images).resolve() if self.images else None
+
+
+def check_dataset_name(name: str) -> None:
+    """Raise `ValueError` for a name that cannot be part of a file's name: results are `<dataset>__<model>.parquet`."""
+    if (
+        not name.isprintable()
+        or len(name) > 80
+        or re.search(r"""[/\\:*?"<>|,;{}[\]#%$`]|__|--|^[\W_]|[-_. ]$""", name)
+    ):
+        raise ValueError(
+            f"dataset {visible(name)!r} would break names of files: begin with a letter or digit, use no __ or -- and "
+            'none of / \\ : * ? " < > | , ; { } [ ] # % $ `; rename its folder, or import it under another --name'
+        )
 
 
 def checkpoint_of(base: str) -> str:
@@ -371,7 +393,7 @@ def _read_profile(profile: str) -> tuple[str, dict[str, Any]]:
             f"unknown profile {profile!r}; use one of {', '.join(sorted(shipped))} or the path of a .yaml file"
         )
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise EmonbError(f"profile {profile}: not valid YAML ({error}); correct the file") from None
     if not isinstance(tree, dict):

@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from emonb.data import TAXONOMIES, answer_text, infer_taxonomy, question
+from emonb.data import TAXONOMIES, answer_text, question
 from emonb.errors import EmonbError
 from emonb.files import resource, resource_path
 
@@ -127,8 +127,10 @@ def _reasoning(row: dict[str, Any], labels: Sequence[str], known: dict[str, Any]
 
 @functools.cache
 def associations(labels: tuple[str, ...]) -> dict[str, list[str]]:
-    """The lexicon's objects and textures, each with the emotions of a taxonomy that it goes with, if any."""
-    taxonomy = infer_taxonomy(labels, "the labels").name
+    """The lexicon's objects and textures, each with the emotions that it goes with; of an own taxonomy none."""
+    taxonomy = next((name for name, known in TAXONOMIES.items() if {*known.labels} == {*labels}), "")
+    if not taxonomy:
+        return {}
     column, moods = list(TAXONOMIES).index(taxonomy) + 1, resource("lexicon.yaml", "moods")
     found = {name: row[column : column + 1] for name, row in resource("lexicon.yaml", "glyphs").items()}
     for label, drawn_with in resource("lexicon.yaml", "labels")[taxonomy].items():

@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
-from emonb.data import answer_text, open_picture, question
+from emonb.data import answer_text, as_seen, open_picture, question
 from emonb.errors import EmonbError
 from emonb.files import resource
 from emonb.machine import get_device, hub_offline
@@ -204,7 +204,7 @@ class VisualTokens:
 
 def shown(image: Picture, max_side: int) -> Image.Image:
     """What the VLM is shown: a picture or a copy of it, at most `max_side` px long (authors' code)."""
-    picture = image.copy() if isinstance(image, Image.Image) else open_picture(image)
+    picture = as_seen(image) if isinstance(image, Image.Image) else open_picture(image)
     picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     return picture
 

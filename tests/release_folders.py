@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,9 +26,9 @@ SMALL = (24, 24)
 GREY = (120, 120, 120)
 
 
-def stage(root: Path, name: str, out: Path | None = None):
+def stage(root: Path, name: str, out: Path | None = None, **settings: Any):
     """The result of the stage `samples` for the dataset `root/name`."""
-    settings = load_settings("smoke", datasets=name, images=str(root), out=str(out or root / "out"))
+    settings = load_settings("smoke", datasets=name, images=str(root), out=str(out or root / "out"), **settings)
     recipe = samples(SimpleNamespace(settings=settings), name)
     return Store(settings.out_path / "artifacts").get("samples", name, recipe, {})
 
@@ -60,7 +62,7 @@ def encoded(image: Image.Image, form: str = "JPEG", **options) -> bytes:
 
 def make_release(form: str, root: Path) -> Path:
     """A release of a format below `root`."""
-    makers = {"emoset": emoset, "emotion6": emotion6, "fi": fi, "oasis": oasis, "bass": bass}
+    makers = {"emoset": emoset, "emotion6": emotion6, "fi": fi, "oasis": oasis, "bass": bass, "list": listed}
     if form == "folder":
         return make_tree(root, {"": 10}, MIKELS)
     return makers.get(form, make_tree)(root)
@@ -72,6 +74,17 @@ def make_tree(root: Path, sizes: dict[str, int] | None = None, labels: tuple[str
         for e, emotion in enumerate(labels):
             for i in range(n):
                 paint(root / split / emotion / f"{i}.jpg", (20 * e, 90, 200), seed=1000 * s + 100 * e + i)
+    return root
+
+
+def listed(root: Path, write: Callable[[pd.DataFrame, Path], Any] | None = None, n: int = 3) -> Path:
+    """`labels.csv` (path, label, split) and pictures in one folder, as a list of Mikels' emotions; or other files."""
+    rows = [(f"photos/{split}{e}{i}.jpg", emotion, split) for split in ("train", "val", "test")
+            for e, emotion in enumerate(MIKELS) for i in range(n)]  # fmt: skip
+    for k, (path, _, _) in enumerate(rows):
+        paint(root / path, (20 * (k % 8), 90, 200), seed=k)
+    table = pd.DataFrame(rows, columns=["path", "label", "split"])
+    write(table, root) if write else table.to_csv(root / "labels.csv", index=False)
     return root
 
 

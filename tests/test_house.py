@@ -12,8 +12,8 @@ from packaging.requirements import Requirement
 # An import may only point to an earlier line, or into its own package. In a line, no one imports another.
 LAYERS = [
     "errors",
-    "settings",
     "files",
+    "settings",
     "machine reach training",
     "progress store",
     "data",

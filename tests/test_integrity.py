@@ -17,7 +17,7 @@ from release_folders import bring, encoded, make_tree
 
 from emonb.data import inspect_picture, open_picture
 from emonb.errors import UnreadablePicture
-from emonb.releases.imports import KEPT, KINDS, LEFT_OUT
+from emonb.releases.imports import KEPT, KINDS, LEFT_OUT, Reading
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8))
 HOSTILE = [
@@ -67,7 +67,8 @@ UNUSUAL = [
     ("turned.jpg", encoded(NOISE, exif=TURNED), ("exif_rotated",)),
     ("moving.webp", encoded(NOISE, "WEBP", **MOVING), ("animated",)),
     ("moving gif.png", encoded(NOISE, "GIF", **MOVING), ("animated", "palette")),
-    ("wide.png", encoded(Image.new("RGB", (4097, 2), "red"), "PNG"), ("very_large",)),
+    ("wide.png", encoded(Image.new("RGB", (4097, 50), "red"), "PNG"), ("very_large",)),
+    ("strip.png", encoded(Image.new("RGB", (5, 1500), "red"), "PNG"), ("strip",)),
     ("damaged exif.jpg", encoded(NOISE, exif=b"Exif\0\0garbage, no TIFF header"), ()),
 ]
 
@@ -98,11 +99,16 @@ def test_what_is_unusual_but_can_be_used(tmp_path, name, content, kinds):
 def test_files_that_cannot_be_opened(tmp_path, monkeypatch):
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "gone.jpg").symlink_to("nothing.jpg")
-    assert {inspect_picture(tmp_path / name).kinds for name in ("loop.jpg", "gone.jpg", ".")} == {("no_access",)}
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert {inspect_picture(tmp_path / name).kinds for name in ("loop.jpg", "gone.jpg")} == {("broken_link",)}
+    assert {inspect_picture(Path(name)).kinds for name in (tmp_path / "pipe.jpg", tmp_path, "/dev/zero")} == {
+        ("no_access",)
+    }
 
     def refuse(self, *arguments, **options):  # played: root may read everything
         raise PermissionError(13, "Permission denied", str(self))
 
+    (tmp_path / "private.jpg").write_bytes(WHOLE["JPEG"])
     monkeypatch.setattr(Path, "open", refuse)
     assert inspect_picture(tmp_path / "private.jpg").kinds == ("no_access",)
 
@@ -125,7 +131,8 @@ def test_everything_around_the_pictures_is_told(tmp_path):
     os.mkdir(os.fsencode(root / "train") + b"/fr\xf6hlich")
     frame, report, _ = bring("folder", root, tmp_path / "out")
     assert report["problems"] == {
-        "no_access": [f"{pos}/gone.jpg", f"{pos}/loop.jpg"],
+        "broken_link": [f"{pos}/gone.jpg", f"{pos}/loop.jpg"],
+        "leftover": [f"{pos}/._0.jpg", f"{pos}/.hidden"],
         "unused_file": [
             "documents/", "train/again/", r"train/fr\udcf6hlich/", rf"{pos}/latin-\udcfc.jpg", f"{pos}/more/",
             f"{pos}/notes.txt", f"{pos}/pipe.jpg", f"{pos}/up.jpg/", "train/stray.jpg",
@@ -145,8 +152,8 @@ def all_kinds(root):
 def test_counts_and_problems_follow_from_the_table(tmp_path):
     source = make_tree(tmp_path / "tree")
     all_kinds(source)
-    frame, report, lines = bring("folder", source, tmp_path / "out")
-    assert set(report) == {"counts", "problems", "found", "expected"}
+    frame, report, lines = bring("folder", source, tmp_path / "out", reading=Reading(max_unreadable=0.3))
+    assert set(report) == {"counts", "problems", "found", "expected", "notes"}
     table = frame.groupby(["split", "label"]).size()
     assert {(s, e): n for s, by in report["counts"].items() for e, n in by.items()} == table.to_dict()
     tree, expected = "train/positive/", {}
@@ -156,6 +163,7 @@ def test_counts_and_problems_follow_from_the_table(tmp_path):
     expected["duplicate"] = [f"{tree}PLAIN.JPEG", f"{tree}plain.jpg", "val/negative/0.jpg", "val/negative/twice.jpg"]
     expected["duplicate"] += [f"{tree}really png.jpg", f"{tree}plain.png"]
     expected["duplicate_across_splits"] = ["test/negative/leak.jpg", "train/negative/0.jpg"]
+    assert "  left out: 11 of 43 pictures (25.6%)" in lines
     problems = report["problems"]
     assert problems == {kind: sorted(ids) for kind, ids in expected.items()}
     left_out = {i for kind in LEFT_OUT for i in problems.get(kind, ())}

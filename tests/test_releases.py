@@ -96,7 +96,7 @@ DAMAGED = [
     ("emoset", "val.json", '[["joy", "image/x.jpg", "a.json"]]', "an emotion of amusement"),
     ("emoset", "val.json", '"awe"', "row 1 is 'awe', not"),
     ("emotion6", "ground_truth.txt", "anger/1.jpg\t1\t2\t0.5\t0.5\n", r"needs columns \[image_filename\], \[valence"),
-    ("emotion6", "ground_truth.txt", "\n", "needs columns"),
+    ("emotion6", "ground_truth.txt", "\n", "cannot be read as a table"),
     ("bass", "BASS_data.csv", "file_name,keywords\na.png,x\n", "needs columns .*'val_mean_us'"),
     ("bass", "BASS_data.csv", "file_name,val_mean_us,keywords\na.png,high,x\n", "could not convert string to float"),
 ]
@@ -295,8 +295,46 @@ def test_a_run_reads_the_release_as_it_is_now_and_what_to_type_is_quoted(tmp_pat
     with pytest.raises(EmonbError, match=r"a; release: no such folder"):
         stage(out, "flickr", tmp_path / "run")
     (out / "flickr" / "import.json").write_text("[]")
-    with pytest.raises(EmonbError, match=r"import\.json: field 'source' missing; delete that folder and import again"):
+    with pytest.raises(
+        EmonbError, match=r"import\.json: field 'source' missing or no text; delete that folder and import again"
+    ):
         stage(out, "flickr", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("samples.parquet", b"PAR1 cut", r"samples\.parquet: damaged \(.*delete .* and run again"),
+        ("meta.json", b"{}", r"meta\.json: field 'root' missing; delete .* and run again"),
+        (
+            "meta.json",
+            "{'f\xfcr'".encode("latin-1"),
+            r"meta\.json: cannot be read as JSON .*; delete .* and run again",
+        ),
+        (
+            "import.json",
+            b'{"source": "x"',
+            r"import\.json: cannot be read as JSON .*; delete that folder and import again",
+        ),
+        ("import.json", b'{"source": 1}', r"import\.json: field 'source' missing or no text; delete that folder"),
+        (
+            "import.json",
+            b'{"source": "x", "format": "fi", "reading": {"x": 1}}',
+            r"import\.json: field 'reading': .*; delete",
+        ),
+        (
+            "import.json",
+            b'{"source": "x", "format": "fi", "reading": {"names": 1}}',
+            r"import\.json: field 'reading': .*; del",
+        ),
+    ],
+)
+def test_a_damaged_file_of_ours_is_named_with_its_remedy(tmp_path, file, content, words):
+    bring("flickr", make_tree(tmp_path / "src"), tmp_path / "out")
+    made, imported = stage(tmp_path / "out", "flickr", tmp_path / "run").path, tmp_path / "out" / "flickr"
+    (imported if file == "import.json" else made).joinpath(file).write_bytes(content)
+    with pytest.raises(EmonbError, match=words):
+        listing_digest(imported) if file == "import.json" else read_samples(made)
 
 
 def test_an_import_of_an_earlier_version_is_read(tmp_path):
@@ -310,5 +348,5 @@ def test_an_import_of_an_earlier_version_is_read(tmp_path):
 
 def test_what_is_known_about_each_release():
     facts = resource("releases.yaml")
-    assert {*facts} == {*READERS} - {"folder"}
+    assert {*facts} == {*READERS} - {"folder", "list"}
     assert all({"title", "cite", "made_of", "licence"} <= {*row} for row in facts.values())

@@ -4,8 +4,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from emonb.annotate.request import load_prices
 from emonb.errors import EmonbError
-from emonb.settings import NetworkSettings, checkpoint_of, load_settings
+from emonb.settings import NetworkSettings, TripletSettings, checkpoint_of, load_settings
 
 
 def test_shipped_profiles_are_valid_and_mini_keeps_the_promised_sizes():
@@ -107,6 +108,32 @@ def test_seeds_that_torch_does_not_tell_apart_are_refused_in_one_line(seeds):
     with pytest.raises(EmonbError, match=r"\Aseeds: .+; give whole numbers from 0 to 4294967295, each once, .*\Z"):
         load_settings("smoke", seeds=seeds)
     assert load_settings("smoke", seeds=" 7 ,4294967295").seeds == (7, 2**32 - 1)
+
+
+@pytest.mark.parametrize("name", ["a__b", "a--b", "../x", "a/b", "x_", "-x", ".hidden", "a\nb", "a{b}"])
+def test_a_dataset_s_name_that_would_break_names_of_files_is_refused_at_once(name):
+    with pytest.raises(EmonbError, match="would break names of files"):
+        load_settings("smoke", datasets=[name], images="x")
+    assert load_settings("smoke", datasets=["Fête 2024 (b)"], images="x").datasets == ("Fête 2024 (b)",)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "fine"), [("utf-8-sig", True), ("utf-16", True), ("utf-16-le", True), ("latin-1", False)]
+)
+def test_profiles_and_prices_in_other_encodings_are_read_or_named(tmp_path, encoding, fine):
+    for name, text in {
+        "mine": (ROOT / "emonb/profiles/smoke.yaml").read_text(),
+        "prices": "as_of: x\nmodels: {}",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(f"# für\n{text}", encoding=encoding)
+    mine, terms = str(tmp_path / "mine.yaml"), TripletSettings(prices=str(tmp_path / "prices.yaml"))
+    if fine:
+        assert load_settings(mine).profile == "mine"
+        assert load_prices(terms)["models"] == {}
+        return
+    for read, what in ((load_settings, mine), (load_prices, terms)):
+        with pytest.raises(EmonbError, match=r"\.yaml: byte 0xfc at 3 is no UTF-8, perhaps Latin-1; save the file as"):
+            read(what)
 
 
 def test_what_is_no_profile_is_named(tmp_path):

@@ -29,7 +29,7 @@ from pydantic import BaseModel, Field
 
 from emonb.data import open_picture, sizes_of
 from emonb.errors import EmonbError
-from emonb.files import resource, resource_path
+from emonb.files import read_text, resource, resource_path
 from emonb.settings import TripletSettings, project_root
 from emonb.triplets import KINDS, has_paid_answers, instruction, triplet_lines
 
@@ -243,8 +243,9 @@ def load_prices(settings: TripletSettings) -> dict[str, Any]:
     Raises `EmonbError` naming file and model if it cannot be read or lacks something.
     """
     path, where = project_root() / settings.prices if settings.prices else resource_path("prices.yaml"), "models"
+    text = read_text(path)
     try:
-        prices = yaml.safe_load(path.read_text(encoding="utf-8"))
+        prices = yaml.safe_load(text)
         for where, price in prices["models"].items():
             prices["models"][where] = price = {**_UNKNOWN, **price}
             tokens = picture_tokens(price["image"], (512, 512), settings)

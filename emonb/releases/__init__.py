@@ -10,10 +10,11 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from emonb.data import TAXONOMIES
+from emonb.data import ENDINGS, TAXONOMIES
 from emonb.errors import EmonbError
-from emonb.files import read_json, resource
+from emonb.files import read_json, read_text, resource
+from emonb.releases.lists import find_lists, listed_rows, located, read_table
+from emonb.releases.names import clean, is_leftover, own_classes, split_of
 from emonb.settings import SPLITS
 
 MIKELS, EKMAN, SENTIMENT = (TAXONOMIES[name].labels for name in ("mikels8", "ekman6", "sentiment2"))
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+KNOWN = {label for taxonomy in TAXONOMIES.values() for label in taxonomy.labels}
 _FI = "emotion_dataset"  # a folder that some unpack without
+_CLASSES = "classes.txt"
 _PARTS = {  # by which a release is recognised
     "emotion6": "ground_truth.txt",
     "oasis": "OASIS.csv",
@@ -45,43 +49,66 @@ class Release:
     frame: pd.DataFrame  # image_id, path, label and optionally split, group (kept in one split), caption, objects, ...
     root: Path
     labels: Sequence[str] | None = None  # class order; None: to be inferred
+    notes: Sequence[str] = ()  # what was read in another way than it was written
     problems: dict[str, list[str]] = field(default_factory=dict)  # kind -> image ids
     found: Mapping[str, int] = field(default_factory=dict)  # pictures in the release, before any is left out
 
 
 def recognise(source: Path, name: str = "") -> str:
-    """Name of the format of a release folder, by its files; a tree of unknown origin is `folder`.
+    """Name of the format of a release folder, by its files; a list of paths and labels is `list`, else it is `folder`.
 
     FI's bare emotion folders look like any other tree: they are `fi` only where the dataset has that name, because
     FI's reader also looks for the placeholders of removed photos. Flickr and Instagram are read as plain trees.
+    Raises `EmonbError` for a list beside folders of emotions.
     """
-    found = (form for form, part in _PARTS.items() if os.path.exists(source / part))
-    return next(found, "fi" if name == "fi" else "folder")
+    inner = _unpacked(source, *_PARTS.values())
+    if found := [form for form, part in _PARTS.items() if os.path.exists(inner / part)]:
+        return found[0]
+    if name == "fi" or not (lists := find_lists(source)):
+        return "fi" if name == "fi" else "folder"
+    if folders := [p.name for p in (*source.glob("*/"), *source.glob("*/*/")) if clean(p.name) in KNOWN]:
+        both = f"holds the list {lists[0].name} and folders such as {folders[0]}"
+        raise EmonbError(f"{source}: {both}; which one counts? Say: data import list, or data import folder")
+    return "list"
 
 
-def read_release(form: str, source: Path) -> Release:
-    """Read a release of a named format, a key of `READERS`.
+def read_release(form: str, source: Path, names: Mapping[str, str] | None = None) -> Release:
+    """Read a release of a named format, a key of `READERS`; `names` are the user's readings of folders and splits.
 
     Raises `EmonbError`: unknown format, no such folder, files of another format or none, or no permission to read.
     """
     if form not in READERS:
         raise EmonbError(f"format {form!r}: unknown; use one of {', '.join(READERS)}")
-    if not source.is_dir():
+    if not (source.is_dir() or (form == "list" and source.is_file())):
         raise EmonbError(f"{source}: no such folder; give the folder that the release was unpacked into")
-    if form != "fi" and not os.path.exists(source / _PARTS.get(form, ".")):
+    source = _unpacked(source, _PARTS.get(form, "."))
+    if form != "fi" and not os.path.exists(source / _PARTS.get(form, ".")) and source.is_dir():
         made_of = resource("releases.yaml")[form]["made_of"]
         raise EmonbError(f"{source}: no {form} release: it is made of {made_of}; give the folder that holds these")
     try:
-        return READERS[form](source)
+        return READERS[form](source, names or {})
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else source
         raise EmonbError(f"{where}: cannot be read ({error.strerror}); give yourself permission to read it") from None
 
 
+def _unpacked(source: Path, *parts: str) -> Path:
+    """The folder that has one of the parts: this one, or one below it, as archives unpack into one of their name."""
+    inner = [p for p in source.glob("*/") if not is_leftover(p.name)] if source.is_dir() else []
+    fits = (folder for folder in (source, *inner) if any(os.path.exists(folder / part) for part in parts))
+    return next(fits, source)
+
+
+def classes_beside(folder: Path) -> tuple[str, ...] | None:
+    """The own taxonomy of a source: the lines of its `classes.txt`."""
+    file = folder / _CLASSES
+    return own_classes(read_text(file, "cp1252").splitlines(), file) if file.is_file() else None
+
+
 # ---- releases with lists -------------------------------------------------------------------------------------------
 
 
-def read_emoset(source: Path) -> Release:
+def read_emoset(source: Path, names: Mapping[str, str]) -> Release:
     """EmoSet-118K: lists `{train,val,test}.json`, of which the last counts, and `annotation/<emotion>/*.json`."""
     lists = [_emoset_list(source, split) for split in SPLITS if (source / f"{split}.json").is_file()]
     if not lists:
@@ -89,29 +116,38 @@ def read_emoset(source: Path) -> Release:
     release = _release(pd.concat(lists, ignore_index=True), source, MIKELS)
     files = release.frame.pop("annotation")
     if (source / "annotation").is_dir():
-        seen = pd.DataFrame([_annotated(source, file) for file in files], columns=["objects", "scene"])
+        found = [_annotated(source / file) for file in located(files, source)]
+        seen = pd.DataFrame(found, columns=["objects", "scene"])
         types = {"objects": pd.ArrowDtype(pa.list_(pa.string())), "scene": "str"}
         release = replace(release, frame=release.frame.join(seen.astype(types)))
     return release
 
 
 def _emoset_list(source: Path, split: str) -> pd.DataFrame:
-    """The rows of a list, `[emotion, image, annotation]` or `[emotion, id, image, annotation]`."""
-    file = source / f"{split}.json"
-    rows = read_json(file)
+    """The rows of a list, `[emotion, image, annotation]` or `[emotion, id, image, annotation]`.
+
+    An emotion may be written in capitals, or as the number that `info.json` gives it.
+    """
+    file, numbers = source / f"{split}.json", {}
+    remedy = f"get it again from {resource('releases.yaml', 'emoset', 'page')}"
+    rows = read_json(file, remedy)
+    with suppress(EmonbError, AttributeError, KeyError, TypeError):
+        numbers = {str(i): name for name, i in read_json(source / "info.json")["emotion"]["label2idx"].items()}
+    table = []
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
-        whole = isinstance(row, list) and len(row) in (3, 4) and all(isinstance(x, str) for x in (row[0], *row[-2:]))
-        if not whole or row[0] not in MIKELS:
+        whole = isinstance(row, list) and len(row) in (3, 4) and all(isinstance(x, str) for x in row[-2:])
+        label = clean(numbers.get(str(row[0]), row[0])) if whole else ""
+        if label not in MIKELS:
             form = f"[emotion, image, annotation] with an emotion of {', '.join(MIKELS)}"
-            raise EmonbError(f"{file}: row {number} is {row!r:.120}, not {form}; take the released file")
-    table = [(plain_text(row[-2]), row[0], plain_text(row[-2]), plain_text(row[-1])) for row in rows]
+            raise EmonbError(f"{file}: row {number} is {row!r:.120}, not {form}; {remedy}")
+        table.append((plain_text(row[-2]), label, plain_text(row[-2]), plain_text(row[-1])))
     return pd.DataFrame(table, columns=["image_id", "label", "path", "annotation"], dtype="str").assign(split=split)
 
 
-def _annotated(root: Path, file: str) -> tuple[list[str], str | None]:
+def _annotated(file: Path) -> tuple[list[str], str | None]:
     """Objects and scene of an annotation of EmoSet, for the triplets alone; none where it is damaged or absent."""
     with suppress(EmonbError, AttributeError):
-        found = read_json(root / file) if _is_file_below(root, file) else {}
+        found = read_json(file) if file.is_file() else {}
         objects = found.get("object") or []
         objects = [_words(name) for name in (objects if isinstance(objects, list) else [objects])]
         return objects, _words(found.get("scene") or "") or None
@@ -122,7 +158,7 @@ def _words(value: object) -> str:
     return plain_text(" ".join(str(value).replace("_", " ").split()))
 
 
-def read_emotion6(source: Path) -> Release:
+def read_emotion6(source: Path, names: Mapping[str, str]) -> Release:
     """Emotion6: `ground_truth.txt` with valence, arousal and seven probabilities; `images/<emotion>/<n>.jpg`.
 
     The label is the strongest of the six emotions, whatever folder the picture lies in (the folder is the word
@@ -132,7 +168,7 @@ def read_emotion6(source: Path) -> Release:
     """
     columns = {f"[{name}]": name for name in ("valence", "arousal")}
     columns |= {f"[prob. {emotion}]": f"share_{emotion}" for emotion in (*EKMAN, "neutral")}
-    table = _table(source / "ground_truth.txt", ["[image_filename]"], [*columns], sep="\t", quoting=csv.QUOTE_NONE)
+    table = _table(source / "ground_truth.txt", ["[image_filename]"], [*columns], quoting=csv.QUOTE_NONE)
     table = table.dropna().rename(columns=columns)
     names = table.pop("[image_filename]")
     shares = [f"share_{emotion}" for emotion in EKMAN]
@@ -146,7 +182,7 @@ def read_emotion6(source: Path) -> Release:
     return release
 
 
-def read_bass(source: Path) -> Release:
+def read_bass(source: Path, names: Mapping[str, str]) -> Release:
     """BASS: silhouettes with human valence ratings; the middle is left out and counted.
 
     Pictures of one concept (abuse, abuse2, ...) form a group that stays in one split. The raters'
@@ -161,7 +197,7 @@ def read_bass(source: Path) -> Release:
     return _release(frame, source, SENTIMENT)
 
 
-def read_oasis(source: Path) -> Release:
+def read_oasis(source: Path, names: Mapping[str, str]) -> Release:
     """OASIS: photos with mean valence on 1-7; pictures of one theme (Acorns 1, Acorns 2, ...) stay in one split."""
     table = _table(source / "OASIS.csv", ["Theme"], ["Valence_mean"])
     # some themes end with a space, in the table or in the file's name
@@ -175,39 +211,34 @@ def read_oasis(source: Path) -> Release:
 
 
 def _table(file: Path, text: list[str], numbers: list[str], **options: Any) -> pd.DataFrame:
-    """Columns of a CSV file, in this order; rows whose first one is empty are left out.
-
-    No name is taken for a number or a missing value.
-    """
-    types = dict.fromkeys(text, "str") | dict.fromkeys(numbers, "float64")
-    options |= {"keep_default_na": False, "na_values": dict.fromkeys(numbers, "")}
+    """Columns of a release's table, in this order; rows whose first one is empty are left out."""
+    table, columns = read_table(file, **options), [*text, *numbers]
     try:
-        table = pd.read_csv(file, usecols=[*types], dtype=types, encoding="utf-8-sig", **options)
-    except ValueError as error:  # pandas' parser errors, too
-        raise EmonbError(f"{file}: needs columns {', '.join(types)} ({error}); take the released file") from None
-    return table.loc[table[text[0]] != "", [*types]].reset_index(drop=True)
+        values = table[columns].copy()
+        for name in numbers:  # in half of the world a decimal comma
+            values[name] = table[name].str.strip().str.replace(",", ".").replace("", "nan").astype("float64")
+    except (KeyError, ValueError) as error:
+        raise EmonbError(f"{file}: needs columns {', '.join(columns)} ({error}); take the released file") from None
+    return values[values[text[0]] != ""].reset_index(drop=True)
 
 
-def _release(listed: pd.DataFrame, source: Path, labels: Sequence[str]) -> Release:
+def _release(listed: pd.DataFrame, source: Path, labels: Sequence[str] | None) -> Release:
     """A release of the listed pictures that have a label (the ambiguous middle: "") and are there, each once.
 
     Of several rows for one picture the last counts.
     """
+    where = pd.Series(located(listed["path"], source), index=listed.index, dtype="str")
+    same, there = listed["image_id"] == listed["path"], where != ""
+    listed = listed.assign(image_id=listed["image_id"].mask(same & there, where), path=where)
     rated = listed[listed["label"] != ""]
     frame = rated.drop_duplicates("image_id", keep="last")
-    there = np.array([_is_file_below(source, path) for path in frame["path"]], dtype=bool)
     problems = {
-        "listed_but_missing": frame.loc[~there, "image_id"].tolist(),
+        "listed_but_missing": frame.loc[frame["path"] == "", "image_id"].tolist(),
         "listed_twice": rated.loc[rated.duplicated("image_id"), "image_id"].unique().tolist(),
         "ambiguous_valence_left_out": listed.loc[listed["label"] == "", "image_id"].tolist(),
     }
     found = {"total": len(listed), **Counter(listed.get("split", ()))}
-    return Release(frame[there].reset_index(drop=True), source, labels, problems, found)
-
-
-def _is_file_below(root: Path, path: str) -> bool:
-    """Whether a path that a list gives is a file of the release: no folder or pipe, and nothing outside the root."""
-    return not os.path.isabs(path) and ".." not in path.split("/") and os.path.isfile(root / path)
+    return Release(frame[frame["path"] != ""].reset_index(drop=True), source, labels, (), problems, found)
 
 
 def plain_text(text: str) -> str:
@@ -215,49 +246,134 @@ def plain_text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-# ---- trees of folders ----------------------------------------------------------------------------------------------
+# ---- other people's lists and folders ------------------------------------------------------------------------------
 
 
-def read_fi(source: Path) -> Release:
-    """FI: `emotion_dataset/<emotion>/*.jpg`, where one and the same picture stands for photos that were removed."""
-    return read_tree(source / _FI if (source / _FI).is_dir() else source, MIKELS)
+def read_list(source: Path, names: Mapping[str, str]) -> Release:
+    """Lists of paths and labels (see `emonb.releases.lists`), in a folder or one as a file; the folders do not count.
 
-
-def read_tree(root: Path, labels: Sequence[str] | None = None) -> Release:
-    """`<train|val|test>/<emotion>/*` or `<emotion>/*`; folder names count in lower case, the rest is reported.
-
-    Raises `EmonbError` where there are no pictures.
+    The split is a column, or the name of the list or of its folder. Raises `EmonbError` where lists or rows contradict
+    each other.
     """
-    unused: list[Path] = []
-    top = list(_entries(root, unused))
-    splits = [path for split in SPLITS for path in top if path.name.lower() == split and path.is_dir()]
-    unused += [path for path in top if splits and path not in splits]
-    rows: list[tuple[str, ...]] = []
-    for emotion in [path for split in splits for path in _entries(split, unused)] if splits else top:
-        inside = list(_entries(emotion, unused)) if emotion.is_dir() else []
-        # a broken link is for the inspection to tell
-        fit = [p for p in inside if p.suffix.lower() in _SUFFIXES and (p.is_file() or not p.exists())]
-        unused += {*inside} - {*fit} if fit else [emotion]
-        named = emotion.name.lower(), emotion.parent.name.lower()
-        rows += [(path := str(p.relative_to(root)), path, *named) for p in fit]
+    root, files = (source.parent, [source]) if source.is_file() else (source, find_lists(source))
+    if not files:
+        raise EmonbError(f"{source}: no .csv, .tsv, .jsonl or .parquet with a column path and a column label in it")
+    tables = [_list_of(file, root, names) for file in files]
+    if len(tables) > 1 and not all("split" in table for table in tables):
+        raise EmonbError(f"{source}: {' or '.join(f.name for f in files)}? Give the one: data import list {files[0]}")
+    frame = pd.concat(tables, ignore_index=True).fillna("")
+    for told in ("label", "split"):
+        each = frame[frame.get(told, "") != ""].groupby("path")[told].unique() if told in frame else pd.Series([])
+        if len(odd := each[each.str.len() > 1]):
+            both = " as well as ".join(map(repr, odd.iloc[0][:2]))
+            raise EmonbError(f"{files[0]}: {odd.index[0]!r} is {both} ({len(odd)} such {told}s); keep one row of each")
+    left = frame["label"] == ""
+    left |= frame["split"] == "" if "split" in frame else False
+    release = _release(frame[~left].assign(image_id=frame["path"]), root, None)
+    release.problems["no_label"] = frame.loc[left, "path"].tolist()
+    return replace(release, labels=classes_beside(root))
+
+
+def _list_of(file: Path, root: Path, names: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of one list with paths relative to `root`."""
+    rows, base = listed_rows(file), os.path.relpath(file.parent, root)
+    below = [path and os.path.normpath(os.path.join(base, path)) for path in located(rows["path"], file.parent)]
+    rows["path"] = [new or plain_text(old) for new, old in zip(below, rows["path"], strict=True)]
+    if "split" in rows:
+        read = {value: value and split_of(value, names, file) for value in rows["split"].unique()}
+        if odd := [value for value, split in read.items() if split is None]:
+            raise EmonbError(f"{file}: split {odd[0]!r} is none of train, val, test; say --map '{odd[0]}=val' or so")
+        rows["split"] = rows["split"].map(read)
+    elif split := split_of(file.stem, names, file) or (base != "." and split_of(file.parent.name, names, file)):
+        rows["split"] = split
+    return rows
+
+
+def read_fi(source: Path, names: Mapping[str, str]) -> Release:
+    """FI: `emotion_dataset/<emotion>/*.jpg`, where one and the same picture stands for photos that were removed."""
+    return read_tree(source / _FI if (source / _FI).is_dir() else source, names, MIKELS)
+
+
+def read_tree(root: Path, names: Mapping[str, str], labels: Sequence[str] | None = None) -> Release:
+    """`<train|val|test>/<emotion>/*`, `<emotion>/*` or `<emotion>/<split>/*`, also below a folder of a single name.
+
+    Pictures deeper below an emotion belong to it. Raises `EmonbError` where there are no pictures, or the folders can
+    be read in two ways.
+    """
+    pictures, unused, leftovers = _pictures(root)
+    parts = {path: path.relative_to(root).parts[:-1] for path in pictures}
+    splits = {name: split_of(name, names, root) for name in sorted({name for p in parts.values() for name in p})}
+    at = min((n for p in parts.values() for n, name in enumerate(p) if splits[name]), default=None)
+    deep = {path: p for path, p in parts.items() if len(p) > (at or 0)}
+    level = [sorted(filter(None, folders)) for folders in map(set, zip_longest(*deep.values()))]  # names by depth
+    first = next((n for n, folders in enumerate(level) if len(folders) > 1), len(level) - 1)  # where names differ
+    kind = first if at is None or first < at else at + 1
+    below = level[kind + 1] if kind + 1 < len(level) and kind + 1 != at else []
+    if at is not None and 2 * len(deep) < len(parts):
+        raise _two_ways(root, f"{level[at][0]}/ a split or an album", f"with --map '{level[at][0]}=' if an album")
+    if at is not None and first < at and at + 1 < len(level):
+        raise _two_ways(root, f"the emotion {level[first][0]!r} or {level[at + 1][0]!r}", "from a folder of one kind")
+    if both := [name for name in below if clean(name) in KNOWN]:
+        raise _two_ways(root, f"the emotion {level[kind][0]!r} or {both[0]!r} below it", "from a folder of one kind")
+    for name in level[at] if at is not None else ():
+        if splits[name] is None:
+            raise _two_ways(
+                root, f"{name}/ a split", f"with --map '{name}=val' or another, or without it: --map '{name}='"
+            )
+        if same := [other for other in level[at] if splits[other] and splits[other] == splits[name] and other < name]:
+            raise _two_ways(root, f"{same[0]}/ or {name}/ {splits[name]}", f"with --map '{name}=' to leave one out")
+    rows, left = [], []
+    for path, p in deep.items():
+        split, name = "" if at is None else splits[p[at]], str(path.relative_to(root))
+        if at is not None and split == "":
+            left.append(path)
+        elif len(p) > kind:
+            rows.append((name, name, p[kind], split))
+    unused += [path for path, p in parts.items() if len(p) <= max(kind, at or 0)]
     if not rows:
-        raise EmonbError(f"{root}: zero pictures; expected <train|val|test>/<emotion>/*.jpg (or .png, .webp)")
+        wanted = f"<train|val|test>/<emotion>/*.jpg (or {', '.join(ENDINGS[1:])})"
+        raise EmonbError(f"{root}: zero pictures; expected {wanted}, or a list of paths and labels: data import list")
     frame = pd.DataFrame(rows, columns=["image_id", "path", "label", "split"], dtype="str")
-    frame = frame if splits else frame.drop(columns="split")
-    problems = {"unused_file": [plain_text(str(p.relative_to(root))) + "/" * p.is_dir() for p in unused]}
-    return Release(frame, root, labels, problems, {"total": len(frame)})
+    frame = frame if at is not None else frame.drop(columns="split")
+    unused = [path for path in unused if path != root / _CLASSES]
+    problems = {
+        kind: [plain_text(str(path.relative_to(root))) + "/" * path.is_dir() for path in paths]
+        for kind, paths in (("unused_file", unused), ("leftover", leftovers), ("left_out_as_told", left))
+    }
+    read = level[at] if at is not None else ()
+    notes = [f"{name}/ is read as {splits[name]}" for name in read if splits[name] not in ("", clean(name))]
+    return Release(frame, root, labels or classes_beside(root), notes, problems, {"total": len(frame)})
 
 
-def _entries(folder: Path, unused: list[Path]) -> Iterator[Path]:
-    """What lies in a folder, in order, without hidden files; names that are no UTF-8 are unused."""
+def _two_ways(root: Path, which: str, way: str) -> EmonbError:
+    """The error about folders that can be read in two ways."""
+    return EmonbError(f"{root}: is {which}? Import it {way}")
+
+
+def _pictures(folder: Path, above: frozenset[str] = frozenset()) -> tuple[list[Path], list[Path], list[Path]]:
+    """Pictures below a folder in order, what is none, and leftovers; links to folders are followed, not in circles.
+
+    A folder without any picture is told as one.
+    """
+    pictures, unused, leftovers = [], [], []
+    above |= {os.path.realpath(folder)}
     for path in sorted(folder.iterdir()):
-        if plain_text(path.name) != path.name:
+        if is_leftover(path.name):
+            leftovers.append(path)
+        elif plain_text(path.name) != path.name:
             unused.append(path)
-        elif not path.name.startswith("."):
-            yield path
+        elif path.is_dir():
+            inside = ([], [], []) if os.path.realpath(path) in above else _pictures(path, above)
+            pictures += inside[0]
+            unused += inside[1] if inside[0] else [path]
+            leftovers += inside[2]
+        else:  # a broken link is for the inspection to tell
+            fit = path.suffix.lower() in ENDINGS and (path.is_file() or not path.exists())
+            (pictures if fit else unused).append(path)
+    return pictures, unused, leftovers
 
 
-READERS: dict[str, Callable[[Path], Release]] = {
+READERS: dict[str, Callable[[Path, Mapping[str, str]], Release]] = {
     "emoset": read_emoset,
     "emotion6": read_emotion6,
     "fi": read_fi,
@@ -265,5 +381,6 @@ READERS: dict[str, Callable[[Path], Release]] = {
     "instagram": partial(read_tree, labels=SENTIMENT),
     "oasis": read_oasis,
     "bass": read_bass,
+    "list": read_list,
     "folder": read_tree,
 }

@@ -8,31 +8,38 @@ the release itself, as it is then.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from emonb.data import infer_taxonomy, inspected, taxonomy_for_dataset, with_splits
+from emonb.data import inspected, taxonomy_for_dataset, with_splits
 from emonb.errors import EmonbError
-from emonb.files import make_folder, read_json, refuse_foreign, resource, write_json
+from emonb.files import make_folder, read_json, refuse_foreign, resource, visible, write_json
 from emonb.releases import Release, plain_text, read_release, recognise
-from emonb.settings import SPLITS
+from emonb.releases.lists import walk
+from emonb.releases.names import clean, own_classes, own_names, read_classes
+from emonb.settings import SPLITS, check_dataset_name
 
 IMPORT_FILE = "import.json"
 LEFT_OUT = {
     "damaged": "the file is empty, ends before the picture does, or its data are broken: copy or download it again",
-    "not_a_picture": "named like a picture, the content is none (of JPEG, PNG, WebP, GIF, BMP, TIFF)",
+    "not_a_picture": "named like a picture, the content is none (of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF)",
     "decompression_bomb": "more than 89 million pixels: it would fill the memory",
-    "no_access": "the file cannot be opened: a link that leads nowhere, no permission, or the disk fails",
-    "unused_file": "is no .jpg, .jpeg, .png or .webp of an emotion, or its name is not valid UTF-8",
+    "no_access": "the file cannot be opened: no permission, no regular file, or over 1 GB",
+    "broken_link": "a link that leads nowhere",
+    "unused_file": "is no picture of an emotion by its ending and folder, or its name is not valid UTF-8",
+    "leftover": "made by macOS, Windows, a NAS, git or Jupyter: passed over",
+    "left_out_as_told": "--map says so",
+    "no_label": "the list gives it no label or no split",
     "listed_but_missing": "the release lists it, the file is not there",
     "placeholder": "exactly the same picture many times or under different emotions: a removed photo",
     "ambiguous_valence_left_out": "the raters' mean valence lies in the ambiguous middle, or there is none",
@@ -49,32 +56,69 @@ KEPT = {
     "cmyk": "stored in printing colours: converted",
     "palette": "stored with a palette: converted",
     "very_large": "over 4096 px a side or 25 million pixels: slow to read",
+    "strip": "over 100 times as long as wide: white is added, for no model takes it as it is",
 }
 KINDS = LEFT_OUT | KEPT  # of problems, in the order of a report
+UNREADABLE = ("damaged", "not_a_picture", "decompression_bomb", "no_access")  # more of them is a failing disk or copy
+
+
+class Reading(NamedTuple):
+    """How a user wants a source to be read; an import records it, so that runs read it the same way."""
+
+    names: Mapping[str, str] = MappingProxyType({})  # cleaned name of a class or split -> what it stands for, "": out
+    classes: Sequence[str] = ()  # an own taxonomy in its order
+    allow_missing_class: bool = False  # of the taxonomy: those without any picture are no classes here
+    max_unreadable: float = 0.05  # share of the pictures that are there; ours
 
 
 def write_table(
-    release: Release, folder: Path, dataset: str, form: str, *, where: str, partial: bool = False, source: str = ""
+    release: Release,
+    folder: Path,
+    dataset: str,
+    form: str,
+    *,
+    where: str,
+    reading: Reading = Reading(),  # noqa: B008 (it cannot be changed)
+    partial: bool = False,
+    source: str = "",
 ) -> dict[str, Any]:
     """Check every picture of a release, then write `integrity.json` and `samples.parquet`, or nothing.
 
-    Labels that the format (or "drawn") does not fix follow from the dataset's name, or from the labels found. `where`
-    names the source in messages, `partial` allows a split to be missing as a whole; an import notes its `source`.
-    Returns `labels` (class order), `format`, and the folder `root` of paths. Raises `EmonbError` for a label outside
-    the taxonomy, no usable picture, or a class or split missing.
+    Labels that neither `reading` nor the format (or "drawn") fixes follow from the dataset's name, or from the labels
+    found. `where` names the source in messages, `partial` allows a split to be missing as a whole; an import notes its
+    `source`. Returns `labels` (class order), `format`, and the folder `root` of paths. Raises `EmonbError` for a label
+    outside the taxonomy, too many unreadable pictures, no usable one, or a class or split missing.
     """
-    frame, labels = release.frame, release.labels
-    if labels is None:
-        labels = (taxonomy_for_dataset(dataset) or infer_taxonomy({*frame["label"]}, where)).labels
-    if odd := {*frame["label"]} - {*labels}:
-        raise EmonbError(f"{where}: label {min(odd)!r} is not one of: {', '.join(labels)}; rename its folder")
-    samples, problems = inspected(frame, release.root, f"pictures of {dataset}")
+    taxonomy, problems, notes = taxonomy_for_dataset(dataset), dict(release.problems), [*release.notes]
+    fixed = (
+        own_classes(reading.classes, where) if reading.classes else release.labels or (taxonomy and taxonomy.labels)
+    )
+    if release.frame.empty:
+        gone = ", ".join(map(visible, problems.get("listed_but_missing", ())[:3]))
+        raise EmonbError(f"{where}: no readable picture; put them where the release has them (not there: {gone}, ...)")
+    read, labels = read_classes({*release.frame["label"]}, fixed, reading.names, where)
+    if renamed := [f"{name} as {label}" for name, label in read.items() if label and label != clean(name)]:
+        notes.append(f"classes are read so: {', '.join(renamed)}")
+    frame = release.frame.assign(label=release.frame["label"].map(read))
+    out = frame.loc[frame["label"] == "", "image_id"]
+    problems["left_out_as_told"] = [*problems.get("left_out_as_told", ()), *out]
+    samples, seen = inspected(frame[frame["label"] != ""], release.root, f"pictures of {dataset}")
+    problems |= seen
+    _check_readable(problems, len(frame) - len(out) - len(seen.get("broken_link", ())), reading.max_unreadable, where)
     if form == "fi":  # copies that are no accident: five and more in a web-crawled set (ours), or two labels
         groups = samples["label"].groupby(samples["sha256"])
         copies = (groups.transform("size") >= 5) | (groups.transform("nunique") > 1)
         problems["placeholder"], samples = samples.loc[copies, "image_id"], samples[~copies].reset_index(drop=True)
     if samples.empty:
-        raise EmonbError(f"{where}: no readable picture; put them where the release has them, or <split>/<emotion>/")
+        raise EmonbError(f"{where}: no readable picture that is not left out; see to the files, or to --map")
+    if missing := [label for label in labels if label not in {*samples["label"]}]:
+        if not reading.allow_missing_class:
+            raise EmonbError(
+                f"{where}: no picture of {', '.join(missing)} in any split; add some, or import it with "
+                "--allow-missing-class, or with the classes that there are: --classes a,b,c"
+            )
+        labels = [label for label in labels if label not in missing]
+        notes.append(f"without {', '.join(missing)}: not comparable with results of all classes")
     samples = with_splits(samples, where).drop(columns="group", errors="ignore")
     counts = pd.crosstab(samples["split"], samples["label"]).reindex(index=SPLITS, columns=labels, fill_value=0)
     for split, row in counts.iterrows():
@@ -82,13 +126,13 @@ def write_table(
             lacking = ", ".join(row.index[row == 0])
             raise EmonbError(
                 f"{where}: split {split!r} ({row.sum()} readable pictures) has none of {lacking}; add some or leave "
-                "the class out of all splits; without any train or test (a run needs all): data import ... "
-                "--allow-missing-split"
+                "the class out of all splits (--map NAME=); without any train or test (a run needs all): data import "
+                "... --allow-missing-split"
             )
     within, splits = samples.duplicated(["split", "sha256"], keep=False), samples["split"].groupby(samples["sha256"])
     problems["duplicate"] = samples.loc[within, "image_id"]
     problems["duplicate_across_splits"] = samples.loc[splits.transform("nunique") > 1, "image_id"]
-    every = {kind: sorted([*problems.get(kind, ()), *release.problems.get(kind, ())]) for kind in KINDS}
+    every = {kind: sorted(problems.get(kind, ())) for kind in KINDS}
     official = resource("releases.yaml").get(form, {})
     sizes = official.get("sizes")
     report = {
@@ -96,44 +140,66 @@ def write_table(
         "problems": {kind: ids for kind, ids in every.items() if ids},
         "found": release.found,
         "expected": {**sizes, "about": official.get("about", False)} if sizes else {},
+        "notes": notes,
     }
     meta = {"labels": list(labels), "format": form, "root": str(release.root.resolve())}
     make_folder(folder)
     if source:
-        write_json(folder / IMPORT_FILE, {**meta, "source": source})
+        read_as = {**reading._asdict(), "names": dict(reading.names), "classes": [*reading.classes]}
+        write_json(folder / IMPORT_FILE, {**meta, "source": source, "reading": read_as})
     write_json(folder / "integrity.json", report)
     table = pa.Table.from_pandas(samples, preserve_index=False).replace_schema_metadata(None)  # for any reader
     parquet.write_table(table, folder / "samples.parquet", row_group_size=4096)
     return meta
 
 
-def read_dataset(folder: Path, out: Path) -> dict[str, Any]:
-    """As `write_table`, into `out`, for a dataset on disk: a release as it was unpacked, or an import."""
-    form, source = _origin(folder)
-    return write_table(read_release(form, source), out, folder.name, form, where=str(source))
+def _check_readable(problems: Mapping[str, Sequence[str]], there: int, most: float, where: str) -> None:
+    """Raise `EmonbError` if a greater share than `most` of the pictures that are there cannot be read."""
+    bad = {kind: problems[kind] for kind in UNREADABLE if kind in problems}
+    count = sum(map(len, bad.values()))
+    if count > most * there:
+        kinds = "; ".join(f"{kind} {len(ids)}, such as {visible(ids[0])}" for kind, ids in bad.items())
+        raise EmonbError(
+            f"{where}: {count} of {there} pictures ({count / there:.0%}) cannot be read, more than {most:.0%} "
+            f"({kinds}); mend them, or import it with --max-unreadable {min(1, math.ceil(100 * count / there) / 100)}"
+        )
 
 
-def _origin(folder: Path) -> tuple[str, Path]:
-    """Format and folder of a dataset's release: what was imported, or the dataset's folder itself."""
-    if not (folder / IMPORT_FILE).is_file():
-        return recognise(folder, folder.name), folder
-    record = read_json(folder / IMPORT_FILE)
-    if not isinstance(record, dict) or not {"format", "source"} <= record.keys():
-        raise EmonbError(f"{folder / IMPORT_FILE}: field 'source' missing; delete that folder and import again")
-    return str(record["format"]), Path(str(record["source"]))
+def read_dataset(folder: Path, out: Path, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """As `write_table`, into `out`, for a dataset on disk: a release as it was unpacked, or an import.
+
+    `classes` are an own taxonomy, instead of the import's.
+    """
+    form, source, reading = _origin(folder)
+    reading = reading._replace(classes=classes or reading.classes)
+    release = read_release(form, source, reading.names)
+    return write_table(release, out, folder.name, form, where=str(source), reading=reading)
+
+
+def _origin(folder: Path) -> tuple[str, Path, Reading]:
+    """Format and folder of a dataset's release, and how it is read: what was imported, or the dataset's own folder."""
+    file, remedy = folder / IMPORT_FILE, "delete that folder and import again"
+    if not file.is_file():
+        return recognise(folder, folder.name), folder, Reading()
+    record = read_json(file, remedy)
+    for name in ("source", "format"):
+        if not isinstance(record, dict) or not isinstance(record.get(name), str):
+            raise EmonbError(f"{file}: field {name!r} missing or no text; {remedy}")
+    try:
+        reading = Reading(**record.get("reading", {}))
+        own_names([f"{name}={label}" for name, label in reading.names.items()])
+        assert 0 <= reading.max_unreadable <= 1
+    except (TypeError, AttributeError, ValueError, AssertionError) as error:
+        raise EmonbError(f"{file}: field 'reading': {error}; {remedy}") from None
+    return record["format"], Path(record["source"]), reading
 
 
 def listing_digest(folder: Path) -> str:
     """Sixteen digits that change when a file is added, removed, renamed or written, in an import's source too."""
-    lines, seen = list[str](), set[str]()
-    for root in (folder, _origin(folder)[1]):
-        for place, folders, files in os.walk(root, followlinks=True):
-            if (real := os.path.realpath(place)) in seen:  # each folder once, so that loops end
-                folders.clear()
-                continue
-            seen.add(real)
-            folders.sort()
-            for file in sorted(files):
+    lines, source = list[str](), _origin(folder)[1]
+    for root in dict.fromkeys([folder, source.parent if source.is_file() else source]):
+        for place, _, files in walk(root):
+            for file in files:
                 with suppress(OSError):  # a broken link
                     about = os.stat(os.path.join(place, file))
                     lines.append(f"{os.path.relpath(place, root)}/{file}|{about.st_size}|{about.st_mtime_ns}\n")
@@ -141,28 +207,40 @@ def listing_digest(folder: Path) -> str:
 
 
 def import_release(
-    form: str, source: Path, out: Path, *, name: str = "", allow_missing_split: bool = False, say: Callable = print
+    form: str,
+    source: Path,
+    out: Path,
+    *,
+    name: str = "",
+    reading: Reading = Reading(),  # noqa: B008 (it cannot be changed)
+    allow_missing_split: bool = False,
+    say: Callable = print,
 ) -> Path:
     """Import a release from a folder, which is only read, and return the dataset's folder, `out/<name>`.
 
-    The name is by default the format's, for `folder` the source's. Without train or test only if told so: a run
-    refuses such a dataset, other tools need not. `say` gets one line for each finding. Raises `EmonbError` for another
-    format, a missing list, a name that is taken, a folder that cannot be written, ...
+    The name is by default the format's, for `folder` and `list` the source's. Without train or test only if told so: a
+    run refuses such a dataset, other tools need not. `say` gets one line for each finding. Raises `EmonbError` for
+    another format, a missing list, a name that is taken, a folder that cannot be written, ...
     """
-    name = name or (source.resolve().name if form == "folder" else form)
-    release, target, root = read_release(form, source), out / name, source.resolve()
+    name = name or (
+        source.resolve().stem if source.is_file() else source.resolve().name if form in ("folder", "list") else form
+    )
+    target, root = out / name, source.resolve()
     drawn = resource("lexicon.yaml", "datasets")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or "__" in name or name in drawn:
-        raise EmonbError(
-            f"--name {name!r}: use letters, digits, single _ . and -, and none of the drawn ones ({', '.join(drawn)})"
-        )
     if (plain := plain_text(str(root))) != str(root):
         raise EmonbError(f"{plain}: this folder's name is not valid UTF-8; rename it")
+    try:
+        check_dataset_name(name)
+    except ValueError as error:
+        raise EmonbError(f"--name {name!r}: {error}") from None
+    if name in drawn:
+        raise EmonbError(f"--name {name!r}: choose none of the drawn ones ({', '.join(drawn)})")
     if out.resolve().is_relative_to(root):
         raise EmonbError(f"--out {out}: lies in the source, which is only read; choose a folder outside {root}")
     refuse_foreign(target, "--name or --out")
+    release, where = read_release(form, source, reading.names), {"where": str(source), "source": str(root)}
     make_folder(out)
-    write_table(release, target, name, form, where=str(source), partial=allow_missing_split, source=str(root))
+    write_table(release, target, name, form, reading=reading, partial=allow_missing_split, **where)
     report = read_json(target / "integrity.json")
     sizes = {split: sum(counts.values()) for split, counts in report["counts"].items()}
     say(f"{name}: {sum(sizes.values())} pictures ({', '.join(f'{s} {n}' for s, n in sizes.items())})")
@@ -171,10 +249,14 @@ def import_release(
         official = report["expected"].get(part, found)
         if found != official:
             say(f"  {part}: {found:,} in the release, officially {about}{official:,}")
+    for note in report["notes"]:
+        say(f"  {visible(note)}")
     for kind, ids in report["problems"].items():
         say(f"  {kind}: {len(ids)} ({'kept' if kind in KEPT else 'left out'}) {KINDS[kind]}")
+    if left := report["found"]["total"] - sum(sizes.values()):
+        say(f"  left out: {left} of {report['found']['total']} pictures ({left / report['found']['total']:.1%})")
     empty = " and no ".join(split for split, n in sizes.items() if not n)
-    next_step = f"next: make reproduce DATASETS={name} IMAGES={shlex.quote(str(out))}"
+    next_step = f"next: make reproduce {shlex.quote(f'DATASETS={name}')} IMAGES={shlex.quote(str(out))}"
     say(f"report: {target / 'integrity.json'}")
     say(f"no {empty}: a run needs all splits and will refuse this dataset" if empty else next_step)
     return target

@@ -13,13 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emonb.data import open_picture
-from emonb.errors import EmonbError
+from emonb.data import ENDINGS, open_picture
+from emonb.errors import EmonbError, PassingTrouble
 from emonb.files import visible
 from emonb.progress import progress
 from emonb.settings import load_settings
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def predict(
@@ -52,6 +50,8 @@ def predict(
         for path in progress(paths, "pictures", note=lambda: visible(folder.name)):
             try:
                 found += ask([open_picture(path, "the file")], [str(path)])
+            except PassingTrouble:  # the next would fail, too
+                raise
             except Exception as error:  # damaged; or what a model meets: a strip of 1:300, a GPU's full memory
                 _say(f"emonb: {visible(path)}: could not be answered ({visible(error)})", sys.stderr)
                 continue

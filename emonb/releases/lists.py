@@ -1,0 +1,150 @@
+"""Tables and lists of files as other people write them: any UTF or Latin-1, any separator, other machines' paths."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import posixpath
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+from emonb.errors import EmonbError
+from emonb.files import read_text
+from emonb.releases.names import clean, is_leftover
+
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+_COLUMNS = {
+    "path": r"path|file( ?(name|path))?|(image|img)( ?(path|file|name|id))?|id",
+    "label": r"labels?|emotion|class( name)?|category",
+    "split": r"split|subset|set|usage|partition",
+}  # what others call them
+
+
+def read_table(file: Path, **options: Any) -> pd.DataFrame:
+    """All columns of a CSV, TSV, JSONL or parquet file as text, an empty one for what is missing.
+
+    The separator is the one of , ; tab | that the first line has most of; `options` are those of `pandas.read_csv`.
+    Raises `EmonbError` naming the file and the row.
+    """
+    try:
+        if file.suffix.lower() == ".parquet":
+            plain = [f.name for f in parquet.read_schema(file) if not pa.types.is_nested(f.type)]  # no picture in it
+            table = pd.read_parquet(file, columns=plain)
+        elif file.suffix.lower() == ".jsonl":
+            table = pd.DataFrame([json.loads(line) for line in read_text(file, "cp1252").splitlines() if line.strip()])
+        else:
+            text = re.sub(r"^sep=.\s+", "", read_text(file, "cp1252"))  # a line that Excel writes
+            sep = max(",;\t|", key=text.partition("\n")[0].count)
+            with warnings.catch_warnings():  # a row of more columns than the first is told only so
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                types = {"dtype": "str", "keep_default_na": False, "index_col": False} | options
+                table = pd.read_csv(io.StringIO(text), sep=sep, skipinitialspace=True, **types)
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors, too
+        raise EmonbError(f"{file}: cannot be read as a table ({' '.join(str(error).split())}); correct it") from None
+    table.columns = [str(name).strip() for name in table.columns]
+    return table.astype(object).where(table.notna(), "").astype("str")
+
+
+def find_lists(folder: Path) -> list[Path]:
+    """The lists with a path and a label in a folder, else in the folders right below it (Hugging Face)."""
+    for pattern in ("*.*", "*/*.*"):
+        files = [p for p in sorted(folder.glob(pattern)) if p.suffix.lower() in _ENDINGS and p.is_file()]
+        files = [p for p in files if not any(map(is_leftover, p.relative_to(folder).parts))]
+        if found := [p for p in files if _has_columns(p)]:
+            return found
+    return []
+
+
+def _has_columns(file: Path) -> bool:
+    with suppress(EmonbError):
+        names = [*map(clean, read_table(file, nrows=1).columns)]
+        return all(any(re.fullmatch(_COLUMNS[role], name) for name in names) for role in ("path", "label"))
+    return False
+
+
+def _roles(columns: Sequence[str], file: Path) -> dict[str, str]:
+    """What is in which column: path, label, split; raises `EmonbError` where two could be the same."""
+    roles = {}
+    for role, known in _COLUMNS.items():
+        found = [name for name in columns if re.fullmatch(known, clean(name))]
+        for better in (lambda name: name == role, lambda name: not name.endswith("id")):  # noqa: B023 (used at once)
+            found = [name for name in found if better(clean(name))] or found
+        if len(found) > 1:
+            raise EmonbError(f"{file}: is the {role} in column {found[0]!r} or {found[1]!r}? Rename it to {role!r}")
+        roles |= {role: found[0]} if found else {}
+    return roles
+
+
+def listed_rows(file: Path) -> pd.DataFrame:
+    """Columns path, label and, where the list has them, split, caption and group, as text without blanks around."""
+    table = read_table(file)
+    roles = _roles(table.columns, file)
+    if lacking := [role for role in ("path", "label") if role not in roles]:
+        raise EmonbError(f"{file}: no column for the {lacking[0]} in {', '.join(table.columns)}; name it {lacking[0]}")
+    roles |= {name: name for name in ("caption", "group") if name in table}
+    return pd.DataFrame({role: table[name].str.strip() for role, name in roles.items()})
+
+
+def located(paths: Sequence[str], root: Path) -> list[str]:
+    """Where the files of a list are, relative to `root`; "" for one that is not there, and for all outside.
+
+    As written; else with slashes for backslashes, another case, composed accents or an ending; and where none is there
+    so, all below another folder or without the folders of another machine, if only one such reading has most of them.
+    """
+    found = [path if _is_file_below(root, path) else "" for path in paths]
+    if all(found):
+        return found
+    files: dict[str, str] = {}
+    for place, _, names in walk(root):
+        for name in names:
+            path = os.path.relpath(os.path.join(place, name), root)
+            for key in {_key(path), _key(os.path.splitext(path)[0])} if _is_file_below(root, path) else ():
+                files[key] = "" if key in files else path  # two that differ in case or ending: neither
+    keys = [_key(path) for path in paths]
+    found = [path or files.get(key, "") for path, key in zip(found, keys, strict=True)]
+    if any(found):
+        return found
+    readings = {}  # what is found -> how
+    for key in keys[:5]:
+        parts = key.split("/")
+        for tail in ("/".join(parts[n:]) for n in range(len(parts))):
+            for file in (file for file in files if file.endswith("/" + tail) or file == tail):
+                cut, base = len(parts) - tail.count("/") - 1, file.removesuffix(tail)
+                there = tuple(files.get(base + "/".join(k.split("/")[cut:]), "") for k in keys)
+                readings.setdefault(there, base or ".")
+    best = sorted(readings, key=lambda there: there.count(""))
+    if len(best) > 1 and best[0].count("") == best[1].count(""):
+        ways = " or ".join(readings[there] for there in best[:2])
+        raise EmonbError(f"{root}: do the list's files, such as {paths[0]!r}, lie in {ways}? Write their whole paths")
+    return [*best[0]] if best else found
+
+
+def _key(path: str) -> str:
+    return posixpath.normpath(unicodedata.normalize("NFC", path).casefold().replace("\\", "/"))
+
+
+def _is_file_below(root: Path, path: str) -> bool:
+    """Whether a path that a list gives is a file of the release: no folder or pipe, and nothing outside the root."""
+    return not os.path.isabs(path) and ".." not in path.split("/") and os.path.isfile(root / path)
+
+
+def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, in order, through links to folders, too, but into each folder once, so that circles end."""
+    seen = set[str]()
+    for place, folders, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield place, folders, sorted(files)
