@@ -136,6 +136,13 @@ def to_patches(pictures: np.ndarray) -> Tensor:
     return x.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(n, k * k * MERGE * MERGE, 3 * PATCH * PATCH).contiguous()
 
 
+def to_pictures(patches: Tensor) -> Tensor:
+    """(N, 3, 96, 96) uint8: `to_patches` undone."""
+    k = SIDE // CELL
+    x = patches.view(-1, k, k, MERGE, MERGE, 3, PATCH, PATCH)
+    return x.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(-1, 3, SIDE, SIDE)
+
+
 # ---- dialogues -----------------------------------------------------------------------------------------------------
 
 
