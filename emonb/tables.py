@@ -28,7 +28,8 @@ _COLUMNS += ["ci_low", "ci_high", "n", "seeds", "gain", "gain_low", "gain_high"]
 
 def main(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     """The paper's main table: EmoVLM-KD, its parts and baselines, and models only the paper has."""
-    return _table("main", predictions, settings, _printed("main"))
+    rows = _printed("main") | {"vit_scratch": model_name("vit_scratch")}
+    return _table("main", predictions, settings, rows)
 
 
 def modules(

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -38,8 +38,8 @@ from tools.pretrain.lessons import draw_pool, name_groups, to_pictures
 from tools.pretrain.train import Log, shuffled
 
 NETWORKS = resource_path("networks")
-SEED, POOL, HELD_OUT = 100, 32_000, 1000  # scenes of the pool; fresh ones for the health
-STEPS = {"vit": (5000, 2000), "resnet": (3000, 3000), "vgg": (3000, 2000)}  # stage A, stage B
+SEED, POOL, HELD_OUT = 7, 24_000, 1000  # scenes of the pool; fresh ones for the health
+STEPS = {"vit": (2500, 4500), "resnet": (1500, 500), "vgg": (750, 700)}  # stage A, stage B
 BATCH, LR, WARM, DECAYED = 64, 2e-3, 100, 0.01
 OBJECTS, BACKGROUND = 2.0, 0.5  # weights of the losses
 CROP = (0.6, 1.0)  # share of the picture, as the mini profile's `crop_scale`
@@ -62,14 +62,22 @@ def visible_names() -> dict[str, list[str]]:
     return {"object": groups.pop("glyph")[:-1], **groups}  # without "nothing"
 
 
-def draw_scenes(size: int, seed: int) -> Scenes:
-    """The stand-in's kind of pool under another seed, its labels turned into those of whole pictures."""
+def draw_scenes(size: int, seed: int, keep: Path | None = None) -> Scenes:
+    """The stand-in's kind of pool under another seed, its labels turned into those of whole pictures.
+
+    `keep`: a file that is read if it is there, else written: the networks share one pool.
+    """
+    if kept := load_checkpoint(keep, torch.device("cpu")):
+        return Scenes(**kept)
     pool, names = draw_pool(size, seed), visible_names()["object"]
     objects, boxes = torch.full((size, 3), -1), torch.zeros(size, 3, 3, dtype=torch.long)
     for i, seen in enumerate(pool.seen):
         for k, (name, box) in enumerate(zip(seen.scene.objects, seen.scene.boxes, strict=True)):
             objects[i, k], boxes[i, k] = names.index(name), torch.tensor(box)
-    return Scenes(to_pictures(pool.patches), objects, boxes, pool.background)
+    scenes = Scenes(to_pictures(pool.patches), objects, boxes, pool.background)
+    if keep:
+        save_checkpoint(keep, vars(scenes))
+    return scenes
 
 
 def windows(scenes: Scenes, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +184,8 @@ def rebuild_network(
             raise EmonbError(f"{checkpoint}: its {first} steps are not the first of these; delete it or take others")
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
-    scenes, fresh = draw_scenes(pool, seed), draw_scenes(HELD_OUT, seed + 1)
+    scenes = draw_scenes(pool, seed, checkpoint.with_name(f"pool-{seed}-{pool}.pt"))
+    fresh = draw_scenes(HELD_OUT, seed + 1)
     batches = shuffled(pool, min(BATCH, pool), np.random.default_rng(seed))
     for step in range(total):
         rows = next(batches)
@@ -209,7 +218,8 @@ def write_network(folder: Path, name: str, net: nn.Module, building: dict, made:
     """Weights in float16 with their architecture, and provenance and card of all networks in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in net.state_dict().items()}
-    save_file(half, folder / f"{name}.safetensors", metadata={"building": json.dumps(building)})
+    fits = {**building, "classes": sum(map(len, visible_names().values()))}  # what build_network needs to take them
+    atomic_write(folder / f"{name}.safetensors", save(half, {"building": json.dumps(fits)}))
     versions = {package: metadata.version(package) for package in ("torch", "timm", "numpy", "pillow", "matplotlib")}
     made |= {"parameters": sum(p.numel() for p in net.parameters()), "architecture": building["name"]}
     file = folder / "provenance.json"
