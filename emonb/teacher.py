@@ -74,9 +74,7 @@ def build_network(
         EmonbError: no such model; or its weights are not here or do not fit, with the command that fetches them.
     """
     if pretrained and weights == DRAWN_SCENES:
-        net = _seen_drawn_scenes({"name": name, "image_size": image_size, **kwargs})
-        net.reset_classifier(classes)
-        return net
+        return _seen_drawn_scenes(classes, {"name": name, "image_size": image_size, **kwargs})
     if name in OWN_NETWORKS and not pretrained:
         return OWN_NETWORKS[name](classes, **kwargs)
     try:
@@ -91,7 +89,8 @@ def build_network(
     if not pretrained:
         return timm.create_model(name, num_classes=classes, **kwargs)
     try:
-        state = load_state_dict(_weights_file(name, known.hf_hub_id, weights))
+        hub = {"repo_id": known.hf_hub_id, "filename": "model.safetensors", "local_files_only": hub_offline()}
+        state = load_state_dict(str(weights_of(weights, name)) if weights else hf_hub_download(**hub))
         own = state.get(f"{known.classifier}.weight", ())  # with its own classes, so that timm compares all names
         overlay = {"state_dict": state, "num_classes": len(own)}
         options = {"pretrained_cfg_overlay": overlay, "num_classes": len(own), **kwargs}
@@ -118,19 +117,20 @@ def load_network(folder: Path) -> tuple[nn.Module, NetworkSettings, list[str]]:
     return net.eval(), settings, config["labels"]
 
 
-def _seen_drawn_scenes(building: dict[str, Any]) -> nn.Module:
-    """One of the networks shipped, with the classifier that names what is visible; it fits one architecture only."""
-    file, fits = weights_of(DRAWN_SCENES, building["name"]), None
+def _seen_drawn_scenes(classes: int, building: dict[str, Any]) -> nn.Module:
+    """One of the networks shipped; each file fits one architecture and picture size, which stand in it."""
+    file, fits = weights_of(DRAWN_SCENES, building["name"]), {}
     if file.is_file():
         with safe_open(file, "pt") as opened:
             fits = json.loads(opened.metadata()["building"])
-    if fits is None or building != {key: value for key, value in fits.items() if key != "classes"}:
-        raise EmonbError(
-            f"setting teacher.networks ({building['name']}): weights {DRAWN_SCENES} are for "
-            f"{fits or 'vit_tiny_patch16_224, resnet10t and vgg_small'}, not for {building}; take these or others"
-        )
-    net = build_network(**fits)
+    named = fits.pop("classes", 0)
+    if building != fits:
+        known = fits or "vit_tiny_patch16_224, resnet10t and vgg_small"
+        what = f"weights {DRAWN_SCENES} are for {known}, not for {building}; take these or others"
+        raise EmonbError(f"setting teacher.networks ({building['name']}): {what}")
+    net = build_network(classes=named, **building)
     net.load_state_dict(load_file(file))
+    net.reset_classifier(classes)
     return net
 
 
@@ -138,12 +138,6 @@ def weights_hash(name: str, weights: str | None) -> str | None:
     """What a result depends on beside the settings: a hash of the file whose weights a network starts from."""
     file = weights_of(weights, name) if weights else None
     return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
-
-
-def _weights_file(name: str, hub: str | None, weights: str | None) -> str:
-    if weights:
-        return str(weights_of(weights, name))
-    return hf_hub_download(hub, "model.safetensors", local_files_only=hub_offline())
 
 
 class Pictures(Dataset):
