@@ -436,14 +436,15 @@ def teacher(run: Run, dataset: str, network: str, seed: int, *, samples: Artifac
     from safetensors.torch import save_file
 
     from emonb.model import save_module
-    from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network
+    from emonb.teacher import LAYOUT, Pictures, build_network, colours_of, predict_network, train_network, weights_hash
 
     config, labels = run.settings.teacher.networks[network], sample_labels(samples.path)
-    folder, parts = yield {**config.model_dump(), "network": network, "seed": seed}
+    start = weights_hash(config.name, config.weights)
+    folder, parts = yield {**config.model_dump(), "network": network, "seed": seed, "start": start}
     torch.manual_seed(seed)
     tables = _tables(samples)
     net = build_network(classes=len(labels), **config.building).to(get_device(), **LAYOUT)
-    pictures, colours = {}, colours_of(config.name, config.pretrained)
+    pictures, colours = {}, colours_of(config.name, config.pretrained, config.weights)
     for split, table in tables.items():
         targets = [labels.index(label) for label in table["label"]]
         pictures[split] = Pictures(table["path"].tolist(), targets, config.image_size, colours, config.crop_scale)

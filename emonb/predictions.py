@@ -26,6 +26,7 @@ MODELS = {  # file name -> name for people; colour of Okabe and Ito (2008), None
     "vlm_tuned": ("VLM, tuned", "#E69F00"),
     "vlm_generated": ("VLM, free generation", None),
     "vit": ("ViT (teacher)", "#56B4E9"),
+    "vit_scratch": ("ViT from scratch", None),
     "resnet": ("ResNet", "#CC79A7"),
     "vgg": ("VGG", "#999999"),
     "head": ("distilled head", "#009E73"),

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from emonb.errors import EmonbError
 from emonb.files import read_text, visible
 
+DRAWN_SCENES = "drawn-scenes"  # the networks' weights shipped with emonb, as "stand-in" is the VLM's
 SPLITS = ("train", "val", "test")  # of every dataset, in this order
 Kind = Literal["categorical", "conversation", "reasoning"]  # of triplets (paper)
 Gate = Literal["concat", "bilinear", "moe", "dynamic", "cross"]  # (paper, gate table)
@@ -137,7 +138,7 @@ class NetworkSettings(_Section):
 
     name: str  # timm architecture
     pretrained: bool = False
-    weights: str | None = None  # a local .safetensors or .pth file; None: timm's own weights from the hub
+    weights: str | None = None  # a local .safetensors or .pth file; "drawn-scenes": ours; None: timm's from the hub
     image_size: int = Field(384, ge=16)
     kwargs: dict[str, Any] = {}
     epochs: int = Field(10, ge=1)  # authors' code
@@ -347,6 +348,14 @@ def checkpoint_of(base: str) -> str:
         return str(resources.files("emonb").joinpath("resources", "base"))
     folder = project_root() / Path(base).expanduser()
     return str(folder) if folder.is_dir() else base
+
+
+def weights_of(weights: str, name: str) -> Path:
+    """The one place that knows of the networks shipped, a file each family (`vit`, ...); else a file, as in a base."""
+    if weights == DRAWN_SCENES:
+        family = re.match("[a-z]*", name)[0]
+        return Path(str(resources.files("emonb").joinpath("resources", "networks", f"{family}.safetensors")))
+    return project_root() / Path(weights).expanduser()
 
 
 def project_root() -> Path:

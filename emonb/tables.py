@@ -52,7 +52,8 @@ def main(
             found["balanced_accuracy"], found["macro_f1"] = 100 * np.mean(each, axis=0)
         return found
 
-    return _table("main", predictions, settings, _printed("main"), more=about)
+    rows = _printed("main") | {"vit_scratch": model_name("vit_scratch")}
+    return _table("main", predictions, settings, rows, more=about)
 
 
 def modules(

@@ -8,6 +8,8 @@ so that a result does not depend on how many processes or loader workers share t
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from huggingface_hub import hf_hub_download
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.layers import ClassifierHead
 from timm.models import load_state_dict
@@ -32,7 +35,7 @@ from emonb.errors import EmonbError
 from emonb.files import read_json
 from emonb.machine import cores, get_device, hub_offline, is_main, process_count, wait_for_all
 from emonb.progress import progress
-from emonb.settings import NetworkSettings, project_root
+from emonb.settings import DRAWN_SCENES, NetworkSettings, weights_of
 from emonb.training import Best, load_checkpoint, mixed_seed, save_checkpoint
 
 LAYOUT = {"memory_format": torch.channels_last}  # a sixth to a quarter faster for the convolutions on 2 CPU cores
@@ -64,12 +67,14 @@ def build_network(
 
     Args:
         image_size: pixels along a side.
-        pretrained: all but the classifier from timm's weights on the hub, or from the file `weights`.
+        pretrained: all but the classifier from timm's weights on the hub, or from `weights`: a file, or drawn-scenes.
         kwargs: timm's own options.
 
     Raises:
         EmonbError: no such model; or its weights are not here or do not fit, with the command that fetches them.
     """
+    if pretrained and weights == DRAWN_SCENES:
+        return _seen_drawn_scenes(classes, {"name": name, "image_size": image_size, **kwargs})
     if name in OWN_NETWORKS and not pretrained:
         return OWN_NETWORKS[name](classes, **kwargs)
     try:
@@ -84,7 +89,8 @@ def build_network(
     if not pretrained:
         return timm.create_model(name, num_classes=classes, **kwargs)
     try:
-        state = load_state_dict(_weights_file(known.hf_hub_id, weights))
+        hub = {"repo_id": known.hf_hub_id, "filename": "model.safetensors", "local_files_only": hub_offline()}
+        state = load_state_dict(str(weights_of(weights, name)) if weights else hf_hub_download(**hub))
         own = state.get(f"{known.classifier}.weight", ())  # with its own classes, so that timm compares all names
         overlay = {"state_dict": state, "num_classes": len(own)}
         options = {"pretrained_cfg_overlay": overlay, "num_classes": len(own), **kwargs}
@@ -111,10 +117,27 @@ def load_network(folder: Path) -> tuple[nn.Module, NetworkSettings, list[str]]:
     return net.eval(), settings, config["labels"]
 
 
-def _weights_file(hub: str | None, weights: str | None) -> str:
-    if weights:
-        return str(project_root() / Path(weights).expanduser())
-    return hf_hub_download(hub, "model.safetensors", local_files_only=hub_offline())
+def _seen_drawn_scenes(classes: int, building: dict[str, Any]) -> nn.Module:
+    """One of the networks shipped; each file fits one architecture and picture size, which stand in it."""
+    file, fits = weights_of(DRAWN_SCENES, building["name"]), {}
+    if file.is_file():
+        with safe_open(file, "pt") as opened:
+            fits = json.loads(opened.metadata()["building"])
+    named = fits.pop("classes", 0)
+    if building != fits:
+        known = fits or "vit_tiny_patch16_224, resnet10t and vgg_small"
+        what = f"weights {DRAWN_SCENES} are for {known}, not for {building}; take these or others"
+        raise EmonbError(f"setting teacher.networks ({building['name']}): {what}")
+    net = build_network(classes=named, **building)
+    net.load_state_dict(load_file(file))
+    net.reset_classifier(classes)
+    return net
+
+
+def weights_hash(name: str, weights: str | None) -> str | None:
+    """What a result depends on beside the settings: a hash of the file whose weights a network starts from."""
+    file = weights_of(weights, name) if weights else None
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
 
 
 class Pictures(Dataset):
@@ -192,14 +215,16 @@ def centre(side: int) -> Callable[[Tensor], Tensor]:
 
 def network_input(pictures: Sequence[Image.Image], settings: NetworkSettings) -> Tensor:
     """[B, 3, S, S] of pictures as a network of these settings looks at them outside training."""
-    mean, deviation = (255 * torch.tensor(c)[:, None, None] for c in colours_of(settings.name, settings.pretrained))
+    mean, deviation = (
+        255 * torch.tensor(c)[:, None, None] for c in colours_of(settings.name, settings.pretrained, settings.weights)
+    )
     seen = torch.stack([centre(settings.image_size)(as_tensor(picture)) for picture in pictures])
     return seen.float().sub_(mean).div_(deviation)
 
 
-def colours_of(name: str, pretrained: bool) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation that a network's pretrained weights expect; 0.5 without them."""
-    known = timm.get_pretrained_cfg(name) if pretrained else None
+def colours_of(name: str, pretrained: bool, weights: str | None = None) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation that a network's pretrained weights expect; 0.5 without them and for drawn-scenes."""
+    known = timm.get_pretrained_cfg(name) if pretrained and weights != DRAWN_SCENES else None
     return (known.mean, known.std) if known else ((0.5,) * 3, (0.5,) * 3)
 
 

@@ -102,7 +102,7 @@ def test_prices_and_triplets(copy, tmp_path):
         assert all(price["input"] >= 0 <= price["output"] for price in load_prices(terms)["models"].values())
 
     def taught():
-        assert read_triplets(file)["response"].str.len().min() > 0
+        assert not read_triplets(file)["response"].str.len().min() <= 0
 
     assert any(outcomes([tmp_path / "own.yaml"], 120, priced))
     assert any(outcomes([file], 120, taught))

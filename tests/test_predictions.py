@@ -113,7 +113,7 @@ def test_models_have_one_list_of_names_and_colours():
     expected = pr.expected_models(load_settings("paper"))
     assert len(set(expected)) == len(expected) == 33
     assert all(pr.model_name(model) != model for model in expected)
-    assert set(pr.MODELS) < set(expected)
+    assert set(pr.MODELS) - {"vit_scratch"} < set(expected), "from scratch is a row of the laptop alone"
 
 
 @pytest.fixture

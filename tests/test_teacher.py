@@ -9,10 +9,11 @@ import timm
 import torch
 from PIL import Image
 from pipeline import make_tree
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from emonb import teacher
 from emonb.errors import EmonbError
+from emonb.settings import load_settings
 from emonb.teacher import Pictures, build_network, colours_of, predict_network, train_network
 from emonb.training import warn_if_short
 
@@ -142,6 +143,22 @@ def test_a_file_that_does_not_fit_is_refused_with_the_command_that_fetches_it(tm
     with pytest.raises(EmonbError, match=r"resnet10t.*w\.safetensors.*hf download timm/resnet10t\.") as caught:
         network("resnet10t", 3, pretrained=True, weights=str(file))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("network", ["vit", "resnet", "vgg"])
+def test_the_mini_profile_starts_from_networks_that_have_seen_drawn_scenes(network):
+    config = load_settings("mini").teacher.networks[network]
+    net, state = (
+        build_network(classes=3, **config.building),
+        load_file(teacher.weights_of(config.weights, config.name)),
+    )
+    fresh = [key for key, value in net.state_dict().items() if not torch.equal(value, state[key].to(value.dtype))]
+    assert [key.split(".")[0] in ("head", "fc") for key in fresh] == [True, True], "all but the classifier"
+    assert all(value.dtype != torch.float16 for value in net.state_dict().values())
+    assert colours_of(config.name, True, config.weights) == ((0.5,) * 3, (0.5,) * 3)
+    for wrong in ({"image_size": 32}, {"depth": 1}, {"name": "convnext_pico"}):
+        with pytest.raises(EmonbError, match=r"setting teacher.networks \(.*\): weights drawn-scenes are for "):
+            build_network(classes=3, **{**config.building, **wrong})
 
 
 UNKNOWN = {"vgg_small": True, "resnet50.of_mine": True, "vit_huge_of_mine": False, "resnet50.of_no_one": False}

@@ -60,7 +60,7 @@ def main() -> None:
     made = {"teacher": run.make("teacher")[DATASET, "vit"]} | {stage: run.make(stage)[DATASET] for stage in MEASURED}
     seconds = {stage: artifact.provenance["seconds"] for stage, artifact in made.items()}
     net, config, labels = load_network(made["teacher"].path)
-    frame, colours = run.samples(DATASET), colours_of(config.name, config.pretrained)
+    frame, colours = run.samples(DATASET), colours_of(config.name, config.pretrained, config.weights)
     targets = [labels.index(label) for label in frame["label"]]
     pictures = Pictures(frame["path"].tolist(), targets, config.image_size, colours)
     one_pass = {"features": seconds["features"], "tuned answers": seconds["vlm_predictions"]}

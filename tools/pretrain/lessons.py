@@ -117,15 +117,19 @@ def random_scene(rng: np.random.Generator) -> tuple[np.ndarray, Scene]:
 def cell_glyphs(scene: Scene, index: dict[str, int]) -> list[int]:
     """For each of the 16 cells the glyph that covers most of it, "nothing" below `TOLD`."""
     best, out = [TOLD] * CELLS, [index["nothing"]] * CELLS
-    for name, (x, y, side) in zip(scene.objects, scene.boxes, strict=True):
+    for name, box in zip(scene.objects, scene.boxes, strict=True):
         for cell in range(CELLS):
             top, left = CELL * (cell // 4), CELL * (cell % 4)
-            wide = min(x + side, left + CELL) - max(x, left)
-            high = min(y + side, top + CELL) - max(y, top)
-            share = max(wide, 0) * max(high, 0) / CELL**2
+            share = overlap(box, (left, top, CELL, CELL)) / CELL**2
             if share > best[cell]:
                 best[cell], out[cell] = share, index[name]
     return out
+
+
+def overlap(box: tuple[int, int, int], window: tuple[int, int, int, int]) -> int:
+    """Square pixels of a sticker's box (x, y, side) inside a window (x, y, wide, high)."""
+    (x, y, side), (left, top, wide, high) = box, window
+    return max(0, min(x + side, left + wide) - max(x, left)) * max(0, min(y + side, top + high) - max(y, top))
 
 
 def to_patches(pictures: np.ndarray) -> Tensor:
@@ -133,6 +137,13 @@ def to_patches(pictures: np.ndarray) -> Tensor:
     n, k = len(pictures), SIDE // CELL
     x = torch.from_numpy(pictures).view(n, k, MERGE, PATCH, k, MERGE, PATCH, 3)
     return x.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(n, k * k * MERGE * MERGE, 3 * PATCH * PATCH).contiguous()
+
+
+def to_pictures(patches: Tensor) -> Tensor:
+    """(N, 3, 96, 96) uint8: `to_patches` undone."""
+    k = SIDE // CELL
+    x = patches.view(-1, k, k, MERGE, MERGE, 3, PATCH, PATCH)
+    return x.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(-1, 3, SIDE, SIDE)
 
 
 # ---- dialogues -----------------------------------------------------------------------------------------------------

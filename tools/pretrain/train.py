@@ -104,7 +104,7 @@ def train_tower(
     parameters = [*model.model.visual.parameters(), embedding.weight]
     optimizer, schedule = _optimizer(parameters, LR_A, steps)
     nothing, began = len(groups["glyph"]) - 1, time.monotonic()
-    batches = _batches(len(pool), min(BATCH_A, len(pool)), np.random.default_rng([seed, 1]))
+    batches = shuffled(len(pool), min(BATCH_A, len(pool)), np.random.default_rng([seed, 1]))
 
     def scores(tokens: Tensor, group: str) -> Tensor:  # (B * 16, names)
         names = [embedding.weight[encoder.words(name)].mean(0) for name in groups[group]]
@@ -164,7 +164,7 @@ def train_language(
     parameters = [p for n, p in model.named_parameters() if ".visual." not in n]
     optimizer, schedule = _optimizer(parameters, LR_B, steps)
     captions, questions, texts = BATCH_B
-    batches = _batches(len(pool), min(captions + questions, len(pool)), np.random.default_rng([seed, 3]))
+    batches = shuffled(len(pool), min(captions + questions, len(pool)), np.random.default_rng([seed, 3]))
     for step in progress(range(steps), "stage B, language model"):
         rows = next(batches)
         parts = [(caption_dialogue, rows[:captions], 1.0), (image_dialogue, rows[captions:], 0.6)]
@@ -225,7 +225,7 @@ def _optimizer(parameters: list[nn.Parameter], lr: float, steps: int):
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _batches(size: int, batch: int, rng: np.random.Generator) -> Iterator[Tensor]:
+def shuffled(size: int, batch: int, rng: np.random.Generator) -> Iterator[Tensor]:
     """Endless shuffled index batches, each pass over the pool in a new order."""
     left = np.empty(0, np.int64)
     while True:
