@@ -312,6 +312,7 @@ def test_readme_gets_the_runs_numbers_and_picture(made, tmp_path):
 
 def test_notebooks_go_back_clean_after_a_finished_mini_run(out, tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").write_text('name = "emonb"')
     monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path)
     with pytest.raises(EmonbError, match="finished run of the profile mini"):
         notebooks.copy_back(out)

@@ -100,7 +100,8 @@ def copy_back(out: Path) -> list[Path]:
     from nbconvert.preprocessors import ClearMetadataPreprocessor
 
     run, written, target = read_json(out / "run.json"), [], project_root() / "notebooks"
-    refuse_foreign(target, "a checkout of emonb: go there first", (project_root() / "emonb" / "cli.py").is_file())
+    about = "".join(path.read_text(encoding="utf-8") for path in target.parent.glob("pyproject.toml"))
+    refuse_foreign(target, "cd: a checkout of emonb", 'name = "emonb"' in about)
     left = [n for n, record in run["notebooks"].items() if record.get("status") not in ("executed", "up to date")]
     if run["profile"] != "mini" or left:
         raise EmonbError(f"{out}: needs a finished run of the profile mini (unfinished: {left or 'none'})")
