@@ -37,7 +37,7 @@ from tools.pretrain.train import Log, shuffled
 
 NETWORKS = resource_path("networks")
 SEED, POOL, HELD_OUT = 7, 24_000, 1000  # scenes of the pool; fresh ones for the health
-STEPS = {"vit": (3000, 1000), "resnet": (1500, 500), "vgg": (250, 160)}  # stage A, stage B
+STEPS = {"vit": (3000, 1000), "resnet": (1500, 500), "vgg": (1500, 500)}  # stage A, stage B
 BATCH, LR, WARM, DECAYED = 64, 2e-3, 100, 0.01
 EVERY = 250  # steps between checkpoints
 OBJECTS, BACKGROUND = 2.0, 0.5  # weights of the losses
