@@ -188,7 +188,9 @@ def features(run: Run, dataset: str, *, samples: Artifact) -> Making:
     """Each picture once through the frozen vision tower.
 
     Files: `<split>.pooled.npy` [N, D] float16 and `<split>.grid.npy` [N, 3]; `ids.json` with each split's image ids in
-    order; with `vlm.cache_visual_tokens` also `<split>-<number>.safetensors`, shards of `tokens` [sum of n_i, D].
+    order; with `vlm.cache_visual_tokens` also `<split>-<number>.safetensors`, shards of `tokens` [sum of n_i, D]. Of a
+    class whose pictures stand between other tokens also these (`VisualTokens.frames`): `<split>.frames.npy` [F], each
+    picture's ended by -1.
     """
     import torch
 
@@ -202,11 +204,13 @@ def features(run: Run, dataset: str, *, samples: Artifact) -> Making:
         if not pooled.isfinite().all():
             raise EmonbError(f"visual tokens of {dataset}: more than float16 holds; check vlm.base")
         tokens = [t.cpu() for v in seen for t in v.tokens if config.cache_visual_tokens]
-        return {"pooled": pooled, "grid": grid} | ({"tokens": torch.cat(tokens)} if tokens else {})
+        frames = [token for v in seen for frame in v.frames or () for token in (*frame, -1)]
+        more = {"tokens": torch.cat(tokens)} if tokens else {}
+        return {"pooled": pooled, "grid": grid, **more} | ({"frames": torch.tensor(frames)} if frames else {})
 
     shards = _make_shards(tables, parts, see, f"visual tokens of {dataset}")
     if is_main():
-        for name in ("pooled", "grid"):
+        for name in ("pooled", "grid", "frames"):
             for split, tensor in _joined(shards, name).items():
                 np.save(folder / f"{split}.{name}.npy", tensor.numpy())
         for file in (file for files in shards.values() for file in files if config.cache_visual_tokens):
@@ -291,6 +295,10 @@ class Source:
         self.vlm, self.ids, self.paths = vlm, table["image_id"].tolist(), table["path"].tolist()
         self.row = {image_id: i for i, image_id in enumerate(self.ids)}
         self.grid = torch.from_numpy(np.load(features.path / f"{split}.grid.npy"))
+        self.frames = None
+        if (framed := features.path / f"{split}.frames.npy").is_file():
+            ids = np.load(framed)
+            self.frames = [frame[:-1].tolist() for frame in np.split(ids, np.flatnonzero(ids < 0) + 1)[:-1]]
         counts, self.tokens = (self.grid.prod(1) // vlm.merge_size**2).split(SHARD), []
         for i, file in enumerate(sorted(features.path.glob(f"{split}-*.safetensors"))):
             self.tokens += load_file(file)["tokens"].split(counts[i].tolist())
@@ -302,7 +310,8 @@ class Source:
         rows = [self.row[i] for i in image_ids]
         if not self.tokens:
             return visual_tokens(self.vlm, [self.paths[row] for row in rows])
-        return VisualTokens([self.tokens[row] for row in rows], self.grid[rows], self.vlm.width)
+        frames = self.frames and [self.frames[row] for row in rows]
+        return VisualTokens([self.tokens[row] for row in rows], self.grid[rows], self.vlm.width, frames)
 
     def batches(self, rows: range, size: int) -> Iterator[VisualTokens]:
         """Visual tokens of the pictures at these positions, batch after batch."""
@@ -401,9 +410,11 @@ def _make_shards(
 
 def _joined(shards: Mapping[str, Sequence[Path]], name: str) -> dict[str, Tensor]:
     import torch
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    return {s: torch.cat([load_file(file)[name] for file in files]) for s, files in shards.items()}
+    opened = {s: [safe_open(file, "pt") for file in files] for s, files in shards.items()}
+    found = {s: [file.get_tensor(name) for file in files if name in file.keys()] for s, files in opened.items()}
+    return {s: torch.cat(tensors) for s, tensors in found.items() if tensors}
 
 
 # ---- 04: teachers --------------------------------------------------------------------------------------------------
