@@ -23,7 +23,13 @@ from jinja2 import TemplateError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PaliGemmaProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PaliGemmaProcessor,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
@@ -128,10 +134,10 @@ def load_vlm(
         "quantization_config": _nf4() if quantized else None,
         **({"device_map": {"": device}} if quantized else {}),
     }
+    if (kind := _from_pretrained(AutoConfig, base).model_type) not in CLASSES:
+        raise _wrong_model(base, f"a {kind} is not known to take visual tokens")
     processor = load_processor(base)
     model, report = _from_pretrained(AutoModelForImageTextToText, base, output_loading_info=True, **options)
-    if model.config.model_type not in CLASSES:
-        raise _wrong_model(base, f"{type(model).__name__} is not known to take visual tokens")
     if missing := sorted(report["missing_keys"]):
         raise _missing(base, f"lacks {len(missing)} tensors of the model, first {missing[0]}")
     if not quantized:
