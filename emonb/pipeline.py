@@ -69,7 +69,7 @@ def samples(run: Run, dataset: str) -> Making:
     Files: `samples.parquet`, `meta.json` (labels, root), `integrity.json`; of a drawn one also `images/`.
     """
     folder = dataset_folder(run.settings, dataset)
-    return _on_disk(folder) if folder else _drawn(run, dataset)
+    return _on_disk(folder, dataset) if folder else _drawn(run, dataset)
 
 
 def dataset_folder(settings: Settings, dataset: str) -> Path | None:
@@ -84,6 +84,8 @@ def dataset_folder(settings: Settings, dataset: str) -> Path | None:
             f"unknown dataset {dataset!r}; drawn ones are {', '.join(DRAWN)}; "
             "for one on disk also give its parent folder: --images ROOT (IMAGES=ROOT)"
         )
+    if dataset == "emotion6-majority" and not (root / dataset).is_dir():
+        dataset = "emotion6"  # one release, two readings
     if not (root / dataset).is_dir():
         there = ", ".join(sorted(path.name for path in root.glob("*/"))[:20]) or "no folder"
         raise EmonbError(f"{root / dataset}: no such folder; IMAGES must be its parent, but holds: {there}")
@@ -99,9 +101,9 @@ def _drawn(run: Run, dataset: str) -> Making:
     write_json(folder / "meta.json", {**meta, "root": ".", "drawn": True})
 
 
-def _on_disk(source: Path) -> Making:
+def _on_disk(source: Path, dataset: str) -> Making:
     folder, _ = yield {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source)}
-    meta = read_dataset(source, folder)
+    meta = read_dataset(source, folder, dataset)
     root = os.path.relpath(meta["root"], project_root())
     write_json(folder / "meta.json", {**meta, "root": root, "drawn": False})
 

@@ -90,7 +90,8 @@ def is_drawn(dataset: str) -> bool:
 
 def dataset_title(dataset: str) -> str:
     """A dataset as every table and figure names it: a drawn one never without the word drawn."""
-    return f"{dataset} (drawn)" if is_drawn(dataset) else paper_dataset(dataset) or dataset
+    known = {"emotion6": "Emotion6 (label: keyword)", "emotion6-majority": "Emotion6 (label: raters' majority)"}
+    return f"{dataset} (drawn)" if is_drawn(dataset) else known.get(dataset) or paper_dataset(dataset) or dataset
 
 
 # ---- frames and files ----------------------------------------------------------------------------------------------

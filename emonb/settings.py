@@ -227,6 +227,7 @@ class Settings(_Section):
     """Everything a run depends on. `seeds[0]` trains VLM and teachers; head and gates use all seeds."""
 
     profile: str
+    emotion6_labels: Literal["folder", "majority"] = "folder"  # authors' tree; majority: Emotion6 by its raters
     datasets: tuple[str, ...] = Field(min_length=1)
     images: str | None = None  # folder of datasets; None = the drawn world
     out: str
@@ -239,6 +240,13 @@ class Settings(_Section):
     distill: DistillSettings = DistillSettings()
     gate: GateSettings = GateSettings()
     report: ReportSettings = ReportSettings()
+
+    @field_validator("datasets")
+    @classmethod
+    def _emotion6(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """By its name every file and table says which labels a dataset has."""
+        by = {"emotion6": "emotion6-majority"} if info.data.get("emotion6_labels") == "majority" else {}
+        return tuple(by.get(name, name) for name in value)
 
     @field_validator("datasets", "seeds")
     @classmethod

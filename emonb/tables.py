@@ -172,6 +172,43 @@ def complementarity(predictions: Predictions, settings: Settings) -> pd.DataFram
     return pd.DataFrame(rows, columns=[*columns, "oracle", "q_statistic", "disagreement", "kappa", "mcnemar_p"])
 
 
+def label_distribution(
+    predictions: Predictions, settings: Settings, samples: Mapping[str, pd.DataFrame]
+) -> pd.DataFrame:
+    """How near each model's probabilities are to the raters' shares on test images. Not in the paper.
+
+    `samples`: dataset -> sample table with columns `share_<emotion>`; neutral is dropped, the rest sums to 1, and an
+    image without any of the rest is left out. Columns: row, name, dataset, n; with intervals the measures of
+    `metrics.label_distribution`, the probability of the model's answer (`surest`) and the raters' share of theirs.
+    The first row gives every image the mean shares of the training images.
+    """
+    rows, options = [], (settings.report.bootstrap, settings.report.confidence)
+    for dataset, frame in samples.items():
+        labels, train = frame.attrs["labels"], frame.loc[frame["split"] == "train", "image_id"]
+        shares = frame.set_index("image_id")[[f"share_{label}" for label in labels]]
+        shares = shares.div(shares.sum(axis=1), axis=0).dropna()
+        mean = shares[shares.index.isin(train)].mean().to_numpy()
+        models = [m for m in pr.MODELS if (dataset, m) in predictions and m != "vlm_generated"]  # one word: no shares
+        models += sorted(m for d, m in predictions if d == dataset and m not in pr.MODELS)
+        for model in ["", *models] if models else []:
+            answers = test_rows(predictions, dataset, model or models[0])
+            answers = answers[answers["image_id"].isin(shares.index)]
+            theirs, own = shares.loc[answers["image_id"]].to_numpy(), pr.probabilities(answers)
+            own = own if model else np.tile(mean, (len(answers), 1))
+            values = metrics.label_distribution(theirs, own).assign(surest=own.max(axis=1))
+            values = values.assign(raters_surest=theirs.max(axis=1)).groupby(answers["image_id"].to_numpy()).mean()
+            name = model_name(model) if model else "mean of the training images' raters"
+            row = {"row": model, "name": name, "dataset": dataset_title(dataset), "n": len(values)}
+            row["seeds"] = answers["seed"].nunique()
+            for measure, x in values.items():
+                ends = measure, f"{measure}_low", f"{measure}_high"
+                row |= dict(zip(ends, metrics.mean_interval(x, *options), strict=True))
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    table.attrs["caption"] = "Models against the raters' distributions on test images: kl and js in nats, top2 in %."
+    return table
+
+
 def by_emotion(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, pd.DataFrame]:
     """A table of images whole ("all"), then by true emotion in the order of `labels`, without those of no image."""
     parts = {"all": table} | {label: table[table["label"] == label] for label in labels}

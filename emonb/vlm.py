@@ -189,7 +189,9 @@ def _nf4() -> BitsAndBytesConfig:
 def _from_pretrained(kind: Any, base: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(checkpoint_of(base), local_files_only=hub_offline(), **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except ImportError as error:
+        raise EmonbError(f"setting vlm.base: {base!r} needs another package: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise _missing(base, f"cannot be loaded ({reason})") from None
 
@@ -252,7 +254,9 @@ def patches(vlm: VLM, images: Sequence[Picture]) -> dict[str, Any]:
     inputs = dict(processor(images=pictures, text=text, **options))
     places = [found[0]["replacement"].strip() for found in inputs.pop("text_replacement_offsets")]
     rows = processor.tokenizer(places, add_special_tokens=False)["input_ids"]
-    frames = [[t for t, before in zip(row, [None, *row], strict=False) if (t, before) != (image, image)] for row in rows]
+    frames = [
+        [t for t, before in zip(row, [None, *row], strict=False) if (t, before) != (image, image)] for row in rows
+    ]
     counts = torch.tensor([row.count(image) for row in rows])
     return {**inputs, "counts": counts, "frames": frames if any(len(f) > 1 for f in frames) else None}
 

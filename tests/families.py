@@ -58,7 +58,9 @@ def toy_tokenizer(family: str, size: int = 700) -> transformers.PreTrainedTokeni
     else:
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         core.decoder = decoders.ByteLevel()
-    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=marks, initial_alphabet=alphabet))
+    core.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=size, special_tokens=marks, initial_alphabet=alphabet)
+    )
     start = next((mark for mark in ("<s>", "<bos>") if mark in marks), None)
     if start:
         single = [(start, core.token_to_id(start))]
@@ -124,7 +126,12 @@ def config_of(family: str, tokenizer) -> transformers.PreTrainedConfig:
     if family.startswith("qwen"):
         vision, rope = _qwen(family, text)
         text["rope_parameters"] = rope
-        names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+        names = {
+            "image": "image_pad",
+            "video": "video_pad",
+            "vision_start": "vision_start",
+            "vision_end": "vision_end",
+        }
         options |= {f"{key}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
     elif family in ("smolvlm", "idefics3"):
         text["model_type"], options["scale_factor"] = "llama", 2

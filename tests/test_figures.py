@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
-from synthetic import frame_of, synthetic
+from synthetic import frame_of, rated, synthetic
 
 from emonb import figures, tables
 from emonb.data import TAXONOMIES
@@ -93,6 +93,7 @@ def made(world):
         "gate_weights": figures.gate_weights(weights),
         "gate_trust": figures.gate_trust(trust_of()),
         "calibration": figures.calibration(first),
+        "certainty": figures.certainty(tables.label_distribution(found, settings, {"mini-fi": rated("mini-fi", 120)})),
         "accuracy_cost": figures.accuracy_cost(cost_of()),
         "alpha_tradeoff": figures.alpha_tradeoff(tables.alpha(found, settings)),
         "depth": figures.depth(tables.depth(found, settings)),
@@ -219,6 +220,16 @@ def test_gate_weights_and_trust_are_their_tables(made, world):
     marks = [np.asarray(marks.get_offsets())[:, 0] for marks in ax.collections]
     assert np.allclose(marks, [shown["vlm_right"], 100 - shown["head_right"]])
     assert ax.get_title().endswith(f"n = {shown['n'].iloc[0]} images, 1 seed")
+
+
+def test_certainty_has_a_bar_a_model_and_the_raters_line(made, world):
+    ax, table = (
+        made["certainty"].axes[0],
+        tables.label_distribution(world[0], world[1], {"mini-fi": rated("mini-fi", 120)}),
+    )
+    table = table[table["row"].isin(MAIN)]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(table["surest"].tolist())
+    assert ax.lines[-1].get_xdata()[0] == pytest.approx(2 / 3)
 
 
 def test_calibration_curves_and_examples(made, world):

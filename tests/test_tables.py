@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
-from synthetic import frame_of, synthetic, truth
+from synthetic import frame_of, rated, synthetic, truth
 
 from emonb import claims, tables
 from emonb.data import TAXONOMIES
@@ -34,6 +34,26 @@ def settings():
 @pytest.fixture(scope="module")
 def predictions():
     return synthetic(DATASETS)
+
+
+def test_models_against_the_raters_of_the_images_of_whom_some_felt_something(predictions, settings):
+    table = tables.label_distribution(predictions, settings, {"mini-emotion6": rated("mini-emotion6", 120)})
+    rows = table.set_index("row")
+    assert rows.index[:3].tolist() == ["", "vlm_zero_shot", "vlm_tuned"]
+    assert "vlm_generated" not in rows.index
+    assert set(rows["n"]) == {119}
+    assert rows["raters_surest"].tolist() == pytest.approx([2 / 3] * len(rows))
+    constant = 2 / 3 * np.log(4) + 1 / 3 * np.log(2)  # every emotion is as frequent as the others, nearly
+    assert rows.loc["", "kl"] == pytest.approx(constant, abs=0.01)
+    frame = predictions["mini-emotion6", "head"].query("image_id != 'test/00000.png'")
+    places = (
+        frame["label"].map(truth("mini-emotion6", 6).index),
+        frame["prediction"].map(truth("mini-emotion6", 6).index),
+    )
+    near = ((places[1] - places[0]) % 6 <= 1).groupby(frame["image_id"]).mean()
+    assert rows.loc["head", "top2"] == pytest.approx(100 * near.mean())
+    assert rows.loc["head", "top2_low"] < rows.loc["head", "top2"] < rows.loc["head", "top2_high"]
+    assert rows.loc["head", "seeds"] == 3
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -303,7 +303,9 @@ def test_the_assembled_model_answers_the_same_after_saving_and_loading(folders, 
     model = EmoVLMKD(tuned, head, make_gate("concat", len(LABELS)), config).eval()
     model.save_pretrained(tmp_path)
     found = model.predict(pictures, reasons=True, batch_size=2)
-    pd.testing.assert_frame_equal(found, EmoVLMKD.from_pretrained(tmp_path).predict(pictures, reasons=True, batch_size=2))
+    pd.testing.assert_frame_equal(
+        found, EmoVLMKD.from_pretrained(tmp_path).predict(pictures, reasons=True, batch_size=2)
+    )
 
 
 @pytest.mark.parametrize("name", ["idefics3", "llava_next"])

@@ -39,8 +39,9 @@ LEFT_OUT = {
 }
 KEPT = {
     "listed_twice": "the release lists it more than once: the last of train, val, test counts",
-    "tied_label": "two emotions have the same highest probability: the first in class order is the label",
-    "neutral_dominant": "neutral has the highest probability; labelled with the strongest of the six",
+    "raters_differ": "the raters' strongest emotion is not the folder's: label_majority and label_folder have both",
+    "tied_label": "two emotions have the same highest probability: the first in class order is the raters' label",
+    "neutral_dominant": "neutral has the highest probability; the raters' label is the strongest of the six",
     "duplicate": "exactly the same picture twice within a split",
     "duplicate_across_splits": "exactly the same picture in two splits: leakage",
     "animated": "several frames: the first is used",
@@ -64,6 +65,8 @@ def write_table(
     the taxonomy, no usable picture, or a class or split missing.
     """
     frame, labels = release.frame, release.labels
+    if dataset == "emotion6-majority" and "label_majority" in frame:
+        frame = frame.assign(label=frame["label_majority"])
     if labels is None:
         labels = (taxonomy_for_dataset(dataset) or infer_taxonomy({*frame["label"]}, where)).labels
     if odd := {*frame["label"]} - {*labels}:
@@ -107,10 +110,10 @@ def write_table(
     return meta
 
 
-def read_dataset(folder: Path, out: Path) -> dict[str, Any]:
+def read_dataset(folder: Path, out: Path, dataset: str = "") -> dict[str, Any]:
     """As `write_table`, into `out`, for a dataset on disk: a release as it was unpacked, or an import."""
     form, source = _origin(folder)
-    return write_table(read_release(form, source), out, folder.name, form, where=str(source))
+    return write_table(read_release(form, source), out, dataset or folder.name, form, where=str(source))
 
 
 def _origin(folder: Path) -> tuple[str, Path]:
