@@ -363,7 +363,7 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
 
 @styled
 def certainty(table: pd.DataFrame) -> Figure:
-    """Mean probability of each model's own answer, of `tables.label_distribution`, against the raters' share of theirs.
+    """Mean probability of each model's own answer (`tables.label_distribution`), and the raters' share of theirs.
 
     A bar beyond the line: a model is surer than the raters agree.
     """

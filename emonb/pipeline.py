@@ -415,7 +415,7 @@ def _joined(shards: Mapping[str, Sequence[Path]], name: str) -> dict[str, Tensor
     from safetensors import safe_open
 
     opened = {s: [safe_open(file, "pt") for file in files] for s, files in shards.items()}
-    found = {s: [file.get_tensor(name) for file in files if name in file.keys()] for s, files in opened.items()}
+    found = {s: [file.get_tensor(name) for file in files if name in {*file.keys()}] for s, files in opened.items()}
     return {s: torch.cat(tensors) for s, tensors in found.items() if tensors}
 
 

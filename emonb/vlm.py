@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +255,8 @@ def patches(vlm: VLM, images: Sequence[Picture]) -> dict[str, Any]:
     inputs = dict(processor(images=pictures, text=text, **options))
     places = [found[0]["replacement"].strip() for found in inputs.pop("text_replacement_offsets")]
     rows = processor.tokenizer(places, add_special_tokens=False)["input_ids"]
-    frames = [
-        [t for t, before in zip(row, [None, *row], strict=False) if (t, before) != (image, image)] for row in rows
-    ]
+    runs = [[(token, len([*run])) for token, run in groupby(row)] for row in rows]
+    frames = [[t for token, n in found for t in [token] * (1 if token == image else n)] for found in runs]
     counts = torch.tensor([row.count(image) for row in rows])
     return {**inputs, "counts": counts, "frames": frames if any(len(f) > 1 for f in frames) else None}
 
