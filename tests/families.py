@@ -14,7 +14,7 @@ QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vi
 QWEN += ["<|image_pad|>", "<|video_pad|>"]
 TILES = [f"<row_{i}_col_{j}>" for i in range(1, 4) for j in range(1, 4)]
 PARTS = ["<pad>", "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *TILES]
-FAMILIES = {  # transformers' names of the classes, and the marks that their tokenizers know: first padding, then the end
+FAMILIES = {  # transformers' names of the classes, and the marks of their tokenizers: first padding, then the end
     "qwen2_vl": ("Qwen2VL", QWEN),
     "qwen2_5_vl": ("Qwen2_5_VL", QWEN),
     "qwen3_vl": ("Qwen3VL", QWEN),
@@ -58,9 +58,8 @@ def toy_tokenizer(family: str, size: int = 700) -> transformers.PreTrainedTokeni
     else:
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         core.decoder = decoders.ByteLevel()
-    core.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=size, special_tokens=marks, initial_alphabet=alphabet)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=marks, initial_alphabet=alphabet)
+    core.train_from_iterator(texts, trainer)
     start = next((mark for mark in ("<s>", "<bos>") if mark in marks), None)
     if start:
         single = [(start, core.token_to_id(start))]
@@ -126,12 +125,8 @@ def config_of(family: str, tokenizer) -> transformers.PreTrainedConfig:
     if family.startswith("qwen"):
         vision, rope = _qwen(family, text)
         text["rope_parameters"] = rope
-        names = {
-            "image": "image_pad",
-            "video": "video_pad",
-            "vision_start": "vision_start",
-            "vision_end": "vision_end",
-        }
+        names = {"image": "image_pad", "video": "video_pad"}
+        names |= {name: name for name in ("vision_start", "vision_end")}
         options |= {f"{key}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
     elif family in ("smolvlm", "idefics3"):
         text["model_type"], options["scale_factor"] = "llama", 2

@@ -23,11 +23,10 @@ def truth(dataset: str, n: int) -> list[str]:
 
 
 def rated(dataset: str, n: int) -> pd.DataFrame:
-    """A sample table with raters' shares: of the true emotion 0.5, of the next 0.25, neutral 0.25; one felt nothing."""
+    """A sample table with raters' shares: the true emotion 0.5, the next 0.25, neutral 0.25; of one image all neutral."""
     labels = list(taxonomy_for_dataset(dataset).labels)
-    shares = np.array(
-        [np.roll(np.r_[0.5, 0.25, np.zeros(len(labels) - 2)], labels.index(x)) for x in truth(dataset, n)]
-    )
+    pattern = np.r_[0.5, 0.25, np.zeros(len(labels) - 2)]
+    shares = np.array([np.roll(pattern, labels.index(x)) for x in truth(dataset, n)])
     frame = pd.DataFrame(shares, columns=[f"share_{label}" for label in labels]).assign(share_neutral=0.25)
     frame.iloc[0] = [*[0.0] * len(labels), 1.0]
     frame = pd.concat([frame.assign(split=split, image_id=[f"{split}/{i:05d}.png" for i in range(n)])

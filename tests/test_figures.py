@@ -77,6 +77,7 @@ def made(world):
     found, settings, answers = world
     table, odd = tables.complementarity(found, settings), {m: found[ODD, m] for m in MAIN}
     examples = select_examples(answers[ODD], 2)
+    raters = tables.label_distribution(found, settings, {"mini-fi": rated("mini-fi", 120)})
     pictures = [np.full((8, 8, 3), i, np.uint8) for i in range(len(examples))]
     rng, row = np.random.default_rng(0), {"split": "val", "metric": "loss"}
     history = [{**row, "epoch": e, "value": e + k, "seed": k} for e in (1, 2, 3) for k in (0, 2)]
@@ -93,7 +94,7 @@ def made(world):
         "gate_weights": figures.gate_weights(weights),
         "gate_trust": figures.gate_trust(trust_of()),
         "calibration": figures.calibration(first),
-        "certainty": figures.certainty(tables.label_distribution(found, settings, {"mini-fi": rated("mini-fi", 120)})),
+        "certainty": figures.certainty(pd.concat([raters, raters.assign(dataset=ODD)])),
         "accuracy_cost": figures.accuracy_cost(cost_of()),
         "alpha_tradeoff": figures.alpha_tradeoff(tables.alpha(found, settings)),
         "depth": figures.depth(tables.depth(found, settings)),
@@ -223,11 +224,8 @@ def test_gate_weights_and_trust_are_their_tables(made, world):
 
 
 def test_certainty_has_a_bar_a_model_and_the_raters_line(made, world):
-    ax, table = (
-        made["certainty"].axes[0],
-        tables.label_distribution(world[0], world[1], {"mini-fi": rated("mini-fi", 120)}),
-    )
-    table = table[table["row"].isin(MAIN)]
+    table = tables.label_distribution(world[0], world[1], {"mini-fi": rated("mini-fi", 120)})
+    ax, table = made["certainty"].axes[0], table[table["row"].isin(MAIN)]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx(table["surest"].tolist())
     assert ax.lines[-1].get_xdata()[0] == pytest.approx(2 / 3)
 

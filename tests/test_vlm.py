@@ -85,7 +85,7 @@ def rounding(vlm):
 
 
 def plain_inputs(vlm, picture, instruction, answer):
-    """A dialogue as the class's authors mean it: through its processor, and how many tokens stand behind the answer."""
+    """A dialogue as the class's authors mean it, through its processor; and the number of tokens behind the answer."""
     processor, prompt = vlm.processor, room.prompt_text(vlm, instruction)
     options = {"images": [[room.shown(picture, vlm.max_side)]], "return_tensors": "pt"}
     if not processor.chat_template:
@@ -158,7 +158,7 @@ def test_a_training_dialogue_is_what_template_and_processor_make_of_it(vlm, pict
         inputs, after = plain_inputs(vlm, picture, "What is it?", said)
         whole = inputs["input_ids"].shape[1] - after  # LLaVA's template ends an answer with a space, we with </s>
         for name in ("input_ids", "mm_token_type_ids", "token_type_ids"):
-            assert (name in batch) == (name in inputs or name == "token_type_ids" and "token_type_ids" in batch)
+            assert (name in batch) == (name in inputs)
             if name in batch:
                 assert batch[name][i, :whole].tolist() == inputs[name][0, :whole].tolist(), name
     ends = {vlm.processor.tokenizer.eos_token_id, vlm.processor.tokenizer.convert_tokens_to_ids("<end_of_turn>")}
@@ -302,10 +302,8 @@ def test_the_assembled_model_answers_the_same_after_saving_and_loading(folders, 
     head = StudentHead(tuned.width, (8,), len(LABELS))
     model = EmoVLMKD(tuned, head, make_gate("concat", len(LABELS)), config).eval()
     model.save_pretrained(tmp_path)
-    found = model.predict(pictures, reasons=True, batch_size=2)
-    pd.testing.assert_frame_equal(
-        found, EmoVLMKD.from_pretrained(tmp_path).predict(pictures, reasons=True, batch_size=2)
-    )
+    twin, options = EmoVLMKD.from_pretrained(tmp_path), {"reasons": True, "batch_size": 2}
+    pd.testing.assert_frame_equal(model.predict(pictures, **options), twin.predict(pictures, **options))
 
 
 @pytest.mark.parametrize("name", ["idefics3", "llava_next"])
