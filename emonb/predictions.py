@@ -229,6 +229,14 @@ def test_rows(predictions: Predictions, dataset: str, model: str) -> pd.DataFram
     return frame[frame["split"] == "test"]
 
 
+def strangers(predictions: Predictions, dataset: str) -> list[str]:
+    """Models that somebody else trained: any other name, and an answer to every test image of the first of `MAIN`."""
+    ids = {name: {*test_rows(predictions, dataset, name)["image_id"]} for d, name in predictions if d == dataset}
+    asked = next((ids[model] for model in MAIN if model in ids), set())
+    others = sorted(m for m in ids if m not in MODELS and not m.startswith(("head_", "gate_")))
+    return [model for model in others if ids[model] >= asked]
+
+
 def first_seed(frame: pd.DataFrame) -> pd.DataFrame:
     """One answer per test image, of the first seed (a majority would be a model that nobody trained)."""
     return frame[(frame["split"] == "test") & (frame["seed"] == frame["seed"].min())]

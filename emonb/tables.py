@@ -27,8 +27,12 @@ _COLUMNS += ["ci_low", "ci_high", "n", "seeds", "gain", "gain_low", "gain_high"]
 
 
 def main(predictions: Predictions, settings: Settings) -> pd.DataFrame:
-    """The paper's main table: EmoVLM-KD, its parts and baselines, and models only the paper has."""
-    return _table("main", predictions, settings, _printed("main"))
+    """The paper's main table: EmoVLM-KD, its parts and baselines, models only the paper has, and any other's files."""
+    return _table("main", predictions, settings, _printed("main") | _strangers(predictions, settings))
+
+
+def _strangers(predictions: Predictions, settings: Settings) -> dict[str, str]:
+    return {model: model for dataset in settings.datasets for model in pr.strangers(predictions, dataset)}
 
 
 def modules(
@@ -41,7 +45,7 @@ def modules(
     printed = {row["row"]: row["parameters"] for row in resource("paper_values.yaml", "tables", "modules")}
     rows = _printed("modules") | {model: model_name(model) for model in ("average_vlm_head", "average_vlm_vit")}
     rows[head_model(settings.distill, alpha=0.0)] = "head without distillation (alpha = 0)"
-    rows["oracle"] = "oracle: VLM or ViT is right"
+    rows |= {"oracle": "oracle: VLM or ViT is right"} | _strangers(predictions, settings)
 
     def sizes(dataset: str, model: str) -> dict[str, float]:
         ours = (counts or {}).get(dataset, {}).get(model, np.nan)

@@ -23,7 +23,7 @@ def truth(dataset: str, n: int) -> list[str]:
 
 
 def rated(dataset: str, n: int) -> pd.DataFrame:
-    """A sample table with raters' shares: the true emotion 0.5, the next 0.25, neutral 0.25; of one image all neutral."""
+    """A sample table with raters' shares: true emotion 0.5, the next 0.25, neutral 0.25; of one image all neutral."""
     labels = list(taxonomy_for_dataset(dataset).labels)
     pattern = np.r_[0.5, 0.25, np.zeros(len(labels) - 2)]
     shares = np.array([np.roll(pattern, labels.index(x)) for x in truth(dataset, n)])

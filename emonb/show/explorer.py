@@ -22,6 +22,7 @@ from emonb.data import read_samples, thumbnail
 from emonb.errors import EmonbError, UnreadablePicture
 from emonb.files import resource_path
 from emonb.predictions import (
+    MAIN,
     UNPARSABLE,
     LoadedPredictions,
     dataset_title,
@@ -30,6 +31,7 @@ from emonb.predictions import (
     model_name,
     prediction_labels,
     probabilities,
+    strangers,
 )
 from emonb.store import Store
 
@@ -120,7 +122,7 @@ def sprites(paths: Sequence[str | None]) -> tuple[list[str], list[tuple[int, int
 
 def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[str, Any]:
     """Everything that the script shows of one dataset, as lists of plain numbers and texts."""
-    table = joint(predictions, dataset)
+    table = joint(predictions, dataset, (*MAIN[:-1], *strangers(predictions, dataset), MAIN[-1]))
     if table.empty:
         there = ", ".join(dict.fromkeys(name for name, _ in predictions)) or "no dataset"
         raise EmonbError(f"{dataset}: no test image that all models have answered; there are predictions of {there}")
