@@ -81,7 +81,7 @@ def count_vlm(base: str, lora_r: int = 8, targets: tuple[str, ...] = VLMSettings
         model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()
     language, merger = model.model.get_decoder(), ("merger", "connector", "multi_modal_projector")
-    eyes = count(*_eyes(model.model))
+    eyes = count(*_eyes(model.model, language))
     joining = count(*(part for name, part in model.model.named_modules() if name.rsplit(".", 1)[-1] in merger))
     tuned = [layer for name, layer in language.named_modules() if name.rsplit(".", 1)[-1] in targets]
     return {
@@ -95,9 +95,9 @@ def count_vlm(base: str, lora_r: int = 8, targets: tuple[str, ...] = VLMSettings
     }
 
 
-def _eyes(core: nn.Module) -> list[nn.Module]:
+def _eyes(core: nn.Module, language: nn.Module) -> list[nn.Module]:
     """What comes before the language model: vision tower and merger."""
-    return [part for part in core.children() if part is not core.get_decoder()]
+    return [part for part in core.children() if part is not language]
 
 
 def system_counts(settings: Settings, classes: int) -> dict[str, int]:
@@ -160,7 +160,7 @@ def parts_of(model: EmoVLMKD) -> dict[str, Measured]:
     return {
         "vlm_zero_shot": (ask_untuned, everything - lora, 0),
         "vlm_tuned": (ask, everything, lora),
-        "head": (head, count(*_eyes(tuned.core), model.head), count(model.head)),
+        "head": (head, count(*_eyes(tuned.core, tuned.language), model.head), count(model.head)),
         "emovlmkd": (lambda path: model([path]), everything + added, lora + added),
     }
 
