@@ -43,20 +43,10 @@ from emonb.settings import checkpoint_of
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft 0.21 asks by the old name
 
 PAPER_BASE = "Qwen/Qwen2-VL-7B-Instruct"
-CLASSES = {  # transformers' model_type: each is tested (docs/models.md), others are refused
-    "qwen2_vl": "Qwen2-VL",
-    "qwen2_5_vl": "Qwen2.5-VL",
-    "qwen3_vl": "Qwen3-VL",
-    "qwen3_5": "Qwen3.5",
-    "smolvlm": "SmolVLM",
-    "idefics3": "Idefics3",
-    "llava": "LLaVA",
-    "llava_next": "LLaVA-NeXT",
-    "llava_onevision": "LLaVA-OneVision",
-    "gemma3": "Gemma 3",
-    "internvl": "InternVL",
-    "paligemma": "PaliGemma",
-}
+CLASSES = (  # transformers' model_type: each is tested, others are refused (docs/models.md)
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "smolvlm", "idefics3", "llava", "llava_next"),
+    *("llava_onevision", "gemma3", "internvl", "paligemma"),
+)
 Picture = str | Path | Image.Image
 
 
@@ -210,7 +200,7 @@ def _missing(base: str, problem: str) -> EmonbError:
 def _wrong_model(base: str, problem: str) -> EmonbError:
     return EmonbError(
         f"setting vlm.base: {base!r} cannot be used ({problem}); choose an instruction-tuned model of "
-        f"{', '.join(CLASSES.values())}; the paper's is {PAPER_BASE}"
+        f"{', '.join(CLASSES)}; the paper's is {PAPER_BASE}"
     )
 
 

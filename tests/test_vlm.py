@@ -393,7 +393,7 @@ def test_a_damaged_or_wrong_checkpoint_is_one_message_with_its_remedy(folders, t
     text = refusal(folder)
     assert text.startswith(f"setting vlm.base: {str(folder)!r} ")
     wrong = damage in ("no chat template", "a model without eyes", "a class that nobody tried")
-    assert ("choose an instruction-tuned model of Qwen2-VL," if wrong else "hf download Qwen/") in text
+    assert ("choose an instruction-tuned model of qwen2_vl," if wrong else "hf download Qwen/") in text
 
 
 NEEDS = "setting vlm.attention: flash_attention_2 needs "
