@@ -69,7 +69,7 @@ def count(*modules: nn.Module) -> int:
 
 @cache
 def count_vlm(base: str, lora_r: int = 8, targets: tuple[str, ...] = VLMSettings().lora_targets) -> dict[str, int]:
-    """Parameters by part of a Qwen-VL model: a published name, "stand-in", or a folder with config.json.
+    """Parameters by part of a VLM: a published name, "stand-in", or a folder with config.json.
 
     `total` counts tied matrices once; `lora` is r x (in + out) over the targeted layers of the language model;
     `features` is the width of the merged visual tokens, the head's input.
@@ -80,17 +80,24 @@ def count_vlm(base: str, lora_r: int = 8, targets: tuple[str, ...] = VLMSettings
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()
-    visual, language = model.model.visual, model.model.language_model
+    language, merger = model.model.get_decoder(), ("merger", "connector", "multi_modal_projector")
+    eyes = count(*_eyes(model.model, language))
+    joining = count(*(part for name, part in model.model.named_modules() if name.rsplit(".", 1)[-1] in merger))
     tuned = [layer for name, layer in language.named_modules() if name.rsplit(".", 1)[-1] in targets]
     return {
-        "vision tower": count(visual) - count(visual.merger),
-        "merger": count(visual.merger),
-        "language model": count(model) - count(visual),
-        "embeddings": count(language.embed_tokens, model.lm_head),
+        "vision tower": eyes - joining,
+        "merger": joining,
+        "language model": count(model) - eyes,
+        "embeddings": count(model.get_input_embeddings(), model.get_output_embeddings()),
         "total": count(model),
         "lora": sum(lora_r * (layer.in_features + layer.out_features) for layer in tuned),
-        "features": config.text_config.hidden_size,  # merged visual tokens are as wide as the language model
+        "features": config.get_text_config().hidden_size,  # merged visual tokens are as wide as the language model
     }
+
+
+def _eyes(core: nn.Module, language: nn.Module) -> list[nn.Module]:
+    """What comes before the language model: vision tower and merger."""
+    return [part for part in core.children() if part is not language]
 
 
 def system_counts(settings: Settings, classes: int) -> dict[str, int]:
@@ -153,7 +160,7 @@ def parts_of(model: EmoVLMKD) -> dict[str, Measured]:
     return {
         "vlm_zero_shot": (ask_untuned, everything - lora, 0),
         "vlm_tuned": (ask, everything, lora),
-        "head": (head, count(tuned.core.visual, model.head), count(model.head)),
+        "head": (head, count(*_eyes(tuned.core, tuned.language), model.head), count(model.head)),
         "emovlmkd": (lambda path: model([path]), everything + added, lora + added),
     }
 

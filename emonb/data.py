@@ -52,7 +52,7 @@ _MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", 
 _EKMAN = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 TAXONOMIES = {
     "mikels8": Taxonomy("mikels8", _MIKELS, ("fi", "emoset")),  # Mikels et al. 2005
-    "ekman6": Taxonomy("ekman6", _EKMAN, ("emotion6",)),
+    "ekman6": Taxonomy("ekman6", _EKMAN, ("emotion6", "emotion6-majority")),
     "sentiment2": Taxonomy("sentiment2", ("positive", "negative"), ("flickr", "instagram", "bass", "oasis")),
 }
 

@@ -393,6 +393,22 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
 
 
 @styled
+def certainty(table: pd.DataFrame) -> Figure:
+    """Mean probability of each model's own answer (`tables.label_distribution`), and the raters' share of theirs.
+
+    A bar beyond the line: a model is surer than the raters agree.
+    """
+    fig, panels = _panels(_parts(table[table["row"].isin(MAIN)]), 1.7)
+    for ax, part in panels:
+        errors = (part[["surest_low", "surest_high"]].T - part["surest"]).abs()
+        ax.barh(part["name"], part["surest"], xerr=errors, color=part["row"].map(model_color), error_kw={"lw": 0.8})
+        ax.axvline(part["raters_surest"].iloc[0], color="black", linewidth=1)
+        ax.set(xlim=(0, 1), ylim=(len(part) - 0.4, -0.6))
+    fig.suptitle("how sure: mean probability of the answer; line: the raters' share of their strongest emotion")
+    return fig
+
+
+@styled
 def accuracy_cost(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Accuracy (percent, with its interval) against parameters and against milliseconds per image.
 

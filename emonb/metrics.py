@@ -216,6 +216,29 @@ def kl_by_seed(teacher: pd.DataFrame, student: pd.DataFrame, tau: float) -> pd.D
     return student[there].assign(kl=kl).pivot_table("kl", "image_id", "seed")
 
 
+def label_distribution(raters: np.ndarray, model: np.ndarray) -> pd.DataFrame:
+    """Measures of label-distribution learning, a row per image (Geng 2016, "Label Distribution Learning", section 4).
+
+    Args:
+        raters, model: (N, C) shares of the raters who named each emotion, and a model's probabilities.
+
+    Returns:
+        `kl`: KL(raters || model) in nats; `js`: Jensen-Shannon divergence in nats; `chebyshev`: the largest gap;
+        `cosine`: similarity; `top2`: 100 where the model's answer is among the raters' two strongest (ties count).
+    """
+    raters, model = (np.asarray(x, float) / np.sum(x, axis=1, keepdims=True) for x in (raters, model))
+    middle, lengths = (raters + model) / 2, np.linalg.norm(raters, axis=1) * np.linalg.norm(model, axis=1)
+    second = np.sort(raters, axis=1)[:, -2]
+    found = {
+        "kl": kl_divergence(raters, model),
+        "js": (kl_divergence(raters, middle) + kl_divergence(model, middle)) / 2,
+        "chebyshev": np.abs(raters - model).max(axis=1),
+        "cosine": (raters * model).sum(axis=1) / lengths,
+        "top2": 100.0 * (raters[np.arange(len(raters)), model.argmax(axis=1)] >= second - 1e-9),
+    }
+    return pd.DataFrame(found)
+
+
 def reliability(frame: pd.DataFrame, bins: int = 15) -> pd.DataFrame:
     """Confidence against accuracy by bins of equal width over 0..1 (Guo et al. 2017, section 2; 15 bins as there).
 

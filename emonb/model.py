@@ -47,7 +47,7 @@ class EmoVLMKD(nn.Module):
 
     @property
     def merge_size(self) -> int:
-        """Patches along a side of one merged visual token (2 in Qwen2-VL)."""
+        """Patches of a patch grid along a side of one visual token (2 in Qwen2-VL)."""
         return self.seeing().merge_size
 
     def seeing(self) -> VLM:

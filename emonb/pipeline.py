@@ -77,7 +77,7 @@ def samples(run: Run, dataset: str) -> Making:
     Files: `samples.parquet`, `meta.json` (labels, root), `integrity.json`; of a drawn one also `images/`.
     """
     folder = dataset_folder(run.settings, dataset)
-    return _on_disk(folder, run.settings.classes.get(dataset, ())) if folder else _drawn(run, dataset)
+    return _on_disk(folder, dataset, run.settings.classes.get(dataset, ())) if folder else _drawn(run, dataset)
 
 
 def dataset_folder(settings: Settings, dataset: str) -> Path | None:
@@ -92,6 +92,8 @@ def dataset_folder(settings: Settings, dataset: str) -> Path | None:
             f"unknown dataset {dataset!r}; drawn ones are {', '.join(DRAWN)}; "
             "for one on disk also give its parent folder: --images ROOT (IMAGES=ROOT)"
         )
+    if dataset == "emotion6-majority" and not (root / dataset).is_dir():
+        dataset = "emotion6"  # one release, two readings
     if not (root / dataset).is_dir():
         there = ", ".join(sorted(path.name for path in root.glob("*/"))[:20]) or "no folder"
         raise EmonbError(f"{root / dataset}: no such folder; IMAGES must be its parent, but holds: {there}")
@@ -108,10 +110,10 @@ def _drawn(run: Run, dataset: str) -> Making:
     write_json(folder / "meta.json", {**meta, "root": ".", "drawn": True})
 
 
-def _on_disk(source: Path, classes: Sequence[str]) -> Making:
+def _on_disk(source: Path, dataset: str, classes: Sequence[str]) -> Making:
     own = {"classes": [*classes]} if classes else {}
     folder, _ = yield {"source": os.path.relpath(source, project_root()), "listing": listing_digest(source), **own}
-    meta = read_dataset(source, folder, classes)
+    meta = read_dataset(source, folder, dataset, classes)
     root = os.path.relpath(meta["root"], project_root())
     write_json(folder / "meta.json", {**meta, "root": root, "drawn": False})
 
@@ -199,7 +201,9 @@ def features(run: Run, dataset: str, *, samples: Artifact) -> Making:
     """Each picture once through the frozen vision tower.
 
     Files: `<split>.pooled.npy` [N, D] float16 and `<split>.grid.npy` [N, 3]; `ids.json` with each split's image ids in
-    order; with `vlm.cache_visual_tokens` also `<split>-<number>.safetensors`, shards of `tokens` [sum of n_i, D].
+    order; with `vlm.cache_visual_tokens` also `<split>-<number>.safetensors`, shards of `tokens` [sum of n_i, D]. Of a
+    class whose pictures stand between other tokens also these (`VisualTokens.frames`): `<split>.frames.npy` [F], each
+    picture's ended by -1.
     """
     import torch
 
@@ -213,11 +217,13 @@ def features(run: Run, dataset: str, *, samples: Artifact) -> Making:
         if not pooled.isfinite().all():
             raise EmonbError(f"visual tokens of {dataset}: more than float16 holds; check vlm.base")
         tokens = [t.cpu() for v in seen for t in v.tokens if config.cache_visual_tokens]
-        return {"pooled": pooled, "grid": grid} | ({"tokens": torch.cat(tokens)} if tokens else {})
+        frames = [token for v in seen for frame in v.frames or () for token in (*frame, -1)]
+        more = {"tokens": torch.cat(tokens)} if tokens else {}
+        return {"pooled": pooled, "grid": grid, **more} | ({"frames": torch.tensor(frames)} if frames else {})
 
     shards = _make_shards(tables, parts, see, f"visual tokens of {dataset}")
     if is_main():
-        for name in ("pooled", "grid"):
+        for name in ("pooled", "grid", "frames"):
             for split, tensor in _joined(shards, name).items():
                 np.save(folder / f"{split}.{name}.npy", tensor.numpy())
         for file in (file for files in shards.values() for file in files if config.cache_visual_tokens):
@@ -306,6 +312,10 @@ class Source:
         self.vlm, self.ids, self.paths = vlm, table["image_id"].tolist(), table["path"].tolist()
         self.row = {image_id: i for i, image_id in enumerate(self.ids)}
         self.grid = torch.from_numpy(np.load(features.path / f"{split}.grid.npy"))
+        self.frames = None
+        if (framed := features.path / f"{split}.frames.npy").is_file():
+            ids = np.load(framed)
+            self.frames = [frame[:-1].tolist() for frame in np.split(ids, np.flatnonzero(ids < 0) + 1)[:-1]]
         counts, self.tokens = (self.grid.prod(1) // vlm.merge_size**2).split(SHARD), []
         for i, file in enumerate(sorted(features.path.glob(f"{split}-*.safetensors"))):
             self.tokens += load_file(file)["tokens"].split(counts[i].tolist())
@@ -317,7 +327,8 @@ class Source:
         rows = [self.row[i] for i in image_ids]
         if not self.tokens:
             return visual_tokens(self.vlm, [self.paths[row] for row in rows])
-        return VisualTokens([self.tokens[row] for row in rows], self.grid[rows], self.vlm.width)
+        frames = self.frames and [self.frames[row] for row in rows]
+        return VisualTokens([self.tokens[row] for row in rows], self.grid[rows], self.vlm.width, frames)
 
     def batches(self, rows: range, size: int) -> Iterator[VisualTokens]:
         """Visual tokens of the pictures at these positions, batch after batch."""
@@ -417,9 +428,11 @@ def _make_shards(
 
 def _joined(shards: Mapping[str, Sequence[Path]], name: str) -> dict[str, Tensor]:
     import torch
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    return {s: torch.cat([load_file(file)[name] for file in files]) for s, files in shards.items()}
+    opened = {s: [safe_open(file, "pt") for file in files] for s, files in shards.items()}
+    found = {s: [file.get_tensor(name) for file in files if name in {*file.keys()}] for s, files in opened.items()}
+    return {s: torch.cat(tensors) for s, tensors in found.items() if tensors}
 
 
 # ---- 04: teachers --------------------------------------------------------------------------------------------------

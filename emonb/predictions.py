@@ -102,7 +102,8 @@ def is_drawn(dataset: str) -> bool:
 
 def dataset_title(dataset: str) -> str:
     """A dataset as every table and figure names it: a drawn one never without the word drawn."""
-    return f"{dataset} (drawn)" if is_drawn(dataset) else paper_dataset(dataset) or dataset
+    known = {"emotion6": "Emotion6 (label: keyword)", "emotion6-majority": "Emotion6 (label: raters' majority)"}
+    return f"{dataset} (drawn)" if is_drawn(dataset) else known.get(dataset) or paper_dataset(dataset) or dataset
 
 
 # ---- frames and files ----------------------------------------------------------------------------------------------
@@ -242,6 +243,14 @@ def test_rows(predictions: Predictions, dataset: str, model: str) -> pd.DataFram
     """Test rows of a model; none where this run has no such predictions."""
     frame = predictions.get((dataset, model), _NOTHING)
     return frame[frame["split"] == "test"]
+
+
+def strangers(predictions: Predictions, dataset: str) -> list[str]:
+    """Models that somebody else trained: any other name, and an answer to every test image of the first of `MAIN`."""
+    ids = {name: {*test_rows(predictions, dataset, name)["image_id"]} for d, name in predictions if d == dataset}
+    asked = next((ids[model] for model in MAIN if model in ids), set())
+    others = sorted(m for m in ids if m not in MODELS and not m.startswith(("head_", "gate_")))
+    return [model for model in others if ids[model] >= asked]
 
 
 def first_seed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -255,6 +255,7 @@ class Settings(_Section):
     """
 
     profile: str
+    emotion6_labels: Literal["folder", "majority"] = "folder"  # authors' tree; majority: Emotion6 by its raters
     datasets: tuple[str, ...] = Field(min_length=1)
     images: str | None = None  # folder of datasets; None = the drawn world
     classes: dict[str, tuple[str, ...]] = {}  # own taxonomies: dataset -> its classes in order
@@ -281,6 +282,13 @@ class Settings(_Section):
             said, most = ", ".join(odd) or "none", 2**32 - 1
             raise EmonbError(f"seeds: {said}; give whole numbers from 0 to {most}, each once, such as 0,1,2")
         return [int(seed) for seed in seeds]
+
+    @field_validator("datasets")
+    @classmethod
+    def _emotion6(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """By its name every file and table says which labels a dataset has."""
+        by = {"emotion6": "emotion6-majority"} if info.data.get("emotion6_labels") == "majority" else {}
+        return tuple(by.get(name, name) for name in value)
 
     @field_validator("datasets")
     @classmethod

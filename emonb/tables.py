@@ -32,7 +32,7 @@ _UNEVEN = 1.5  # largest class over smallest above which accuracy alone misleads
 def main(
     predictions: Predictions, settings: Settings, drawn: Mapping[str, pd.DataFrame] | None = None
 ) -> pd.DataFrame:
-    """The paper's main table: EmoVLM-KD, its parts and baselines, and models only the paper has.
+    """The paper's main table: EmoVLM-KD, its parts and baselines, models only the paper has, and any other's files.
 
     Extra columns, in percent: `chance`, always naming the most frequent emotion; `ceiling`, the share of pictures that
     are labelled as drawn (`drawn`: dataset -> `noisy` by image_id), since who names what is drawn gets no more;
@@ -52,8 +52,12 @@ def main(
             found["balanced_accuracy"], found["macro_f1"] = 100 * np.mean(each, axis=0)
         return found
 
-    rows = _printed("main") | {"vit_scratch": model_name("vit_scratch")}
+    rows = _printed("main") | {"vit_scratch": model_name("vit_scratch")} | _strangers(predictions, settings)
     return _table("main", predictions, settings, rows, more=about)
+
+
+def _strangers(predictions: Predictions, settings: Settings) -> dict[str, str]:
+    return {model: model for dataset in settings.datasets for model in pr.strangers(predictions, dataset)}
 
 
 def modules(
@@ -66,7 +70,7 @@ def modules(
     printed = {row["row"]: row["parameters"] for row in resource("paper_values.yaml", "tables", "modules")}
     rows = _printed("modules") | {model: model_name(model) for model in ("average_vlm_head", "average_vlm_vit")}
     rows[head_model(settings.distill, alpha=0.0)] = "head without distillation (alpha = 0)"
-    rows["oracle"] = "oracle: VLM or ViT is right"
+    rows |= {"oracle": "oracle: VLM or ViT is right"} | _strangers(predictions, settings)
 
     def sizes(dataset: str, model: str) -> dict[str, float]:
         ours = (counts or {}).get(dataset, {}).get(model, np.nan)
@@ -301,6 +305,43 @@ def evidence(predictions: Predictions, settings: Settings, drawn: Mapping[str, p
     ]
     columns = ["dataset", "evidence", "row", "name", "value", "ci_low", "ci_high", "n", "seeds"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def label_distribution(
+    predictions: Predictions, settings: Settings, samples: Mapping[str, pd.DataFrame]
+) -> pd.DataFrame:
+    """How near each model's probabilities are to the raters' shares on test images. Not in the paper.
+
+    `samples`: dataset -> sample table with columns `share_<emotion>`; neutral is dropped, the rest sums to 1, and an
+    image without any of the rest is left out. Columns: row, name, dataset, n; with intervals the measures of
+    `metrics.label_distribution`, the probability of the model's answer (`surest`) and the raters' share of theirs.
+    The first row gives every image the mean shares of the training images.
+    """
+    rows, options = [], (settings.report.bootstrap, settings.report.confidence)
+    for dataset, frame in samples.items():
+        labels, train = frame.attrs["labels"], frame.loc[frame["split"] == "train", "image_id"]
+        shares = frame.set_index("image_id")[[f"share_{label}" for label in labels]]
+        shares = shares.div(shares.sum(axis=1), axis=0).dropna()
+        mean = shares[shares.index.isin(train)].mean().to_numpy()
+        models = [m for m in pr.MODELS if (dataset, m) in predictions and m != "vlm_generated"]  # one word: no shares
+        models += sorted(m for d, m in predictions if d == dataset and m not in pr.MODELS)
+        for model in ["", *models] if models else []:
+            answers = test_rows(predictions, dataset, model or models[0])
+            answers = answers[answers["image_id"].isin(shares.index)]
+            theirs, own = shares.loc[answers["image_id"]].to_numpy(), pr.probabilities(answers)
+            own = own if model else np.tile(mean, (len(answers), 1))
+            values = metrics.label_distribution(theirs, own).assign(surest=own.max(axis=1))
+            values = values.assign(raters_surest=theirs.max(axis=1)).groupby(answers["image_id"].to_numpy()).mean()
+            name = model_name(model) if model else "mean of the training images' raters"
+            row = {"row": model, "name": name, "dataset": dataset_title(dataset), "n": len(values)}
+            row["seeds"] = answers["seed"].nunique()
+            for measure, x in values.items():
+                ends = measure, f"{measure}_low", f"{measure}_high"
+                row |= dict(zip(ends, metrics.mean_interval(x, *options), strict=True))
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    table.attrs["caption"] = "Models against the raters' distributions on test images: kl and js in nats, top2 in %."
+    return table
 
 
 def by_emotion(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, pd.DataFrame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,8 @@ def add_lora(
     base stays as it is, too: peft's `prepare_model_for_kbit_training` (authors' code) would turn its other weights to
     float32 in place, and every later answer of this base would be another model's.
     """
-    layers = rf".*language_model.*\.({'|'.join(targets)})"
+    inside = next(name for name, module in vlm.model.named_modules() if module is vlm.language)
+    layers = rf"{re.escape(inside)}\..*\.({'|'.join(targets)})"
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers, task_type="CAUSAL_LM")
     return VLM(get_peft_model(vlm.model, config), vlm.processor, vlm.max_side)
 
@@ -71,12 +73,16 @@ def training_batch(
     Learnt are the response's tokens; with `learn` "all" (authors' code) also the prompt's, but for the picture's.
     Words that the tokenizer does not know are left out: they teach nothing.
     """
-    batch = make_batch(vlm, [[*p, *a] for p, a in zip(prompts, answers, strict=True)], visual, pad_left=False)
+    dialogues, lengths = [[*p, *a] for p, a in zip(prompts, answers, strict=True)], [len(a) for a in answers]
+    batch = make_batch(vlm, dialogues, visual, pad_left=False, answered=lengths)
     places = torch.arange(batch["input_ids"].shape[1], device=vlm.device)
     ends = batch["attention_mask"].sum(1, keepdim=True)  # [B, 1]
     wanted = places < ends
+    seen = ends - torch.tensor([[len(ids) - 1] for ids in dialogues], device=vlm.device)  # [B, 1] of the picture
+    at = torch.tensor([[ids.index(vlm.placeholder_id)] for ids in dialogues], device=vlm.device)
+    wanted &= (places < at) | (places >= at + seen)
     if learn == "response":
-        wanted &= places >= ends - torch.tensor([[len(answer)] for answer in answers], device=vlm.device)
+        wanted &= places >= ends - torch.tensor(lengths, device=vlm.device)[:, None]
     for token in never_learnt(vlm):
         wanted &= batch["input_ids"] != token
     return batch, batch["input_ids"].masked_fill(~wanted, IGNORE)
@@ -84,8 +90,8 @@ def training_batch(
 
 def never_learnt(vlm: VLM) -> list[int]:
     """Tokens that are never targets: those of pictures, and what stands for unknown words."""
-    unknown = vlm.processor.tokenizer.unk_token_id
-    return [vlm.image_token_id] if unknown is None else [vlm.image_token_id, unknown]
+    unknown, pictures = vlm.processor.tokenizer.unk_token_id, [vlm.image_token_id, vlm.placeholder_id]
+    return pictures if unknown is None else [*pictures, unknown]
 
 
 def response_loss(logits: Tensor, targets: Tensor, tokens: int) -> Tensor:

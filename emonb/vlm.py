@@ -1,8 +1,9 @@
 """Room 03: the vision-language model. Loading, visual tokens, scored answers, free generation.
 
-Nothing here knows how large the model is: the stand-in and Qwen2-VL-7B take the same path, as do Qwen2.5-VL and
-Qwen3-VL. The vision tower is frozen in the paper, so its merged tokens are computed once per picture and handed to
-the language model as `mm_encoder_outputs`, transformers' own way in for precomputed visual tokens.
+Nothing here knows how large the model is or, but for `docs/models.md`'s few differences, of which class: the stand-in,
+Qwen2-VL-7B and SmolVLM take the same path. Its processor says how a picture stands in a prompt. The vision tower is
+frozen in the paper, so its tokens are computed once per picture and handed to the language model as
+`mm_encoder_outputs`, transformers' own way in for precomputed visual tokens.
 """
 
 from __future__ import annotations
@@ -12,15 +13,24 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from jinja2 import TemplateError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PaliGemmaProcessor,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
@@ -33,6 +43,10 @@ from emonb.settings import checkpoint_of
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft 0.21 asks by the old name
 
 PAPER_BASE = "Qwen/Qwen2-VL-7B-Instruct"
+CLASSES = (  # transformers' model_type: each is tested, others are refused (docs/models.md)
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "smolvlm", "idefics3", "llava", "llava_next"),
+    *("llava_onevision", "gemma3", "internvl", "paligemma"),
+)
 Picture = str | Path | Image.Image
 
 
@@ -41,7 +55,7 @@ Picture = str | Path | Image.Image
 
 @dataclass
 class VLM:
-    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL with its processor; pictures are shrunk to `max_side` px (authors' code)."""
+    """A model of one of `CLASSES` with its processor; pictures are shrunk to `max_side` px (authors' code)."""
 
     model: Any  # transformers model, or a PeftModel around it
     processor: Any
@@ -49,7 +63,7 @@ class VLM:
 
     @property
     def core(self) -> Any:
-        """The `...Model` that holds `visual` and `language_model`, under LoRA or not."""
+        """The `...Model` that holds vision tower and language model, under LoRA or not."""
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         return model.model
 
@@ -58,18 +72,28 @@ class VLM:
         return next(self.model.parameters()).device
 
     @property
+    def language(self) -> Any:
+        """The language model, without its output matrix."""
+        return self.core.get_decoder()
+
+    @property
     def width(self) -> int:
         """Width D of a merged visual token, which is that of the language model."""
-        return self.core.config.text_config.hidden_size
+        return self.core.config.get_text_config().hidden_size
 
     @property
     def merge_size(self) -> int:
-        """Patches along a side of one merged visual token (2 in Qwen2-VL)."""
-        return self.core.config.vision_config.spatial_merge_size
+        """Patches of `VisualTokens.grid` along a side of one visual token (2 in Qwen2-VL)."""
+        return getattr(self.core.config.vision_config, "spatial_merge_size", 1)
 
     @property
     def image_token_id(self) -> int:
         return self.model.config.image_token_id
+
+    @property
+    def placeholder_id(self) -> int:
+        """What stands for a whole picture in `prompt_ids`: in most classes the same token."""
+        return self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
 
 
 def load_vlm(
@@ -101,11 +125,10 @@ def load_vlm(
         "quantization_config": _nf4() if quantized else None,
         **({"device_map": {"": device}} if quantized else {}),
     }
+    if (kind := _from_pretrained(AutoConfig, base).model_type) not in CLASSES:
+        raise _wrong_model(base, f"a {kind} is not known to take visual tokens")
     processor = load_processor(base)
     model, report = _from_pretrained(AutoModelForImageTextToText, base, output_loading_info=True, **options)
-    offered = inspect.signature(model.model.forward).parameters if hasattr(model, "model") else {}
-    if not {"mm_encoder_outputs", "mm_token_type_ids", "image_grid_thw"} <= set(offered):
-        raise _wrong_model(base, f"{type(model).__name__} does not take visual tokens")
     if missing := sorted(report["missing_keys"]):
         raise _missing(base, f"lacks {len(missing)} tensors of the model, first {missing[0]}")
     if not quantized:
@@ -121,11 +144,11 @@ def load_vlm(
 def load_processor(base: str) -> Any:
     """A VLM's processor (tokenizer, image processor, chat template), without its weights; raises as `load_vlm`."""
     processor = _from_pretrained(AutoProcessor, base)
-    parts = [getattr(processor, name, None) for name in ("tokenizer", "image_processor", "chat_template")]
-    if None in parts:
+    parts = [getattr(processor, name, None) for name in ("tokenizer", "image_processor", "image_token")]
+    if None in parts or not (processor.chat_template or isinstance(processor, PaliGemmaProcessor)):
         raise _wrong_model(base, "its processor lacks a tokenizer, an image processor or a chat template")
-    if "<|im_end|>" not in processor.tokenizer.get_vocab():
-        raise _wrong_model(base, "its tokenizer does not know <|im_end|>, the end of a Qwen message")
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor
 
 
@@ -157,7 +180,9 @@ def _nf4() -> BitsAndBytesConfig:
 def _from_pretrained(kind: Any, base: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(checkpoint_of(base), local_files_only=hub_offline(), **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except ImportError as error:
+        raise EmonbError(f"setting vlm.base: {base!r} needs another package: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise _missing(base, f"cannot be loaded ({reason})") from None
 
@@ -174,8 +199,8 @@ def _missing(base: str, problem: str) -> EmonbError:
 
 def _wrong_model(base: str, problem: str) -> EmonbError:
     return EmonbError(
-        f"setting vlm.base: {base!r} cannot be used ({problem}); choose a Qwen2-VL, Qwen2.5-VL or Qwen3-VL "
-        f"Instruct model, the paper's is {PAPER_BASE}"
+        f"setting vlm.base: {base!r} cannot be used ({problem}); choose an instruction-tuned model of "
+        f"{', '.join(CLASSES)}; the paper's is {PAPER_BASE}"
     )
 
 
@@ -187,12 +212,15 @@ class VisualTokens:
     """All that the language model takes of a batch of pictures: one [n_i, D * L] float16 tensor per picture.
 
     The first D columns are the merged visual tokens; the others are the deepstack features of Qwen3-VL, side
-    by side (L = 1 + their number; L = 1 in Qwen2-VL and Qwen2.5-VL). `grid` holds the [B, 3] patch grids.
+    by side (L = 1 + their number; L = 1 in all other classes). `grid` holds the [B, 3] patch grids of the Qwen
+    classes, and [B, 1] numbers of tokens of others. `frames`: token ids that stand for each picture in a prompt, with
+    one for a run of visual tokens; SmolVLM, say, marks the parts into which it cuts a picture.
     """
 
     tokens: list[Tensor]
     grid: Tensor
     width: int | None = None  # D; None where L = 1
+    frames: list[list[int]] | None = None  # None: nothing but visual tokens
 
     def __len__(self) -> int:
         return len(self.grid)
@@ -209,14 +237,22 @@ def shown(image: Picture, max_side: int) -> Image.Image:
     return picture
 
 
-def patches(vlm: VLM, images: Sequence[Picture]) -> tuple[Tensor, Tensor]:
-    """Pictures as the vision tower takes them: [sum of patches, P] pixels and [B, 3] patch grids; on the CPU."""
-    inputs = vlm.processor.image_processor([shown(image, vlm.max_side) for image in images], return_tensors="pt")
-    return inputs["pixel_values"], inputs["image_grid_thw"]
+def patches(vlm: VLM, images: Sequence[Picture]) -> dict[str, Any]:
+    """Pictures as the vision tower takes them, by the names of its arguments, on the CPU; with `counts`, `frames`."""
+    processor, image = vlm.processor, vlm.image_token_id
+    options = {"padding": True, "return_tensors": "pt", "return_text_replacement_offsets": True}
+    pictures, text = [[shown(i, vlm.max_side)] for i in images], [processor.image_token] * len(images)
+    inputs = dict(processor(images=pictures, text=text, **options))
+    places = [found[0]["replacement"].strip() for found in inputs.pop("text_replacement_offsets")]
+    rows = processor.tokenizer(places, add_special_tokens=False)["input_ids"]
+    runs = [[(token, len([*run])) for token, run in groupby(row)] for row in rows]
+    frames = [[t for token, n in found for t in [token] * (1 if token == image else n)] for found in runs]
+    counts = torch.tensor([row.count(image) for row in rows])
+    return {**inputs, "counts": counts, "frames": frames if any(len(f) > 1 for f in frames) else None}
 
 
 @torch.no_grad()  # not inference_mode: the tokens may become part of a training graph
-def visual_tokens(vlm: VLM, images: Sequence[Picture], cut: tuple[Tensor, Tensor] | None = None) -> VisualTokens:
+def visual_tokens(vlm: VLM, images: Sequence[Picture], cut: dict[str, Any] | None = None) -> VisualTokens:
     """One pass of the frozen vision tower and merger.
 
     The tokens are rounded to float16, the precision they have on disk, so that a cached and a fresh picture give
@@ -225,11 +261,15 @@ def visual_tokens(vlm: VLM, images: Sequence[Picture], cut: tuple[Tensor, Tensor
     Args:
         cut: their `patches`, where another thread has made them already.
     """
-    pixels, grid = cut or patches(vlm, images)
-    output = vlm.core.get_image_features(pixels.to(vlm.device), grid.to(vlm.device), return_dict=True)
-    levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
-    tokens = [torch.cat([t.half() for t in image], -1) for image in zip(*levels, strict=True)]
-    return VisualTokens(tokens, grid.cpu(), vlm.width)
+    inputs = cut or patches(vlm, images)
+    taken = inspect.signature(vlm.core.get_image_features).parameters.keys() & inputs
+    output = vlm.core.get_image_features(**{k: inputs[k].to(vlm.device) for k in taken}, return_dict=True)
+    levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]  # by picture, or in one
+    flat = torch.cat([torch.cat([t.reshape(-1, t.shape[-1]) for t in level]).half() for level in levels], -1)
+    if len(flat) != inputs["counts"].sum():
+        raise _wrong_model(vlm.model.name_or_path, f"it sees {len(flat)} tokens for {inputs['counts'].sum()} places")
+    grid = inputs["image_grid_thw"] if "image_grid_thw" in taken else inputs["counts"][:, None]
+    return VisualTokens(list(flat.split(inputs["counts"].tolist())), grid.cpu(), vlm.width, inputs["frames"])
 
 
 # ---- questions and answers as tokens -------------------------------------------------------------------------------
@@ -237,21 +277,64 @@ def visual_tokens(vlm: VLM, images: Sequence[Picture], cut: tuple[Tensor, Tensor
 
 def prompt_text(vlm: VLM, instruction: str) -> str:
     """The chat prompt for one picture, by the model's own template, ready for an answer."""
-    messages = [
-        {"role": "system", "content": [{"type": "text", "text": resource("prompts.yaml", "system")}]},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]},
-    ]
-    return vlm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return _dialogue(vlm.processor, instruction)
+
+
+def _dialogue(processor: Any, instruction: str, answer: str | None = None) -> str:
+    if not processor.chat_template:  # PaliGemma, whose processor completes this
+        return processor.image_token + instruction
+    system = {"role": "system", "content": [{"type": "text", "text": resource("prompts.yaml", "system")}]}
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}]
+    if answer:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    options = {"tokenize": False, "add_generation_prompt": not answer}
+    if "enable_thinking" in processor.chat_template:  # Qwen3.5's; an answer is scored without thoughts before it
+        options["enable_thinking"] = False
+    try:
+        return processor.apply_chat_template([system, *messages], **options)
+    except TemplateError:  # a class without system messages
+        return processor.apply_chat_template(messages, **options)
 
 
 def prompt_ids(vlm: VLM, instruction: str) -> list[int]:
     """Token ids of the chat prompt, with one placeholder for the picture."""
-    return vlm.processor.tokenizer(prompt_text(vlm, instruction), add_special_tokens=False)["input_ids"]
+    processor, text = vlm.processor, prompt_text(vlm, instruction)
+    text = processor.prepare_inputs_layout(images=[Image.new("RGB", (1, 1))], text=[text])[1][0]
+    mark = processor.image_token
+    place = getattr(processor, "full_image_sequence", mark)  # Gemma 3: empty lines around a picture, part of the text
+    around = place[: -len(place.lstrip())] + mark + place[len(place.rstrip()) :]
+    text = text.replace(mark, around)
+    return processor.tokenizer(text, add_special_tokens=_adds_start(processor, text))["input_ids"]
 
 
-def answer_ids(vlm: VLM, response: str) -> list[int]:
-    """Token ids of a response with its end marks."""
-    return vlm.processor.tokenizer(response + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
+def _adds_start(processor: Any, prompt: str) -> bool:
+    """Whether the tokenizer should add its mark of a text's start: not if the template has done so (transformers)."""
+    return not prompt.startswith(processor.tokenizer.bos_token or prompt)
+
+
+@lru_cache(maxsize=8)
+def _answer_marks(processor: Any) -> tuple[str, str, str]:
+    """The end of every prompt, what the template writes between it and an answer, and what ends an answer."""
+    if not processor.chat_template:
+        return "\n", "", processor.tokenizer.eos_token
+    prompt, (start, _, end) = _dialogue(processor, "?"), _dialogue(processor, "?", "ANSWER").rpartition("ANSWER")
+    between = start.removeprefix(prompt) if start.startswith(prompt) else ""
+    return prompt.rpartition("?")[2], between, end if end.strip() else processor.tokenizer.eos_token
+
+
+def answer_ids(vlm: VLM, response: str, *, ended: bool = True) -> list[int]:
+    """Token ids of a response where it stands: after the prompt, with what the template puts before and behind it."""
+    prompt, before, after = _answer_marks(vlm.processor)
+    text = before + response + (after if ended else "")
+    start, whole, alone = vlm.processor.tokenizer([prompt, prompt + text, text], add_special_tokens=False)["input_ids"]
+    return whole[len(start) :] if whole[: len(start)] == start else alone
+
+
+class _Tokens(list):
+    """Tokens by picture for the classes that join them, and in one tensor for those that ask for one."""
+
+    def to(self, *where: Any) -> Tensor:
+        return torch.cat(self)[None].to(*where)
 
 
 @dataclass
@@ -262,7 +345,12 @@ class _ImageOutput(BaseModelOutputWithPooling):
 
 
 def make_batch(
-    vlm: VLM, sequences: Sequence[Sequence[int]], visual: VisualTokens, *, pad_left: bool
+    vlm: VLM,
+    sequences: Sequence[Sequence[int]],
+    visual: VisualTokens,
+    *,
+    pad_left: bool,
+    answered: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Model inputs: expand each picture's placeholder to its visual tokens, pad, and add the types.
 
@@ -270,26 +358,32 @@ def make_batch(
         sequences: B lists of token ids with one placeholder each.
         visual: the B pictures' tokens.
         pad_left: for generation and scoring; training pads on the right.
+        answered: how many of each sequence's last tokens are an answer; default 0. The others see each other in
+            PaliGemma.
     """
-    expanded = []
-    for ids, grid in zip(sequences, visual.grid, strict=True):
-        at, count = list(ids).index(vlm.image_token_id), int(grid.prod()) // vlm.merge_size**2
-        expanded.append([*ids[:at], *[vlm.image_token_id] * count, *ids[at + 1 :]])
+    expanded, image = [], vlm.image_token_id
+    for ids, tokens, frame in zip(sequences, visual.tokens, visual.frames or [[image]] * len(visual), strict=True):
+        at, run = list(ids).index(vlm.placeholder_id), len(tokens) // frame.count(image)
+        seen = [token for mark in frame for token in [mark] * (run if mark == image else 1)]
+        expanded.append([*ids[:at], *seen, *ids[at + 1 :]])
     width = max(map(len, expanded))
     ids = torch.full((len(expanded), width), vlm.processor.tokenizer.pad_token_id)
-    mask = torch.zeros_like(ids)
+    mask, answer = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.int)
     for row, sequence in enumerate(expanded):
-        where = slice(width - len(sequence), width) if pad_left else slice(0, len(sequence))
-        ids[row, where] = torch.tensor(sequence)
-        mask[row, where] = 1
-    device, dtype = vlm.device, vlm.core.get_input_embeddings().weight.dtype
+        end = width if pad_left else len(sequence)
+        ids[row, end - len(sequence) : end] = torch.tensor(sequence)
+        mask[row, end - len(sequence) : end] = 1
+        answer[row, end - answered[row] if answered else end : end] = 1
+    device, dtype, seen = vlm.device, vlm.core.get_input_embeddings().weight.dtype, (ids == image).int()
     merged, *deep = zip(*(t.to(device, dtype).split(vlm.width, -1) for t in visual.tokens), strict=True)
-    output = _ImageOutput(pooler_output=list(merged), deepstack_features=[list(x) for x in deep] or None)
+    output = _ImageOutput(pooler_output=_Tokens(merged), deepstack_features=[list(x) for x in deep] or None)
+    types = {"mm_token_type_ids": seen, "token_type_ids": seen if vlm.processor.chat_template else answer}
+    known = {**types, "image_grid_thw": visual.grid}.items()
+    offered = inspect.signature(vlm.core.forward).parameters
     return {
         "input_ids": ids.to(device),
         "attention_mask": mask.to(device),
-        "mm_token_type_ids": (ids == vlm.image_token_id).int().to(device),
-        "image_grid_thw": visual.grid.to(device),
+        **{name: x.to(device) for name, x in known if name in offered},
         "mm_encoder_outputs": {"image": output},
     }
 
@@ -305,8 +399,7 @@ def answer_tokens(
     The candidates' common end (the closing quote and brace) is left out unless one label's tokens begin
     another's, so that the candidates' probabilities are those of distinct continuations.
     """
-    encode = vlm.processor.tokenizer
-    answers = [encode(answer_text(label), add_special_tokens=False)["input_ids"] for label in labels]
+    answers = [answer_ids(vlm, answer_text(label), ended=False) for label in labels]
     start = common_start(answers)
     tails = [a[start:] for a in answers]
     end = common_start([t[::-1] for t in tails])
@@ -331,7 +424,8 @@ def answer_distribution(
     and always parseable, where the authors sample up to 256 tokens at temperature 0.8 (our choice).
     """
     prefix, tails = answer_tokens(vlm, labels, instruction)
-    batch = make_batch(vlm, [prefix] * len(visual), visual, pad_left=True)
+    begun = len(prefix) - len(prompt_ids(vlm, instruction or question(labels)))
+    batch = make_batch(vlm, [prefix] * len(visual), visual, pad_left=True, answered=[begun] * len(visual))
     longest = max(map(len, tails))
     output = vlm.model(**batch, use_cache=longest > 1, logits_to_keep=1)
     first = output.logits[:, -1].float().log_softmax(-1)  # [B, V]
@@ -344,16 +438,19 @@ def rest_of_answers(vlm: VLM, batch: dict[str, Any], cache: Any, tails: Sequence
     rows, count, width = len(batch["input_ids"]), len(tails), max(map(len, tails)) - 1
     padded = torch.tensor([(t + [0] * width)[: width + 1] for t in tails], device=vlm.device)
     real = torch.tensor([[k + 1 < len(t) for k in range(width)] for t in tails], device=vlm.device)
-    cache.batch_repeat_interleave(count)
+    cache.reorder_cache(torch.arange(rows, device=vlm.device).repeat_interleave(count))  # linear attention's, too
     mask = batch["attention_mask"].repeat_interleave(count, 0)
-    start = batch["attention_mask"].sum(1, keepdim=True) + vlm.core.rope_deltas
-    positions = (start + torch.arange(width, device=vlm.device)).repeat_interleave(count, 0)
+    where = {}  # other classes go on where the prefix ended, padding included: rotary positions are relative
+    if getattr(vlm.core, "rope_deltas", None) is not None:
+        start = batch["attention_mask"].sum(1, keepdim=True) + vlm.core.rope_deltas
+        positions = (start + torch.arange(width, device=vlm.device)).repeat_interleave(count, 0)
+        where = {"position_ids": positions.expand(3, -1, -1)}
     output = vlm.model(
         input_ids=padded[:, :width].repeat(rows, 1),
         attention_mask=torch.cat([mask, mask.new_ones(rows * count, width)], 1),
-        position_ids=positions.expand(3, -1, -1),
         past_key_values=cache,
         use_cache=True,
+        **where,
     )
     logp = output.logits.float().log_softmax(-1).view(rows, count, width, -1)
     more = logp.gather(-1, padded[:, 1:].expand(rows, -1, -1)[..., None])[..., 0]
@@ -363,10 +460,11 @@ def rest_of_answers(vlm: VLM, batch: dict[str, Any], cache: Any, tails: Sequence
 @torch.inference_mode()
 def generate(vlm: VLM, images: Sequence[Picture], instruction: str, max_new_tokens: int) -> list[str]:
     """Greedy free answers, through the processor and `generate` as anyone would call them."""
-    pictures = [shown(image, vlm.max_side) for image in images]
-    tokenizer = vlm.processor.tokenizer
+    pictures = [[shown(image, vlm.max_side)] for image in images]
+    tokenizer, text = vlm.processor.tokenizer, prompt_text(vlm, instruction)
+    options = {"add_special_tokens": _adds_start(vlm.processor, text), "padding": True, "return_tensors": "pt"}
     tokenizer.padding_side = "left"
-    text = [prompt_text(vlm, instruction)] * len(pictures)
-    inputs = vlm.processor(images=pictures, text=text, padding=True, return_tensors="pt").to(vlm.device)
+    inputs = vlm.processor(images=pictures, text=[text] * len(pictures), **options).to(vlm.device)
+    inputs.pop("labels", None)  # PaliGemma's, for training
     output = vlm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -25,6 +25,19 @@ def truth(dataset: str, n: int) -> list[str]:
     return [labels[i % len(labels)] for i in range(n)]
 
 
+def rated(dataset: str, n: int) -> pd.DataFrame:
+    """A sample table with raters' shares: true emotion 0.5, the next 0.25, neutral 0.25; of one image all neutral."""
+    labels = list(taxonomy_for_dataset(dataset).labels)
+    pattern = np.r_[0.5, 0.25, np.zeros(len(labels) - 2)]
+    shares = np.array([np.roll(pattern, labels.index(x)) for x in truth(dataset, n)])
+    frame = pd.DataFrame(shares, columns=[f"share_{label}" for label in labels]).assign(share_neutral=0.25)
+    frame.iloc[0] = [*[0.0] * len(labels), 1.0]
+    frame = pd.concat([frame.assign(split=split, image_id=[f"{split}/{i:05d}.png" for i in range(n)])
+                       for split in ("train", "test")], ignore_index=True)  # fmt: skip
+    frame.attrs["labels"] = labels
+    return frame
+
+
 def frame_of(answers, label, labels, *, seed=0, split="test", rng=None, parsed=None):
     """A prediction frame that gives these answers (names), with some probability on every class."""
     rng, rows = rng or np.random.default_rng(0), np.arange(len(label))

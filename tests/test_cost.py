@@ -12,6 +12,7 @@ from torch import nn
 from emonb import cost
 from emonb.settings import load_settings
 
+CPU = torch.device("cpu")
 BASE_7B, BASE_2B = (f"Qwen/Qwen2-VL-{size}-Instruct" for size in ("7B", "2B"))
 
 
@@ -90,13 +91,13 @@ def test_parts_of_the_assembled_model_need_what_they_are_made_of(monkeypatch):
     pooled = SimpleNamespace(pooled=lambda: torch.zeros(1, 4))
     rooms = {"answer_distribution": lambda *_: asked.append("vlm"), "visual_tokens": lambda tuned, paths: pooled}
     monkeypatch.setitem(sys.modules, "emonb.vlm", SimpleNamespace(**rooms))
-    adapter = nn.Linear(2, 2, bias=False)
-    vlm = nn.ModuleDict({"visual": nn.Linear(4, 4), "lora_A": adapter, "language": nn.Linear(4, 10)})
+    language = nn.ModuleDict({"lora_A": nn.Linear(2, 2, bias=False), "mlp": nn.Linear(4, 10)})
+    vlm = nn.ModuleDict({"visual": nn.Linear(4, 4), "language": language})
     vlm.disable_adapter = lambda: nullcontext(asked.append("no adapter"))
 
     class Whole(nn.Module):
         labels, head, gate = ["joy", "fear"], nn.Linear(4, 2), nn.Linear(4, 2)
-        seeing = staticmethod(lambda: SimpleNamespace(model=vlm, core=vlm, device=torch.device("cpu")))
+        seeing = staticmethod(lambda: SimpleNamespace(model=vlm, core=vlm, language=language, device=CPU))
         forward = staticmethod(asked.append)
 
     parts = cost.parts_of(Whole())
@@ -104,3 +105,17 @@ def test_parts_of_the_assembled_model_need_what_they_are_made_of(monkeypatch):
     for answer, *_ in parts.values():
         answer("x.png")
     assert asked == ["no adapter", "vlm", "vlm", ["x.png"]]
+
+
+@pytest.mark.parametrize("family", ["llava_next", "gemma3", "qwen3_5"])
+def test_other_classes_are_counted_by_their_own_parts(family, tmp_path):
+    from families import config_of, toy_tokenizer
+    from transformers import AutoModelForImageTextToText
+
+    config = config_of(family, toy_tokenizer(family))
+    config.save_pretrained(tmp_path)
+    found, model = cost.count_vlm(str(tmp_path)), AutoModelForImageTextToText.from_config(config)
+    assert found["vision tower"] + found["merger"] + found["language model"] == found["total"]
+    assert found["total"] == sum(p.numel() for p in model.parameters())
+    assert 0 < found["merger"] < found["vision tower"]
+    assert found["features"] == 32

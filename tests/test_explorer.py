@@ -90,6 +90,14 @@ def test_each_image_has_its_own_facts(made, html):
     assert one["seeds"] == "Of models with several seeds the first is shown."
 
 
+def test_a_model_that_somebody_else_trained_is_shown(tmp_path):
+    predictions = world(tmp_path, ("mini-fi",), n=24)
+    predictions["mini-fi", "theirs"] = predictions["mini-fi", "vit"]
+    found = data_of(explorer.explorer_html(predictions))["sets"][0]
+    assert found["models"] == [*map(model_name, SHOWN[:-1]), "theirs", model_name(SHOWN[-1])]
+    assert found["answer"][-2] == found["answer"][SHOWN.index("vit")]
+
+
 def test_same_bytes_from_the_same_data_in_any_order(made, html):
     shuffled = copy.copy(made)
     shuffled.update({key: frame.sample(frac=1, random_state=3) for key, frame in made.items()})

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
-from synthetic import drawn_of, frame_of, synthetic
+from synthetic import drawn_of, frame_of, rated, synthetic
 
 from emonb import figures, tables
 from emonb.data import TAXONOMIES
@@ -77,6 +77,7 @@ def made(world):
     found, settings, answers = world
     table, odd = tables.complementarity(found, settings), {m: found[ODD, m] for m in MAIN}
     examples = select_examples(answers[ODD], 2)
+    raters = tables.label_distribution(found, settings, {"mini-fi": rated("mini-fi", 120)})
     pictures = [np.full((8, 8, 3), i, np.uint8) for i in range(len(examples))]
     rng, row = np.random.default_rng(0), {"split": "val", "metric": "loss"}
     history = [{**row, "epoch": e, "value": e + k, "seed": k} for e in (1, 2, 3) for k in (0, 2)]
@@ -96,6 +97,7 @@ def made(world):
         "gate_weights": figures.gate_weights(weights),
         "gate_trust": figures.gate_trust(trust_of()),
         "calibration": figures.calibration(first),
+        "certainty": figures.certainty(pd.concat([raters, raters.assign(dataset=ODD)])),
         "accuracy_cost": figures.accuracy_cost(cost_of(), levels),
         "evidence": figures.evidence(seen),
         "alpha_tradeoff": figures.alpha_tradeoff(tables.alpha(found, settings), levels),
@@ -240,6 +242,13 @@ def test_gate_weights_and_trust_are_their_tables(made, world):
     marks = [np.asarray(marks.get_offsets())[:, 0] for marks in ax.collections]
     assert np.allclose(marks, [shown["vlm_right"], 100 - shown["head_right"]])
     assert ax.get_title().endswith(f"n = {shown['n'].iloc[0]} images, 1 seed")
+
+
+def test_certainty_has_a_bar_a_model_and_the_raters_line(made, world):
+    table = tables.label_distribution(world[0], world[1], {"mini-fi": rated("mini-fi", 120)})
+    ax, table = made["certainty"].axes[0], table[table["row"].isin(MAIN)]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(table["surest"].tolist())
+    assert ax.lines[-1].get_xdata()[0] == pytest.approx(2 / 3)
 
 
 def test_calibration_curves_and_examples(made, world):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
 from scipy.stats import binom, chi2, ttest_1samp
 from synthetic import frame_of, synthetic
 
@@ -36,6 +37,18 @@ def test_repeats_are_averaged_within_their_seed():
     again = frame(["negative", "negative"], truth).assign(repeat=1)
     both = pd.concat([frame(truth, truth), again, frame(truth, truth, seed=1)])
     assert metrics.hits_by_seed(both).to_numpy().tolist() == [[0.5, 1.0], [1.0, 1.0]]
+
+
+def test_label_distribution_measures_by_hand():
+    raters = np.array([[0.5, 0.5, 0.0], [3.0, 1.0, 0.0], [0.2, 0.2, 0.6]])  # the second is normalised here
+    model = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.5, 0.2]])
+    found = metrics.label_distribution(raters, model)
+    assert found["kl"][0] == pytest.approx(0.5 * np.log(2))
+    assert found["kl"][1] == pytest.approx(0.75 * np.log(7.5) + 0.25 * np.log(1.25))
+    assert found["js"].tolist() == pytest.approx((jensenshannon(raters, model, axis=1) ** 2).tolist())
+    assert found["chebyshev"].tolist() == pytest.approx([0.25, 0.7, 0.4])
+    assert found["cosine"][0] == pytest.approx(0.375 / np.sqrt(0.5 * 0.375))
+    assert found["top2"].tolist() == [100, 0, 100], "of a tie for the second place each counts"
 
 
 def test_bootstrap_equals_plain_resampling():

@@ -187,7 +187,7 @@ class _Passes(nn.Module):
         return hidden_states
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.startswith("qwen")])
 def test_tokens_lie_where_their_part_of_the_picture_lies(family, tmp_path):
     """Without attention a token sees its own patches: painting one field changes one token, in the same place."""
     tuned = load_vlm(str(save_family(tmp_path, family)))

@@ -140,16 +140,20 @@ def test_a_list_cannot_lead_out_of_the_release_and_odd_characters_are_escaped(tm
     assert (row["scene"], list(row["objects"])) == (r"\ud800", ["1", "None"])
 
 
-def test_emotion6_labels_are_the_strongest_of_six(tmp_path):
+def test_emotion6_has_the_folder_s_label_and_the_raters_and_its_name_chooses(tmp_path):
     source = made.emotion6(tmp_path / "src")
     with (source / "ground_truth.txt").open("a") as file:
         file.write("joy/cut.jpg\t4.5")
     frame, report, _ = bring("emotion6", source, tmp_path / "out")
-    assert report["problems"] == {"tied_label": ["fear/tie.jpg"], "neutral_dominant": ["joy/neutral.jpg"]}
+    odd = ["fear/tie.jpg", "joy/neutral.jpg"]
+    assert report["problems"] == {"raters_differ": odd, "tied_label": odd[:1], "neutral_dominant": odd[1:]}
     rows = frame.set_index("image_id")
     assert len(rows) == report["found"]["total"] == 62
-    labels = rows.loc[["fear/tie.jpg", "joy/neutral.jpg", "anger/1.jpg"], "label"]
-    assert labels.tolist() == ["anger", "sadness", "anger"]
+    assert rows.loc[[*odd, "anger/1.jpg"], "label_majority"].tolist() == ["anger", "sadness", "anger"]
+    assert rows["label"].equals(rows["label_folder"].rename("label"))
+    assert rows.loc[odd, "label"].tolist() == ["fear", "joy"]
+    raters, *_ = bring("emotion6", source, tmp_path / "out", name="emotion6-majority")
+    assert raters["label"].equals(raters["label_majority"].rename("label"))
     assert rows.loc["anger/1.jpg", ["share_anger", "valence"]].tolist() == [0.7, 4.5]
     assert list(report["counts"]["train"]) == list(made.EKMAN)
 

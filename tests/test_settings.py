@@ -6,6 +6,8 @@ from conftest import ROOT
 
 from emonb.annotate.request import load_prices
 from emonb.errors import EmonbError
+from emonb.pipeline import dataset_folder
+from emonb.predictions import dataset_title, paper_dataset
 from emonb.settings import NetworkSettings, TripletSettings, checkpoint_of, load_settings
 
 
@@ -16,6 +18,18 @@ def test_shipped_profiles_are_valid_and_mini_keeps_the_promised_sizes():
     mini = load_settings("mini")
     assert all(sizes[2] >= 600 for sizes in (mini.world.mikels8, mini.world.ekman6, mini.world.sentiment2))
     assert (len(mini.datasets), mini.world.mikels8[0] >= 1000) == (5, True)
+
+
+def test_emotion6_by_its_raters_has_another_name(tmp_path):
+    """So that every file and table says which labels it rests on; one release serves both."""
+    options = {"datasets": "fi,emotion6", "images": tmp_path}
+    assert load_settings("smoke", **options).datasets == ("fi", "emotion6")
+    settings = load_settings("smoke", **options, emotion6_labels="majority")
+    assert settings.datasets == ("fi", "emotion6-majority")
+    assert dataset_title("emotion6") != dataset_title("emotion6-majority")
+    assert paper_dataset("emotion6-majority") == "", "the paper's numbers are of the folders"
+    (tmp_path / "emotion6").mkdir()
+    assert dataset_folder(settings, "emotion6-majority") == tmp_path / "emotion6"
 
 
 def test_paper_has_the_papers_values_and_they_are_the_defaults():

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
-from synthetic import drawn_of, frame_of, synthetic, truth
+from synthetic import drawn_of, frame_of, rated, synthetic, truth
 
 from emonb import claims, tables
 from emonb.data import TAXONOMIES
@@ -34,6 +34,39 @@ def settings():
 @pytest.fixture(scope="module")
 def predictions():
     return synthetic(DATASETS)
+
+
+def test_models_against_the_raters_of_the_images_of_whom_some_felt_something(predictions, settings):
+    table = tables.label_distribution(predictions, settings, {"mini-emotion6": rated("mini-emotion6", 120)})
+    rows = table.set_index("row")
+    assert rows.index[:3].tolist() == ["", "vlm_zero_shot", "vlm_tuned"]
+    assert "vlm_generated" not in rows.index
+    assert set(rows["n"]) == {119}
+    assert rows["raters_surest"].tolist() == pytest.approx([2 / 3] * len(rows))
+    constant = 2 / 3 * np.log(4) + 1 / 3 * np.log(2)  # every emotion is as frequent as the others, nearly
+    assert rows.loc["", "kl"] == pytest.approx(constant, abs=0.01)
+    frame = predictions["mini-emotion6", "head"].query("image_id != 'test/00000.png'")
+    place = truth("mini-emotion6", 6).index
+    near = (frame["prediction"].map(place) - frame["label"].map(place)) % 6 <= 1
+    near = near.groupby(frame["image_id"]).mean()
+    assert rows.loc["head", "top2"] == pytest.approx(100 * near.mean())
+    assert rows.loc["head", "top2_low"] < rows.loc["head", "top2"] < rows.loc["head", "top2_high"]
+    assert rows.loc["head", "seeds"] == 3
+
+
+def test_a_stranger_s_file_is_a_row_with_its_lead_if_it_answers_every_image(predictions, settings):
+    fi = predictions["mini-fi", "vit"]
+    with_others = {**predictions, ("mini-fi", "theirs"): fi, ("mini-fi", "some"): fi.iloc[:50]}
+    main, modules = tables.main(with_others, settings), tables.modules(with_others, settings)
+    for table in (main, modules):
+        assert table["row"].tolist().count("theirs") == 1
+        assert "some" not in set(table["row"])
+    rows, vit = modules.set_index("row"), main.query(f"row == 'vit' and dataset == {FI!r}").iloc[0]
+    lead = tables.gates(predictions | {("mini-fi", "gate_moe"): fi}, settings).query(f"dataset == {FI!r}")
+    lead = lead.set_index("row").loc["gate_moe"]
+    assert rows.loc["theirs", "ours"] == vit["ours"]
+    for column in ("gain", "gain_low", "gain_high"):
+        assert rows.loc["theirs", column] == pytest.approx(lead[column])
 
 
 @pytest.mark.parametrize("name", NAMES)

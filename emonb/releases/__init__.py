@@ -161,10 +161,10 @@ def _words(value: object) -> str:
 def read_emotion6(source: Path, names: Mapping[str, str]) -> Release:
     """Emotion6: `ground_truth.txt` with valence, arousal and seven probabilities; `images/<emotion>/<n>.jpg`.
 
-    The label is the strongest of the six emotions, whatever folder the picture lies in (the folder is the word
-    that was searched for). Where two are equally strong, the first in class order counts, and where most raters
-    felt nothing (neutral), the strongest of the six: the paper has six classes and uses all 1,980 pictures. Both
-    are reported, so that they can be left out of a comparison.
+    The label is the folder, the word that was searched for (authors' tree), also in `label_folder`. `label_majority`
+    is the raters' strongest of the six emotions. Where two are equally strong, the first in class order counts, and
+    where most raters felt nothing (neutral), the strongest of the six. Both are reported, as is where the two labels
+    differ. A dataset named `emotion6-majority` takes the raters' label.
     """
     columns = {f"[{name}]": name for name in ("valence", "arousal")}
     columns |= {f"[prob. {emotion}]": f"share_{emotion}" for emotion in (*EKMAN, "neutral")}
@@ -172,13 +172,17 @@ def read_emotion6(source: Path, names: Mapping[str, str]) -> Release:
     table = table.dropna().rename(columns=columns)
     names = table.pop("[image_filename]")
     shares = [f"share_{emotion}" for emotion in EKMAN]
-    label = table[shares].idxmax(axis=1).str.removeprefix("share_")
+    table["label_folder"] = names.str.split("/").str[0].str.lower()
+    table["label_majority"] = table[shares].idxmax(axis=1).str.removeprefix("share_")
+    label = table["label_folder"]
     frame = pd.DataFrame({"image_id": names, "path": "images/" + names, "label": label}).join(table)
     release = _release(frame, source, EKMAN)
     frame, best = release.frame, release.frame[shares].max(axis=1)
     tied = frame[shares].ge(best - 1e-9, axis=0).sum(axis=1) > 1
     release.problems["tied_label"] = frame.loc[tied, "image_id"].tolist()
     release.problems["neutral_dominant"] = frame.loc[frame["share_neutral"] > best, "image_id"].tolist()
+    differ = frame["label_folder"] != frame["label_majority"]
+    release.problems["raters_differ"] = frame.loc[differ, "image_id"].tolist()
     return release
 
 

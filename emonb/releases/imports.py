@@ -46,8 +46,9 @@ LEFT_OUT = {
 }
 KEPT = {
     "listed_twice": "the release lists it more than once: the last of train, val, test counts",
-    "tied_label": "two emotions have the same highest probability: the first in class order is the label",
-    "neutral_dominant": "neutral has the highest probability; labelled with the strongest of the six",
+    "raters_differ": "the raters' strongest emotion is not the folder's: label_majority and label_folder have both",
+    "tied_label": "two emotions have the same highest probability: the first in class order is the raters' label",
+    "neutral_dominant": "neutral has the highest probability; the raters' label is the strongest of the six",
     "duplicate": "exactly the same picture twice within a split",
     "duplicate_across_splits": "exactly the same picture in two splits: leakage",
     "animated": "several frames: the first is used",
@@ -96,10 +97,13 @@ def write_table(
     if release.frame.empty:
         gone = ", ".join(map(visible, problems.get("listed_but_missing", ())[:3]))
         raise EmonbError(f"{where}: no readable picture; put them where the release has them (not there: {gone}, ...)")
-    read, labels = read_classes({*release.frame["label"]}, fixed, reading.names, where)
+    frame = release.frame
+    if dataset == "emotion6-majority" and "label_majority" in frame:
+        frame = frame.assign(label=frame["label_majority"])
+    read, labels = read_classes({*frame["label"]}, fixed, reading.names, where)
     if renamed := [f"{name} as {label}" for name, label in read.items() if label and label != clean(name)]:
         notes.append(f"classes are read so: {', '.join(renamed)}")
-    frame = release.frame.assign(label=release.frame["label"].map(read))
+    frame = frame.assign(label=frame["label"].map(read))
     out = frame.loc[frame["label"] == "", "image_id"]
     problems["left_out_as_told"] = [*problems.get("left_out_as_told", ()), *out]
     samples, seen = inspected(frame[frame["label"] != ""], release.root, f"pictures of {dataset}")
@@ -165,15 +169,15 @@ def _check_readable(problems: Mapping[str, Sequence[str]], there: int, most: flo
         )
 
 
-def read_dataset(folder: Path, out: Path, classes: Sequence[str] = ()) -> dict[str, Any]:
+def read_dataset(folder: Path, out: Path, dataset: str = "", classes: Sequence[str] = ()) -> dict[str, Any]:
     """As `write_table`, into `out`, for a dataset on disk: a release as it was unpacked, or an import.
 
-    `classes` are an own taxonomy, instead of the import's.
+    `dataset` is by default the folder's name; `classes` are an own taxonomy, instead of the import's.
     """
     form, source, reading = _origin(folder)
     reading = reading._replace(classes=classes or reading.classes)
     release = read_release(form, source, reading.names)
-    return write_table(release, out, folder.name, form, where=str(source), reading=reading)
+    return write_table(release, out, dataset or folder.name, form, where=str(source), reading=reading)
 
 
 def _origin(folder: Path) -> tuple[str, Path, Reading]:

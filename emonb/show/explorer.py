@@ -22,6 +22,7 @@ from emonb.data import read_samples, thumbnail
 from emonb.errors import EmonbError, UnreadablePicture
 from emonb.files import resource_path
 from emonb.predictions import (
+    MAIN,
     UNPARSABLE,
     LoadedPredictions,
     dataset_title,
@@ -31,6 +32,7 @@ from emonb.predictions import (
     prediction_labels,
     probabilities,
     seeds_alike,
+    strangers,
     test_rows,
 )
 from emonb.show.reasons import reasons_note
@@ -123,7 +125,7 @@ def sprites(paths: Sequence[str | None]) -> tuple[list[str], list[tuple[int, int
 
 def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[str, Any]:
     """Everything that the script shows of one dataset, as lists of plain numbers and texts."""
-    table = joint(predictions, dataset)
+    table = joint(predictions, dataset, (*MAIN[:-1], *strangers(predictions, dataset), MAIN[-1]))
     if table.empty:
         there = ", ".join(dict.fromkeys(name for name, _ in predictions)) or "no dataset"
         raise EmonbError(f"{dataset}: no test image that all models have answered; there are predictions of {there}")

@@ -84,12 +84,13 @@ def explain_head(
 
     Returns:
         JSON types: label; logit of this picture, and `start`, of the baseline; `tokens`, rows x columns parts in their
-        difference, positive for the label; `missed`, what these leave unexplained, in logits.
+        difference, positive for the label; `missed`, what these leave unexplained, in logits. Of a class without a
+        patch grid the tokens stand in one row, in their order: it does not say where in the picture they lie.
     """
     if label not in (None, *model.labels):
         raise EmonbError(f"label: {label!r} is none of the model's emotions; use one of: {', '.join(model.labels)}")
     head = model.head
-    _, height, width = (int(n) // model.merge_size for n in visual.grid[row])
+    *_, height, width = 1, *(int(n) // model.merge_size for n in visual.grid[row])
     with torch.inference_mode(False), torch.enable_grad():  # also where the caller has switched gradients off
         tokens = visual.tokens[row][:, : visual.width].clone().float().to(head.mean.device)  # [N, D]
         base = head.mean.clone()  # [D]
