@@ -35,7 +35,7 @@ def world():
     for model in [model for _, model in found if model != "vlm_generated"]:
         answers = [t if rng.uniform() < 0.6 else ODD_LABELS[rng.integers(3)] for t in truth]
         found[ODD, model] = frame_of(answers, truth, ODD_LABELS, rng=rng)
-    settings = load_settings("smoke", datasets=["mini-fi", ODD])
+    settings = load_settings("smoke").model_copy(update={"datasets": ("mini-fi", ODD)})  # no name that a run takes
     return found, settings, {title: joint(found, d) for title, d in zip(TITLES, ("mini-fi", ODD), strict=True)}
 
 
