@@ -55,7 +55,7 @@ def settle() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):  # none, closed, or somebody's own
             stream.reconfigure(errors="backslashreplace")
-    for end in ("SIGTERM", "SIGHUP"):
+    for end in ("SIGTERM", "SIGHUP") if process_count() == 1 else ():  # a launcher ends its processes itself
         if (number := getattr(signal, end, None)) and signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
             signal.signal(number, signal.default_int_handler)
     if resource := _resource():

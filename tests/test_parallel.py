@@ -50,8 +50,8 @@ def test_two_processes_give_what_one_gives(tiny, tmp_path):
 
 def test_no_process_lives_five_seconds_longer_than_its_launcher(tiny, tmp_path):
     profile = tiny_profile(tmp_path / "long.yaml", tiny.run.settings.vlm.base, epochs=1000)
-    process = launch(tiny, "adapter", tmp_path, profile)
-    wait_for(lambda: list(tmp_path.glob("artifacts/adapter/.*.tmp")), process)
+    process = launch(tiny, "adapter", tmp_path / "out", profile)
+    wait_for(lambda: list(tmp_path.glob("out/artifacts/adapter/.*.tmp")), process)
     assert killed(process) == []
 
 
