@@ -198,7 +198,7 @@ def _table(
             continue
         source = "" if np.isnan(value) else printed["source"]
         record = [model, name, dataset_title(dataset), pr.paper_dataset(dataset), value, source]
-        mean, *ends = _ends(ours, tail)
+        mean, *ends = np.clip(_ends(ours, tail), 0, 100).tolist()
         record += [mean, mean - value, *ends, *((ours.images, ours.seeds) if ours else (None, None))]
         record += _ends(lead[model].get(dataset), tail)
         records.append(dict(zip(_COLUMNS, record, strict=True)) | more(dataset, model))
