@@ -112,6 +112,11 @@ def test_other_class_names_are_refused_with_a_way_that_works(found, words):
     assert {*read_classes(found, None, own_names([way]), "x")[0]} == {*found}
 
 
+def test_a_mapping_of_a_class_that_is_not_there_is_named():
+    with pytest.raises(EmonbError, match=r"--map 'hapy=joy': no class has that name; there are anger, happy"):
+        read_classes(["happy", "anger"], None, own_names(["hapy=joy"]), "x")
+
+
 def test_an_own_taxonomy_and_missing_classes_only_when_told(tmp_path):
     source = make_tree(tmp_path / "src", ALL, ("Calm_sea", "1 wild"))
     with pytest.raises(EmonbError, match="--classes 'wild,calm sea'"):
