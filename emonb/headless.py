@@ -31,7 +31,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
-from emonb.errors import EmonbError
+from emonb.errors import EmonbError, PassingTrouble, StoppedEarly
 from emonb.files import atomic_write, claim_folder, locked, read_json, write_json
 from emonb.machine import git_state, library_versions, lock_state, machine
 from emonb.pipeline import dataset_folder
@@ -298,8 +298,11 @@ def _papermill(source: Path, target: Path, parameters: Mapping[str, Any], bar: B
     try:
         papermill.execute_notebook(*paths, dict(parameters), **options)
     except papermill.PapermillExecutionError as error:
-        what = error.evalue.strip() if error.ename == "EmonbError" else f"{error.ename}: {error.evalue}".strip()
-        raise NotebookFailed(source, target, f"In [{error.exec_count}]", what) from None
+        ours = {kind.__name__: kind for kind in (EmonbError, StoppedEarly, PassingTrouble)}
+        what = error.evalue.strip() if error.ename in ours else f"{error.ename}: {error.evalue}".strip()
+        failed = NotebookFailed(source, target, f"In [{error.exec_count}]", what)
+        failed.exit_code = ours.get(error.ename, EmonbError).exit_code
+        raise failed from None
     except DeadKernelError:
         what = "the kernel died; most often because memory ran out: close programs or choose a smaller PROFILE"
         raise NotebookFailed(source, target, "the cell that was running", what) from None

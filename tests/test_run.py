@@ -176,6 +176,14 @@ def test_a_failure_is_one_message(tmp_path, notebook_folder, name):
         run("smoke", out=str(tmp_path / "out"), folder=notebook_folder(name))
 
 
+def test_a_run_that_is_stopped_early_tells_so_by_its_code(tmp_path, notebook_folder):
+    folder = notebook_folder("users_mistake")
+    edit(folder / "01_users_mistake.ipynb", "EmonbError", "StoppedEarly")
+    with pytest.raises(NotebookFailed, match=r"In \[4\]\n  file x: field y") as caught:
+        run("smoke", out=str(tmp_path / "out"), folder=folder)
+    assert caught.value.exit_code == 3
+
+
 def partial_folder(folder: Path, **changed: str) -> Path:
     """Notebooks of one line each: 01 saves predictions, 04 fails, 07 and 08 would show what is there."""
     start = "from emonb.files import Path, make_folder"
