@@ -45,15 +45,15 @@ from emonb.store import STAGES, Store
 
 # Seconds of a first run of the mini profile on 2 cores: shares of the bar of a first run here.
 NOTEBOOKS = {
-    "01_data": 30,
-    "02_triplets": 15,
-    "03_instruction_tuning": 290,
-    "04_teacher": 220,
-    "05_distillation": 70,
-    "06_gate": 45,
-    "07_tables": 20,
-    "08_complementarity": 55,
-    "09_try_your_image": 12,
+    "01_data": 75,
+    "02_triplets": 20,
+    "03_instruction_tuning": 800,
+    "04_teacher": 670,
+    "05_distillation": 145,
+    "06_gate": 60,
+    "07_tables": 30,
+    "08_complementarity": 80,
+    "09_try_your_image": 15,
 }
 _SHOWS = ("07_tables", "08_complementarity")  # worth executing over what is there when an earlier one failed
 

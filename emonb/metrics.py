@@ -55,7 +55,8 @@ def bootstrap_means(values: np.ndarray, resamples: int = 2000, seed: int = 0) ->
     multinomial, which is the same distribution at a fraction of the cost.
     """
     values = np.asarray(values, float)
-    rows, counts = np.unique(values.reshape(len(values), -1), axis=0, return_counts=True)
+    alike = np.round(values.reshape(len(values), -1), 9)  # thirds added in another order are the same thirds
+    rows, counts = np.unique(alike, axis=0, return_counts=True)
     n, rng, step = counts.sum(), np.random.default_rng(seed), max(1, _CHUNK // len(rows))
     sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
     means = np.concatenate([rng.multinomial(n, counts / n, size=size) @ rows / n for size in sizes])
