@@ -415,7 +415,7 @@ def accuracy_cost(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     Columns of `table`: dataset (title), model, accuracy, low, high, n, seeds, parameters, ms_median, ms_low, ms_high;
     `levels`: of `tables.main`.
     """
-    parts, units = _parts(table), EngFormatter(sep=" ")
+    parts, units = _parts(table[table["model"].isin(MARKERS)]), EngFormatter(sep=" ")
     units.ENG_PREFIXES = {0: "", 3: "k", 6: "M", 9: "B"}
     costs = {"parameters": ("parameters",) * 3, "ms per image": ("ms_low", "ms_median", "ms_high")}
     below = {f"{title} ": part for title, part in parts.items()}
