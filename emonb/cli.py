@@ -160,7 +160,8 @@ def import_data(
         str, typer.Option(help="an own taxonomy in its order, with commas; or in SRC/classes.txt")
     ] = "",
     allow_missing_class: Annotated[
-        bool, typer.Option("--allow-missing-class", help="although a class of the taxonomy has no picture")
+        bool,
+        typer.Option("--allow-missing-class", help="although a class has no picture, or val or test has none of it"),
     ] = False,
     max_unreadable: Annotated[
         float, typer.Option(min=0, max=1, help="share of unreadable pictures that stops")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from release_folders import EKMAN, MIKELS, PAIR, bring, emoset, listed, make_release, make_tree, paint, stage
@@ -137,6 +138,16 @@ def test_an_own_taxonomy_and_missing_classes_only_when_told(tmp_path):
     _, report, lines = bring("folder", seven, tmp_path / "out", reading=Reading(allow_missing_class=True))
     assert list(report["counts"]["val"]) == [*MIKELS[:7]]
     assert "  without sadness: not comparable with results of all classes" in lines
+    for split in ("test", "train"):
+        shutil.rmtree(seven / split / "awe")
+        with pytest.raises(EmonbError, match=rf"split '{split}' .* has none of awe; .*--allow-missing-class"):
+            bring("folder", seven, tmp_path / "out", reading=Reading(allow_missing_class=split == "train"))
+        if split == "test":
+            _, report, lines = bring("folder", seven, tmp_path / "out", reading=Reading(allow_missing_class=True))
+            assert (report["counts"]["test"]["awe"], "  test has none of awe: it says nothing of them" in lines) == (
+                0,
+                True,
+            )
 
 
 def test_the_command_takes_maps_classes_and_a_list_s_file(tmp_path):

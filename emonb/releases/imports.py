@@ -68,7 +68,7 @@ class Reading(NamedTuple):
 
     names: Mapping[str, str] = MappingProxyType({})  # cleaned name of a class or split -> what it stands for, "": out
     classes: Sequence[str] = ()  # an own taxonomy in its order
-    allow_missing_class: bool = False  # of the taxonomy: those without any picture are no classes here
+    allow_missing_class: bool = False  # those without any picture are no classes here; val and test may lack some
     max_unreadable: float = 0.05  # share of the pictures that are there; ours
 
 
@@ -126,12 +126,14 @@ def write_table(
     samples = with_splits(samples, where).drop(columns="group", errors="ignore")
     counts = pd.crosstab(samples["split"], samples["label"]).reindex(index=SPLITS, columns=labels, fill_value=0)
     for split, row in counts.iterrows():
-        if not row.all() and (row.any() or not partial):
-            lacking = ", ".join(row.index[row == 0])
+        lacking = ", ".join(row.index[row == 0])
+        if lacking and row.any() and split != "train" and reading.allow_missing_class:
+            notes.append(f"{split} has none of {lacking}: it says nothing of them")
+        elif lacking and (row.any() or not partial):
             raise EmonbError(
-                f"{where}: split {split!r} ({row.sum()} readable pictures) has none of {lacking}; add some or leave "
-                "the class out of all splits (--map NAME=); without any train or test (a run needs all): data import "
-                "... --allow-missing-split"
+                f"{where}: split {split!r} ({row.sum()} readable pictures) has none of {lacking}; add some, leave "
+                "the class out of all splits (--map NAME=) or, of val and test, import it with --allow-missing-class; "
+                "without any train or test (a run needs all): data import ... --allow-missing-split"
             )
     within, splits = samples.duplicated(["split", "sha256"], keep=False), samples["split"].groupby(samples["sha256"])
     problems["duplicate"] = samples.loc[within, "image_id"]
