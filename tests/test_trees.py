@@ -113,6 +113,24 @@ def test_other_class_names_are_refused_with_a_way_that_works(found, words):
     assert {*read_classes(found, None, own_names([way]), "x")[0]} == {*found}
 
 
+@pytest.mark.parametrize(
+    "text", ["image_file,caption\nTrain/Awe/0.JPG,a hill\n1.png,\n", "id,image_file,caption\nI7|0.jpg|a hill\n"]
+)
+def test_captions_beside_the_pictures_are_what_the_annotator_reads(tmp_path, text):
+    source = make_tree(tmp_path / "src", {"train": 2, "val": 1, "test": 1}, ("awe", "fear"))
+    (source / "captions.csv").write_text(text)
+    release = read_release("folder", source)
+    said = release.frame.set_index("path")["caption"]
+    told = said[said != ""]
+    wanted = ["train/awe/0.jpg"] if "Train" in text else [path for path in said.index if path.endswith("/0.jpg")]
+    assert sorted(told.index) == sorted(wanted)
+    assert {*told} == {"a hill"}
+    assert f"captions.csv: captions of {len(wanted)} of {len(said)} pictures" in release.notes
+    (source / "captions.csv").write_text("caption\na hill\n")
+    with pytest.raises(EmonbError, match=r"captions\.csv: columns caption; one must be path or image"):
+        read_release("folder", source)
+
+
 def test_a_mapping_of_a_class_that_is_not_there_is_named():
     with pytest.raises(EmonbError, match=r"--map 'hapy=joy': no class has that name; there are anger, happy"):
         read_classes(["happy", "anger"], None, own_names(["hapy=joy"]), "x")

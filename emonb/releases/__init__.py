@@ -25,7 +25,7 @@ import pyarrow as pa
 from emonb.data import ENDINGS, TAXONOMIES
 from emonb.errors import EmonbError
 from emonb.files import read_json, read_text, resource
-from emonb.releases.lists import find_lists, listed_rows, located, read_table
+from emonb.releases.lists import caption_key, find_lists, listed_rows, located, read_captions, read_table
 from emonb.releases.names import clean, is_leftover, own_classes, split_of
 from emonb.settings import SPLITS
 
@@ -86,10 +86,21 @@ def read_release(form: str, source: Path, names: Mapping[str, str] | None = None
         made_of = resource("releases.yaml")[form]["made_of"]
         raise EmonbError(f"{source}: no {form} release: it is made of {made_of}; give the folder that holds these")
     try:
-        return READERS[form](source, names or {})
+        return _with_captions(READERS[form](source, names or {}), source / "captions.csv")
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else source
         raise EmonbError(f"{where}: cannot be read ({error.strerror}); give yourself permission to read it") from None
+
+
+def _with_captions(release: Release, file: Path) -> Release:
+    """With the captions of a file beside the pictures, from which the offline annotator writes."""
+    if not file.is_file():
+        return release
+    known, keys = read_captions(file), release.frame["path"].map(caption_key)
+    found = keys.map(known).fillna(keys.str.rsplit("/", n=1).str[-1].map(known))
+    frame = release.frame.assign(caption=found.fillna(release.frame.get("caption", "")))
+    note = f"{file.name}: captions of {found.notna().sum()} of {len(found)} pictures"
+    return replace(release, frame=frame, notes=[*release.notes, note])
 
 
 def _unpacked(source: Path, *parts: str) -> Path:

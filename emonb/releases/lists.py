@@ -55,6 +55,33 @@ def read_table(file: Path, **options: Any) -> pd.DataFrame:
     return table.astype(object).where(table.notna(), "").astype("str")
 
 
+def read_captions(file: Path) -> dict[str, str]:
+    """`caption_key` of a picture -> its first caption, of a table whose head may have other separators (OASIS').
+
+    Raises `EmonbError` for a table without columns of pictures and of captions.
+    """
+    head, _, rest = read_text(file, "cp1252").partition("\n")
+    names, first = [clean(name) for name in re.split(r"[,;\t|]", head)], rest.partition("\n")[0]
+    pictures = sorted(
+        (n for n in names if re.fullmatch(_COLUMNS["path"], n)), key="id".__eq__
+    )  # an id, if nothing else
+    said = [name for name in names if re.fullmatch(r"captions?|text|description", name)]
+    if not (pictures and said):
+        raise EmonbError(f"{file}: columns {', '.join(names)}; one must be path or image, another caption")
+    options = {"sep": max(",;\t|", key=first.count), "names": names, "dtype": "str", "keep_default_na": False}
+    try:
+        table = pd.read_csv(io.StringIO(rest), skipinitialspace=True, **options)
+    except ValueError as error:  # pandas' parser errors are ValueErrors
+        raise EmonbError(f"{file}: cannot be read as a table ({' '.join(str(error).split())}); correct it") from None
+    table = table[table[said[0]].str.strip() != ""].drop_duplicates(pictures[0])
+    return dict(zip(table[pictures[0]].map(caption_key), table[said[0]].str.strip(), strict=True))
+
+
+def caption_key(path: str) -> str:
+    """How a picture is found in a table of captions: by its path or name, in any case, with or without its ending."""
+    return re.sub(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$", "", path.strip().replace("\\", "/").casefold())
+
+
 def find_lists(folder: Path) -> list[Path]:
     """The lists with a path and a label in a folder, else in the folders right below it (Hugging Face)."""
     for pattern in ("*.*", "*/*.*"):
