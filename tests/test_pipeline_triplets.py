@@ -66,5 +66,8 @@ def test_nothing_that_is_under_way_is_replaced(small, monkeypatch):
         server.batch_seconds = 0
         assert set(small.stage(annotator="batch")["source"]) == {"openai"}
     small.path.unlink()
-    with asked_of(monkeypatch, answer=lambda *_: {"choices": []}), pytest.raises(EmonbError, match="no triplets yet"):
+    with (
+        asked_of(monkeypatch, answer=lambda *_: {"choices": []}),
+        pytest.raises(EmonbError, match="not a chat completion"),
+    ):
         small.stage(annotator="openai")

@@ -57,7 +57,7 @@ EDITS = {
     "an importer": ("releases/__init__.py", "[valence <= 4.5,", "[valence <= 4.4,", "imported"),
     "a figure": ("figures.py", 'x="epoch"', 'x="step"', ""),  # training_curves
     "a docstring": ("gate.py", "Concat & linear", "Linear", ""),
-    "an error's words": ("vlm.py", "does not take visual tokens", "takes no tokens", ""),
+    "an error's words": ("vlm.py", "is not known to take visual tokens", "takes no tokens", ""),
     "words of an error that others raise": ("vlm.py", "No network here:", "Without a network", ""),
 }
 

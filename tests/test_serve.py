@@ -56,7 +56,7 @@ def test_triplets_from_a_server_of_one_s_own(tmp_path, serving, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "unused")
     listed = json.load(urllib.request.urlopen(f"{serving}/models"))["data"]
     asking = Asking(tmp_path, make_samples(tmp_path, 18))
-    terms = {"retries": 0, "min_words": 3, "near_duplicate": 1.0, "timeout_s": 60}
+    terms = {"retries": 0, "min_words": 3, "near_duplicate": 1.0, "timeout_s": 60, "price": "none"}
     assert asking.ask(model="stand-in", concurrency=2, **terms) == ""
     assert len(asking.accepted) >= 3, asking.said
     # The server takes no schema and so small a model keeps to no headings: one question a request was left.

@@ -43,9 +43,9 @@ def small_run(options: argparse.Namespace, force: str = "") -> Run:
     tree = yaml.safe_load(resources.files("emonb").joinpath("profiles", "mini.yaml").read_text(encoding="utf-8"))
     tree |= {"datasets": [DATASET], "side_by_side": False, "world": {"mikels8": list(options.drawn)}}
     tree["vlm"] |= {"epochs": 1, "reasons": 0}
-    folder = make_folder(options.out.resolve() / "run")
-    (folder / "profile.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    run = open_run(str(folder / "profile.yaml"), out=str(folder), force=force)
+    profile = make_folder(options.out.resolve()) / "profile.yaml"
+    profile.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    run = open_run(str(profile), out=str(profile.with_name("run")), force=force)
     for stage in ("samples", "triplets", "features", "adapter"):
         run.make(stage)
     return run

@@ -21,7 +21,8 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from emonb.data import TAXONOMIES
 from emonb.files import atomic_write, resource, write_json
-from emonb.world import Camera, draw_scene, glyph_names, mood_background, with_article
+from emonb.triplets import with_article
+from emonb.world import Camera, draw_scene, glyph_names, mood_background
 from tools.pretrain.checkpoint import frames, model_config
 from tools.pretrain.lessons import lessons_digest, random_scene, to_patches
 from tools.pretrain.train import pixel_statistics, visual_tokens
