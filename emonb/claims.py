@@ -45,6 +45,10 @@ class Comparison(NamedTuple):
     evidence: str = ""
 
 
+# Of each claim its comparisons, each with its sample on each dataset (by title), or why there is none.
+Samples = dict[str, list[tuple[Comparison, dict[str, np.ndarray | Estimate | str]]]]
+
+
 def compared(settings: Settings) -> dict[str, list[Comparison]]:
     """The comparisons behind all claims but C8, which is a count."""
     distill, gate, teacher = settings.distill, settings.gate, settings.teacher.teacher
@@ -97,19 +101,29 @@ def combine(verdicts: Sequence[str]) -> str:
     return FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
 
 
-def comparisons(
-    predictions: Predictions, settings: Settings, evidence: Mapping[str, pd.Series] | None = None
-) -> pd.DataFrame:
-    """Every comparison behind the claims: one row per claim, comparison and dataset, and the mean of all.
+def collect(predictions: Predictions, settings: Settings, evidence: Mapping[str, pd.Series] | None = None) -> Samples:
+    """What the claims are judged by.
 
     `evidence`: drawn dataset -> where the emotion of each image_id shows (E1, E2 are judged on these datasets alone).
+    """
+    found: Samples = {}
+    for claim, several in compared(settings).items():
+        for one in several:
+            datasets = [d for d in settings.datasets if not one.evidence or d in (evidence or {})]
+            samples = {dataset_title(d): _sample(one, predictions, d, evidence) for d in datasets}
+            found.setdefault(claim, []).append((one, samples))
+    return found
+
+
+def comparisons(samples: Samples, settings: Settings) -> pd.DataFrame:
+    """Every comparison behind the claims (`collect`): a row per claim, comparison and dataset, and the mean of all.
 
     Columns: claim, dataset, comparison, value, ci_low, ci_high, threshold, verdict, detectable (the smallest true
     difference that this run finds with a probability of 80 %), mcnemar_p (of single-seed models), n, seeds. One that
     cannot be made has no numbers, is undecided, and `comparison` says why.
     """
     tail, rows = (1 - settings.report.confidence) / 2, []
-    for claim, several in _samples(predictions, settings, evidence).items():
+    for claim, several in samples.items():
         for one, found in several:
             missing = {title: why for title, why in found.items() if isinstance(why, str)}
             missing |= {"all": "; ".join(missing.values())} if missing else {}
@@ -132,18 +146,13 @@ def comparisons(
     return pd.DataFrame(rows, columns=[*columns, "mcnemar_p", "n", "seeds"]).astype({"n": "Int64", "seeds": "Int64"})
 
 
-def shares(
-    predictions: Predictions,
-    settings: Settings,
-    evidence: Mapping[str, pd.Series] | None = None,
-    resamplings: int = 20,
-) -> pd.Series:
+def shares(samples: Samples, settings: Settings, resamplings: int = 20) -> pd.Series:
     """How often each verdict comes out: percent of resamplings, by claim, dataset and verdict.
 
     Test images and pipelines are drawn again with replacement, the same ones for all comparisons of a dataset; what is
     an estimate already (C1) is drawn with its error. Our choice: it says which verdicts hang on luck.
     """
-    tail, samples, found = (1 - settings.report.confidence) / 2, _samples(predictions, settings, evidence), []
+    tail, found = (1 - settings.report.confidence) / 2, []
     for number in range(resamplings):
         for claim, several in samples.items():
             verdicts: dict[str, list[str]] = {}
@@ -172,19 +181,6 @@ def _redrawn(sample: np.ndarray | Estimate | str, title: str, number: int) -> np
     return sample[images][:, seeds]
 
 
-def _samples(
-    predictions: Predictions, settings: Settings, evidence: Mapping[str, pd.Series] | None
-) -> dict[str, list[tuple[Comparison, dict[str, np.ndarray | Estimate | str]]]]:
-    """Of each claim its comparisons, each with its sample on each dataset, or why there is none."""
-    found: dict[str, list[tuple[Comparison, dict[str, np.ndarray | Estimate | str]]]] = {}
-    for claim, several in compared(settings).items():
-        for one in several:
-            datasets = [d for d in settings.datasets if not one.evidence or d in (evidence or {})]
-            samples = {dataset_title(d): _sample(one, predictions, d, evidence) for d in datasets}
-            found.setdefault(claim, []).append((one, samples))
-    return found
-
-
 def _sample(
     one: Comparison, predictions: Predictions, dataset: str, evidence: Mapping[str, pd.Series] | None
 ) -> np.ndarray | Estimate | str:
@@ -204,8 +200,9 @@ def _estimates(samples: Mapping[str, np.ndarray | Estimate | str]) -> dict[str, 
     """An estimate for each dataset that has a sample, and of their mean (`all`)."""
     given = {title: sample for title, sample in samples.items() if isinstance(sample, Estimate)}
     if not given:
-        arrays = {title: sample for title, sample in samples.items() if isinstance(sample, np.ndarray)}
-        return crossed_estimates(arrays) if arrays else {}
+        return crossed_estimates(
+            {title: sample for title, sample in samples.items() if isinstance(sample, np.ndarray)}
+        )
     error = math.sqrt(sum(one.error**2 for one in given.values())) / len(given)
     value, images = np.mean([one.value for one in given.values()]), sum(one.images for one in given.values())
     return {**given, "all": Estimate(float(value), error, math.inf, images, max(one.seeds for one in given.values()))}

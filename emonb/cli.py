@@ -224,12 +224,16 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="two or more results
     try:
         if len(runs) < 2:
             raise EmonbError("compare: give two results folders, or more")
-        found = side_by_side(*runs) if len(runs) == 2 else verdict_counts(runs)
+        if len(runs) == 2:
+            found = side_by_side(*runs)
+            text, same = str(found), found.same
+        else:
+            counts = verdict_counts(runs)
+            text, same = counts.to_string(), (counts == len(runs)).any(axis=1).all()
     except EmonbError as error:
         typer.echo(f"emonb: {error}", err=True)
         raise typer.Exit(2) from None
-    same = found.same if len(runs) == 2 else bool((found == len(runs)).any(axis=1).all())
-    typer.echo(str(found) if len(runs) == 2 else found.to_string())
+    typer.echo(text)
     raise typer.Exit(0 if same else 1)
 
 

@@ -292,9 +292,8 @@ def _papermill(source: Path, target: Path, parameters: Mapping[str, Any], bar: B
     quiet = ["--IPKernelApp.log_level=50"]  # kernels warn of TCP and of their own shutdown on our console
     options = {"kernel_manager_class": _OwnKernel, "extra_arguments": quiet, "on_cell_start": tell}
     options |= {"kernel_name": "python3", "progress_bar": False, "start_timeout": 120, "cwd": "."}
-    paths = (
-        os.path.relpath(path).replace("{", "{{").replace("}", "}}") for path in (source, target)
-    )  # it formats them
+    paths = (os.path.relpath(path) for path in (source, target))
+    paths = (path.replace("{", "{{").replace("}", "}}") for path in paths)  # papermill formats them
     try:
         papermill.execute_notebook(*paths, dict(parameters), **options)
     except papermill.PapermillExecutionError as error:

@@ -515,9 +515,8 @@ def head(run: Run, dataset: str, seed: int, *, samples: Artifact, features: Arti
 
     def train(name: str, repeat: int) -> Trained:
         options = {**config.training, **config.heads[name], "seed": mixed_seed(seed, repeat)}
-        with (
-            warnings.catch_warnings(action="ignore") if "lr" in config.heads[name] else nullcontext()
-        ):  # short on purpose
+        short = "lr" in config.heads[name]  # on purpose
+        with warnings.catch_warnings(action="ignore") if short else nullcontext():
             net, curve = train_head(there["train"], there["val"], **options)
         return net.cpu(), curve, {s: outputs(net, cached.features) for s, cached in data.items()}
 

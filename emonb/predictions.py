@@ -266,9 +266,9 @@ def seeds_alike(frame: pd.DataFrame) -> pd.Series:
     return answers.eq(answers.iloc[:, 0], axis=0).sum(axis=1)
 
 
-def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Prediction frames of one model under each other: those of several seeds."""
-    frames = list(frames)
+def joined(files: Iterable[Path]) -> pd.DataFrame:
+    """Prediction files of one model, of several seeds, under each other; `write_predictions` checks them."""
+    frames = [pd.read_parquet(file) for file in files]
     return pd.concat([frame.assign(raw_text=frame["raw_text"].astype("str")) for frame in frames], ignore_index=True)
 
 

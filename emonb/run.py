@@ -98,7 +98,7 @@ class Run:
                 annotate.show_offline(artifact.path / "triplets.jsonl", self.out / "triplets" / f"{dataset}.jsonl")
                 self._note(f"triplets/{dataset}.jsonl")
         for (dataset, model), of_seeds in files.items():
-            self.save_predictions(predictions.joined(map(predictions.read_predictions, of_seeds)), dataset, model)
+            self.save_predictions(predictions.joined(of_seeds), dataset, model)
 
     def find(self, name: str, *job: Job) -> Artifact:
         """The result of a stage that an earlier notebook made; without a seed in the job that of the first."""

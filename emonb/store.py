@@ -228,13 +228,14 @@ def _build(
             build(temporary, parts)
         wait_for_all()
         if is_main():
+            hashed = {path.relative_to(temporary).as_posix(): file_digest(path) for path in _files(temporary)}
             provenance = {
                 **made_of,
                 "key": artifact.key,
                 "seed": made_of["params"].get("seed"),
-                "digest": folder_digest(temporary),
+                "digest": hashlib.sha256("".join(f"{name}\0{x}\n" for name, x in hashed.items()).encode()).hexdigest(),
                 "files": _sizes(temporary),
-                "sha256": {file.name: file_digest(file) for file in _files(temporary) if file.parent == temporary},
+                "sha256": {name: digest for name, digest in hashed.items() if "/" not in name},
                 "created": _now(),
                 "seconds": round(time.perf_counter() - start, 3),
                 "peak_memory_mb": peak[0],
@@ -291,14 +292,6 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / _PROVENANCE)
-
-
-def folder_digest(folder: Path) -> str:
-    """sha256 over relative names and contents of a folder's files, provenance excepted."""
-    digest = hashlib.sha256()
-    for path in _files(folder):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def _now() -> str:

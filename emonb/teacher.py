@@ -8,7 +8,6 @@ so that a result does not depend on how many processes or loader workers share t
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from torchvision.transforms import v2
 
 from emonb.data import open_picture, sizes_of
 from emonb.errors import EmonbError
-from emonb.files import read_json
+from emonb.files import file_digest, read_json
 from emonb.machine import cores, get_device, hub_offline, is_main, process_count, wait_for_all
 from emonb.progress import progress
 from emonb.settings import DRAWN_SCENES, NetworkSettings, weights_of
@@ -137,7 +136,7 @@ def _seen_drawn_scenes(classes: int, building: dict[str, Any]) -> nn.Module:
 def weights_hash(name: str, weights: str | None) -> str | None:
     """What a result depends on beside the settings: a hash of the file whose weights a network starts from."""
     file = weights_of(weights, name) if weights else None
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
+    return file_digest(file) if file and file.is_file() else None
 
 
 class Pictures(Dataset):

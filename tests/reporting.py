@@ -39,7 +39,7 @@ def make_results(out: Path) -> Path:
     drawn = drawn_of(predictions, DATASETS)
     evidence = {dataset: table["evidence"] for dataset, table in drawn.items()}
     made = {
-        "claims": claims.claims(claims.comparisons(predictions, settings, evidence), None),
+        "claims": claims.claims(claims.comparisons(claims.collect(predictions, settings, evidence), settings), None),
         "evidence": tables.evidence(predictions, settings, drawn),
         "departures": apart.drop(columns="when"),
     }

@@ -222,11 +222,13 @@ def test_contrasts_of_evidence_are_judged_where_it_is_known(settings, better, fo
             t if hit else LABELS[LABELS.index(t) - 1] for t, hit in zip(label, rng.random(300) < chance, strict=True)
         ]
         predictions["mini-fi", model] = frame_of(said, label, LABELS)
-    table = claims.comparisons(predictions, one, {"mini-fi": evidence}).query("claim in ('E1', 'E2')")
+    table = claims.comparisons(claims.collect(predictions, one, {"mini-fi": evidence}), one).query(
+        "claim in ('E1', 'E2')"
+    )
     assert table["dataset"].tolist() == [FI, "all"] * 2
     assert table["verdict"].tolist() == [found] * 4
     assert table["n"].tolist() == [100] * 4
-    assert set(claims.comparisons(predictions, one)["claim"]).isdisjoint({"E1", "E2"})
+    assert set(claims.comparisons(claims.collect(predictions, one), one)["claim"]).isdisjoint({"E1", "E2"})
 
 
 def test_models_of_other_images_are_not_compared(predictions, settings):
@@ -236,7 +238,7 @@ def test_models_of_other_images_are_not_compared(predictions, settings):
     assert np.isnan(table.loc[("vit", FI), "gain"])
     assert ("oracle", FI) not in table.index
     assert tables.alpha(mixed, settings).query("dataset == @FI")["kl"].isna().all()
-    detail = claims.comparisons(mixed, settings).query("claim == 'C2'").set_index("dataset")
+    detail = claims.comparisons(claims.collect(mixed, settings), settings).query("claim == 'C2'").set_index("dataset")
     assert detail.loc[FI, "verdict"] == "undecided"
 
 
@@ -250,7 +252,7 @@ def pair(right_a, right_b, n=400):
 
 
 def judged(predictions, settings, parameters=None):
-    return claims.claims(claims.comparisons(predictions, settings), parameters)
+    return claims.claims(claims.comparisons(claims.collect(predictions, settings), settings), parameters)
 
 
 @pytest.mark.parametrize(("value", "error", "rivals", "found"), [
@@ -315,7 +317,7 @@ def test_seeds_that_disagree_make_a_verdict_less_sure(settings, predictions):
         predictions["mini-fi", "vlm_zero_shot"].assign(seed=seed) for seed in (1, 2)]])}  # fmt: skip
     widths = []
     for found in (calm, wild):
-        row = claims.comparisons(found, one).query("claim == 'C2' and dataset == 'all'").iloc[0]
+        row = claims.comparisons(claims.collect(found, one), one).query("claim == 'C2' and dataset == 'all'").iloc[0]
         widths.append(row["ci_high"] - row["ci_low"])
     assert widths[1] > 1.5 * widths[0]
 
@@ -325,7 +327,8 @@ def test_a_clear_verdict_comes_out_of_every_resampling_and_a_close_one_does_not(
     for name, tuned in (("clear", 0.9), ("close", 0.575)):
         a, b = pair(tuned, 0.5)
         found = {("mini-fi", "vlm_tuned"): a, ("mini-fi", "vlm_zero_shot"): b}
-        table = claims.claims(claims.comparisons(found, one), None, claims.shares(found, one))
+        samples = claims.collect(found, one)
+        table = claims.claims(claims.comparisons(samples, one), None, claims.shares(samples, one))
         shares[name] = table.query("claim == 'C5' and dataset == @FI")["share"].item()
         assert table.query("claim == 'C2' and dataset == @FI")["share"].item() == 100, "undecided for lack of a head"
     assert shares["clear"] == 100
@@ -333,7 +336,7 @@ def test_a_clear_verdict_comes_out_of_every_resampling_and_a_close_one_does_not(
 
 
 def test_all_claims_are_judged_with_rule_and_numbers(predictions, settings):
-    detail = claims.comparisons(predictions, settings)
+    detail = claims.comparisons(claims.collect(predictions, settings), settings)
     table = claims.claims(detail, PARAMETERS)
     assert list(table["claim"].unique()) == ["C1", "C2", "C2b", "C3", "C3b", *(f"C{i}" for i in range(4, 10))]
     assert table[["statement", "rule", "decided_by", "value"]].notna().all().all()

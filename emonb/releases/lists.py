@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
+from emonb.data import ENDINGS
 from emonb.errors import EmonbError
 from emonb.files import read_text
 from emonb.releases.names import clean, is_leftover
@@ -47,8 +48,8 @@ def read_table(file: Path, **options: Any) -> pd.DataFrame:
             sep = max(",;\t|", key=text.partition("\n")[0].count)
             with warnings.catch_warnings():  # a row of more columns than the first is told only so
                 warnings.simplefilter("error", pd.errors.ParserWarning)
-                types = {"dtype": "str", "keep_default_na": False, "index_col": False} | options
-                table = pd.read_csv(io.StringIO(text), sep=sep, skipinitialspace=True, **types)
+                types = {"sep": sep, "dtype": "str", "keep_default_na": False, "index_col": False} | options
+                table = pd.read_csv(io.StringIO(text), skipinitialspace=True, **types)
     except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors, too
         raise EmonbError(f"{file}: cannot be read as a table ({' '.join(str(error).split())}); correct it") from None
     table.columns = [str(name).strip() for name in table.columns]
@@ -61,25 +62,21 @@ def read_captions(file: Path) -> dict[str, str]:
     Raises `EmonbError` for a table without columns of pictures and of captions.
     """
     head, _, rest = read_text(file, "cp1252").partition("\n")
-    names, first = [clean(name) for name in re.split(r"[,;\t|]", head)], rest.partition("\n")[0]
-    pictures = sorted(
-        (n for n in names if re.fullmatch(_COLUMNS["path"], n)), key="id".__eq__
-    )  # an id, if nothing else
+    names = [clean(name) for name in re.split(r"[,;\t|]", head)]
+    pictures = sorted((name for name in names if re.fullmatch(_COLUMNS["path"], name)), key="id".__eq__)  # that last
     said = [name for name in names if re.fullmatch(r"captions?|text|description", name)]
     if not (pictures and said):
         raise EmonbError(f"{file}: columns {', '.join(names)}; one must be path or image, another caption")
-    options = {"sep": max(",;\t|", key=first.count), "names": names, "dtype": "str", "keep_default_na": False}
-    try:
-        table = pd.read_csv(io.StringIO(rest), skipinitialspace=True, **options)
-    except ValueError as error:  # pandas' parser errors are ValueErrors
-        raise EmonbError(f"{file}: cannot be read as a table ({' '.join(str(error).split())}); correct it") from None
-    table = table[table[said[0]].str.strip() != ""].drop_duplicates(pictures[0])
-    return dict(zip(table[pictures[0]].map(caption_key), table[said[0]].str.strip(), strict=True))
+    sep = max(",;\t|", key=rest.partition("\n")[0].count)
+    table = read_table(file, sep=sep, names=names, header=0).rename(columns={pictures[0]: "path", said[0]: "caption"})
+    table = table[table["caption"].str.strip() != ""].drop_duplicates("path")
+    return dict(zip(table["path"].map(caption_key), table["caption"].str.strip(), strict=True))
 
 
 def caption_key(path: str) -> str:
     """How a picture is found in a table of captions: by its path or name, in any case, with or without its ending."""
-    return re.sub(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$", "", path.strip().replace("\\", "/").casefold())
+    stem, ending = os.path.splitext(_key(path.strip()))
+    return stem if ending in ENDINGS else stem + ending
 
 
 def find_lists(folder: Path) -> list[Path]:
