@@ -400,7 +400,7 @@ def certainty(table: pd.DataFrame) -> Figure:
     """
     fig, panels = _panels(_parts(table[table["row"].isin(MAIN)]), 1.7)
     for ax, part in panels:
-        errors = (part[["surest_low", "surest_high"]].T - part["surest"]).abs()
+        errors = (part[["surest_low", "surest_high"]].T - part["surest"]).abs().to_numpy()  # barh takes no frame
         ax.barh(part["name"], part["surest"], xerr=errors, color=part["row"].map(model_color), error_kw={"lw": 0.8})
         ax.axvline(part["raters_surest"].iloc[0], color="black", linewidth=1)
         ax.set(xlim=(0, 1), ylim=(len(part) - 0.4, -0.6))

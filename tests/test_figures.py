@@ -250,6 +250,8 @@ def test_certainty_has_a_bar_a_model_and_the_raters_line(made, world):
     table = tables.label_distribution(world[0], world[1], {"mini-fi": rated("mini-fi", 120)})
     ax, table = made["certainty"].axes[0], table[table["row"].isin(MAIN)]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx(table["surest"].tolist())
+    ends = np.array([segment[:, 0] for segment in ax.collections[0].get_segments()])
+    assert np.allclose(ends, table[["surest_low", "surest_high"]]), "the intervals are those of the table"
     assert ax.lines[-1].get_xdata()[0] == pytest.approx(2 / 3)
 
 
