@@ -35,7 +35,7 @@ def _profile(profile: str) -> str:
     return _from_root(profile) if profile.endswith((".yaml", ".yml")) else profile
 
 
-_WHICH = "smoke, mini, paper, paper-2b, or the path of a .yaml file"
+_WHICH = "smoke, mini, photos, paper, paper-2b, or the path of a .yaml file"
 _FORMATS = "emoset, emotion6, fi, flickr, instagram, oasis, bass, folder, or list (CSV, JSONL, parquet)"
 _KEEP = "stages of which an older result is taken in spite of changed code; its provenance says so"
 Profile = Annotated[str, typer.Option(callback=_profile, help=_WHICH)]

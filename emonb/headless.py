@@ -26,6 +26,7 @@ from unittest.mock import patch
 import nbformat
 import papermill
 import psutil
+from huggingface_hub import try_to_load_from_cache
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
@@ -33,12 +34,12 @@ from tqdm import tqdm
 
 from emonb.errors import EmonbError, PassingTrouble, StoppedEarly
 from emonb.files import atomic_write, claim_folder, locked, read_json, write_json
-from emonb.machine import git_state, library_versions, lock_state, machine
+from emonb.machine import git_state, hub_offline, library_versions, lock_state, machine
 from emonb.pipeline import dataset_folder
 from emonb.reach import reached_by
 from emonb.releases.imports import listing_digest
 from emonb.run import parse_stages, stage_code
-from emonb.settings import Settings, load_settings, project_root
+from emonb.settings import Settings, checkpoint_of, load_settings, project_root
 from emonb.show.notebooks import sign
 from emonb.show.report import write_report
 from emonb.store import STAGES, Store
@@ -93,6 +94,7 @@ def run(
     parse_stages("keep", keep)
     for name in settings.datasets:
         dataset_folder(settings, name)
+    check_weights(settings)
     given = {"profile": profile if profile != "mini" else "", **given}  # the notebooks' own default: nothing to inject
     parameters = {name: value for name, value in given.items() if value}
     place = (folder or project_root() / "notebooks").resolve()
@@ -118,6 +120,33 @@ def run(
         with patch.dict(os.environ, environment | notes):
             _Run(settings, parameters, sources).execute(chosen, forced)
     return results
+
+
+def check_weights(settings: Settings) -> None:
+    """Raise `EmonbError` if weights are not here and cannot be fetched: all at once, before an hour is spent."""
+    config, absent, own = settings.vlm, {}, []
+    if not Path(checkpoint_of(config.base)).is_dir() and not _cached(config.base, "config.json"):
+        folder = f"models/{config.base.rsplit('/')[-1]}"
+        absent[config.base] = f"hf download {config.base} --local-dir {folder}"
+        own += [f"vlm: {{base: {folder}}}"]
+    for part, network in settings.teacher.networks.items():
+        if network.pretrained and not network.weights:
+            import timm
+
+            known, folder = timm.get_pretrained_cfg(network.name), f"models/{network.name}"
+            if known and not _cached(known.hf_hub_id, "model.safetensors"):
+                absent[network.name] = f"hf download {known.hf_hub_id} model.safetensors --local-dir {folder}"
+                own += [f"teacher: {{networks: {{{part}: {{weights: {folder}/model.safetensors}}}}}}"]
+    if absent and hub_offline():
+        raise EmonbError(
+            f"profile {settings.profile}: weights of {', '.join(absent)} are not here, and the hub does not answer. "
+            f"Where there is a network: `{'`, `'.join(absent.values())}`. Copy the folders into the project and write "
+            f"a profile of your own with the lines `from: {settings.profile}`, `{'`, `'.join(own)}`"
+        )
+
+
+def _cached(repository: str, file: str) -> bool:
+    return isinstance(try_to_load_from_cache(repository, file), str) if repository.count("/") == 1 else False
 
 
 class _Run:

@@ -9,6 +9,7 @@ where it is used: the runner, and processes that only draw, need none of it.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
@@ -185,15 +186,15 @@ def _base(settings: VLMSettings) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _load(**loading: Any) -> VLM:
+def _load(loading: str) -> VLM:
     from emonb.vlm import load_vlm
 
-    return load_vlm(**loading)
+    return load_vlm(**json.loads(loading))
 
 
 def base_vlm(run: Run) -> VLM:
     """The base VLM, loaded once."""
-    return _load(**run.settings.vlm.loading)
+    return _load(json.dumps(run.settings.vlm.loading))
 
 
 @stage("03_instruction_tuning")

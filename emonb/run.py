@@ -59,7 +59,8 @@ class Run:
         """Lines for the top of a notebook: datasets, seeds, who wrote the triplets, versions."""
         versions = ", ".join(f"{name} {v}" for name, v in list(library_versions().items())[:5])
         said = source_note(self.out, self.datasets)
-        about = [f"datasets: {', '.join(self.datasets)}", f"seeds: {', '.join(map(str, self.seeds))}", said, versions]
+        about = [f"datasets: {', '.join(self.datasets)}", f"seeds: {', '.join(map(str, self.seeds))}"]
+        about += [said, *self.settings.caveats, versions]
         return "\n".join(filter(None, about))
 
     # ---- results of the stages
@@ -218,7 +219,7 @@ class Run:
 
     def save_table(self, frame: pd.DataFrame, id: str, caption: str = "") -> None:
         """Save `tables/<id>.csv` (full precision) and `.md`, `.tex` (rounded; caption: also `frame.attrs`)."""
-        caption = caption or frame.attrs.get("caption", "")
+        caption = " ".join(filter(None, [caption or frame.attrs.get("caption", ""), *self.settings.caveats]))
         self._save(f"tables/{id}.csv", csv_text(frame))
         self._save(f"tables/{id}.md", markdown_text(frame, caption))
         self._save(f"tables/{id}.tex", latex_text(frame, id, caption))

@@ -47,6 +47,7 @@ class VLMSettings(_Section):
     quantize_4bit: bool = True  # authors' code: NF4, double quantisation
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"  # auto: FlashAttention 2 or sdpa; ours
     max_side: int = Field(1024, ge=28)  # authors' code: images shrunk to 1024 px on the long side
+    processor: dict[str, Any] = {}  # what differs from the model's own image processor, by its names; ours
     cache_visual_tokens: bool = False  # token-level features of all images: 10 MB an image for 7B
     batch_size: int = Field(8, ge=1)  # passes without gradient; ours
     lora_r: int = Field(8, ge=1)  # paper
@@ -69,7 +70,8 @@ class VLMSettings(_Section):
     @property
     def loading(self) -> dict[str, Any]:
         """Arguments of `vlm.load_vlm`."""
-        return self.model_dump(include={"base", "dtype", "quantize_4bit", "attention", "max_side"})
+        names = {"base", "dtype", "quantize_4bit", "attention", "max_side"}
+        return self.model_dump(include=names | ({"processor"} if self.processor else set()))
 
     @property
     def lora(self) -> dict[str, Any]:
@@ -259,6 +261,7 @@ class Settings(_Section):
     datasets: tuple[str, ...] = Field(min_length=1)
     images: str | None = None  # folder of datasets; None = the drawn world
     classes: dict[str, tuple[str, ...]] = {}  # own taxonomies: dataset -> its classes in order
+    remarks: dict[str, str] = {}  # dataset -> a sentence without which its numbers mislead; beside every table
     out: str
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     repeats: int = Field(3, ge=1)  # how often a pipeline trains the head, the head without teacher and the gate; ours
@@ -322,6 +325,11 @@ class Settings(_Section):
         return {name: paper | own for name, own in gates.items()}
 
     @property
+    def caveats(self) -> list[str]:
+        """The remarks on this run's datasets."""
+        return [f"{name}: {self.remarks[name]}" for name in self.datasets if name in self.remarks]
+
+    @property
     def seed(self) -> int:
         """The seed of the first pipeline, and of everything that is trained once."""
         return self.seeds[0]
@@ -380,7 +388,7 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
     """Load a profile by name or YAML path and override top-level fields.
 
     Args:
-        profile: `smoke`, `mini`, `paper`, `paper-2b`, or the path of a YAML file.
+        profile: `smoke`, `mini`, `photos`, `paper`, `paper-2b`, or the path of a YAML file.
         overrides: top-level fields; None and "" mean "as the profile says"; `datasets` and `seeds`
             may be comma-separated text; a dict changes single fields of a section.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -103,6 +103,7 @@ def load_vlm(
     quantize_4bit: bool = False,
     attention: str = "auto",
     max_side: int = 1024,
+    processor: Mapping[str, Any] | None = None,
     adapter: Path | None = None,
 ) -> VLM:
     """Load a VLM by hub name, local folder or "stand-in", optionally with a LoRA adapter, frozen, on its device.
@@ -110,6 +111,7 @@ def load_vlm(
     Args:
         quantize_4bit: NF4 with double quantisation (authors' code); on CUDA only.
         attention: transformers' name of the attention code; "auto": FlashAttention 2 where it can run, else sdpa.
+        processor: options of the image processor that differ from its file, as of `load_processor`.
 
     Raises:
         EmonbError: weights that are missing, damaged or of another kind of model, with the command that fetches
@@ -127,7 +129,7 @@ def load_vlm(
     }
     if (kind := _from_pretrained(AutoConfig, base).model_type) not in CLASSES:
         raise _wrong_model(base, f"a {kind} is not known to take visual tokens")
-    processor = load_processor(base)
+    taught = load_processor(base, processor)
     model, report = _from_pretrained(AutoModelForImageTextToText, base, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):
         raise _missing(base, f"lacks {len(missing)} tensors of the model, first {missing[0]}")
@@ -138,17 +140,26 @@ def load_vlm(
 
         model = PeftModel.from_pretrained(model, adapter)
     model.name_or_path = base  # peft writes this into adapters: a name, not a path of this machine
-    return VLM(model.eval().requires_grad_(False), processor, max_side)
+    return VLM(model.eval().requires_grad_(False), taught, max_side)
 
 
-def load_processor(base: str) -> Any:
-    """A VLM's processor (tokenizer, image processor, chat template), without its weights; raises as `load_vlm`."""
+def load_processor(base: str, options: Mapping[str, Any] | None = None) -> Any:
+    """A VLM's processor (tokenizer, image processor, chat template), without its weights; raises as `load_vlm`.
+
+    `options` of its image processor differ from its file: `do_image_splitting: false`, say, for one view a picture.
+    """
     processor = _from_pretrained(AutoProcessor, base)
     parts = [getattr(processor, name, None) for name in ("tokenizer", "image_processor", "image_token")]
     if None in parts or not (processor.chat_template or isinstance(processor, PaliGemmaProcessor)):
         raise _wrong_model(base, "its processor lacks a tokenizer, an image processor or a chat template")
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    own = processor.image_processor.to_dict()
+    if odd := ", ".join(sorted({*(options or {})} - {*own})):
+        known = ", ".join(sorted(name for name in own if name.startswith(("do_", "size", "max_", "min_"))))
+        raise EmonbError(f"setting vlm.processor: {odd}: {base!r} has no such option; it has {known}")
+    if options:
+        processor.image_processor = type(processor.image_processor).from_dict(own | {**options})
     return processor
 
 

@@ -7,14 +7,17 @@ import signal
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from conftest import FIXTURES, ROOT, emonb, killed, wait_for
+from pipeline import make_tree
 
 from emonb import headless
 from emonb.errors import EmonbError
 from emonb.files import locked
 from emonb.headless import NotebookFailed, run
 from emonb.progress import progress
+from emonb.run import open_run
 
 REPORT = headless.write_report
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
@@ -278,3 +281,25 @@ def test_inner_progress_reaches_the_bar(tmp_path, monkeypatch, capsys):
     assert [note.read_text() for _ in progress(range(2), "features")] == ["features 0/2", "features 1/2"]
     assert note.read_text() == ""
     assert capsys.readouterr().out == ""
+
+
+def test_weights_that_cannot_be_had_are_named_all_at_once_before_anything_runs(tmp_path, monkeypatch):
+    """And with the commands that fetch them."""
+    monkeypatch.setattr(headless, "hub_offline", lambda: True)
+    monkeypatch.setattr(headless, "_cached", lambda repository, file: False)
+    make_tree(tmp_path / "images" / "own", {"train": 2, "val": 1, "test": 1})
+    with pytest.raises(EmonbError) as caught:
+        run("photos", datasets="own", images=str(tmp_path / "images"), out=str(tmp_path / "out"))
+    vlm, vit = "SmolVLM-256M-Instruct", "vit_small_patch16_224"
+    assert f"`hf download HuggingFaceTB/{vlm} --local-dir models/{vlm}`" in str(caught.value)
+    assert f"model.safetensors --local-dir models/{vit}`" in str(caught.value)
+    assert f"`teacher: {{networks: {{vit: {{weights: models/{vit}/model.safetensors}}}}}}`" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_remarks_on_a_dataset_stand_beside_every_table(tmp_path):
+    (tmp_path / "mine.yaml").write_text("from: smoke\nremarks: {mini-fi: seen before., bass: not in this run.}\n")
+    opened = open_run(str(tmp_path / "mine.yaml"), out=str(tmp_path / "out"))
+    opened.save_table(pd.DataFrame({"x": [1]}), "some", "A caption.")
+    assert "A caption. mini-fi: seen before." in (tmp_path / "out" / "tables" / "some.md").read_text()
+    assert "mini-fi: seen before." in opened.describe()

@@ -152,7 +152,7 @@ def test_profiles_and_prices_in_other_encodings_are_read_or_named(tmp_path, enco
 
 def test_what_is_no_profile_is_named(tmp_path):
     for profile in ("huge", "missing.yaml"):
-        with pytest.raises(EmonbError, match=r"unknown profile .*mini, paper, paper-2b, smoke"):
+        with pytest.raises(EmonbError, match=r"unknown profile .*mini, paper, paper-2b, photos, smoke"):
             load_settings(profile)
     for text in ("a: [", "- a\n- b"):
         (tmp_path / "bad.yaml").write_text(text)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from families import FAMILIES, WIDTH, save_family
+from PIL import Image
 from pipeline import DATASET, make_tree, paint, tiny_profile
 from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_map
@@ -304,6 +305,18 @@ def test_the_assembled_model_answers_the_same_after_saving_and_loading(folders, 
     model.save_pretrained(tmp_path)
     twin, options = EmoVLMKD.from_pretrained(tmp_path), {"reasons": True, "batch_size": 2}
     pd.testing.assert_frame_equal(model.predict(pictures, **options), twin.predict(pictures, **options))
+
+
+def test_a_profile_may_ask_for_one_view_of_a_picture(folders):
+    """Options of the image processor; what it does not know is named with what it does know."""
+    base, picture = str(folders("idefics3")), Image.new("RGB", (192, 96))
+    whole, cut = room.load_vlm(base, processor={"do_image_splitting": False}), room.load_vlm(base)
+    one, parts = (room.visual_tokens(vlm, [picture]) for vlm in (whole, cut))
+    assert len(one.tokens[0]) * 3 == len(parts.tokens[0])
+    with pytest.raises(
+        EmonbError, match=r"vlm\.processor: do_split: .* no such option; it has do_.*splitting"
+    ):
+        room.load_processor(base, {"do_split": False})
 
 
 @pytest.mark.parametrize("name", ["idefics3", "llava_next"])

@@ -71,6 +71,7 @@ def write_report(out: Path) -> list[str]:
     said = results.safe("who wrote the triplets", source_note, out, datasets) or ""
     drawn = [is_drawn(name) for name in datasets]
     notes = [resource("report.yaml", "drawn")] * any(drawn) + [f"{said[:1].upper()}{said[1:]}."] * bool(said)
+    notes += settings.caveats if settings else []
     others = [f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items()]
     notes += [f"{resource('report.yaml', 'elsewhere')} {'; '.join(others)}."] * bool(others)
     results.problems += write_site(out, " ".join(notes))
