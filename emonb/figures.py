@@ -184,8 +184,9 @@ def _accuracy_against(
         ax.errorbar(part[column], part["ours"], yerr=errors, **look)
         paper = {"color": "#D55E00", "zorder": 3, "label": "as in the paper"}
         ax.plot(column, "ours", "o", data=part[part["row"] == model], **paper)
-        for x, y, note in part[[column, "ours", notes]].to_numpy() if notes else ():
-            ax.annotate(f"{note:g}", (x, y), (4, -9), textcoords="offset points", fontsize=NOTE)
+        for i, (x, y, note) in enumerate(part[[column, "ours", notes]].to_numpy() if notes else ()):
+            place = {"xytext": (0, 10 if i % 2 else -12), "ha": "center", "va": "center"}  # neighbours may be close
+            ax.annotate(f"{note:g}", (x, y), textcoords="offset points", fontsize=NOTE, **place)
         _levels(ax, levels, part["dataset"].iloc[0])
         ax.set(xlabel=xlabel, ylabel="accuracy, %")
         ax.margins(y=0.1)
@@ -216,9 +217,9 @@ def _matrix(title: str, *cells: Any) -> Figure:
 def confusion(frame: pd.DataFrame, title: str) -> Figure:
     """Confusion matrix of the first seed of a prediction frame: row percent as colour, percent and counts as text."""
     counts, percent = _confusion(first_seed(frame))
-    notes = (percent.round().astype(int).astype(str) + " %\n" + counts.astype(str)).where(counts > 0, "")
+    notes = (percent.round().astype(int).astype(str) + "\n" + counts.astype(str)).where(counts > 0, "")
     title = f"{title}\n{_first_of(frame)}"
-    return _matrix(title, percent, notes, "Blues", 0, 100, "% of the true emotion")
+    return _matrix(title, percent, notes, "Blues", 0, 100, "above: % of the true emotion; below: images")
 
 
 @styled
@@ -493,15 +494,18 @@ def training_curves(histories: Mapping[tuple[str, str], Sequence[Mapping[str, An
     frames = [pd.DataFrame(rows).assign(what=what, dataset=title) for (what, title), rows in histories.items()]
     history = pd.concat([pd.DataFrame({"seed": []}), *frames]).fillna({"seed": 0})
     groups = history.groupby(["what", "metric"], sort=False)
-    parts = {f"{what}, {metric}; seeds: {part['seed'].nunique()}": part for (what, metric), part in groups}
+    parts = {f"{model_name(what)}, {metric}; seeds: {x['seed'].nunique()}": x for (what, metric), x in groups}
     fig, panels = _panels(parts, 1.8)
     order = {"hue_order": history["dataset"].unique(), "style_order": ["train", "val"]}
     for ax, part in panels:
         sns.lineplot(part, x="epoch", y="value", hue="dataset", style="split", errorbar=None, ax=ax, **order)
         ax.get_legend().remove()
+        ax.set_ylabel({"accuracy": "accuracy, %"}.get(part["metric"].iloc[0], part["metric"].iloc[0]))
         if part["value"].max() > 5 * part["value"].median():  # L-shaped
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            ax.yaxis.set_minor_formatter("")
     _legend(fig, columns=4)
     return fig
 
@@ -541,20 +545,22 @@ def answer_bars(
     """A picture beside each model's probabilities, in the model's colour: its answer is outlined.
 
     `answers`: model (of `predictions.MODELS`, or any name) -> emotion -> probability. `truth`: what the label says, if
-    anything; a tick where a model says the same, else a cross.
+    anything; a triangle points at it, with a tick where a model says the same, else a cross.
     """
     labels, parts = list(next(iter(answers.values()))), {}
     for model, p in answers.items():
         best = max(p, key=p.get)
         mark = "" if not truth else " ✓" if best == truth else " ✗"
         parts[f"{model_name(model)}\n{best}{mark}"] = model, pd.Series(p, labels)
-    about, height = {f"the label says: {truth}" if truth else "": None}, 0.8 + 0.16 * len(labels)
+    about, height = {f"the label says:\n{truth} ◂" if truth else "": None}, 0.8 + 0.16 * len(labels)
     fig, [(first, _), *panels] = _panels({**about, **parts}, height, 1 + len(parts))
     first.imshow(picture)
     first.set_axis_off()
     for ax, (model, p) in panels:
         bars = ax.barh(p.index, p, color=model_color(model) or GREY, alpha=0.5)
         bars[p.argmax()].set(alpha=1, edgecolor="black", linewidth=0.8)
+        if truth in labels:
+            ax.plot(1, labels.index(truth), "k<", markersize=3.5, clip_on=False)
         ax.set(xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5))
         ax.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
         ax.tick_params(axis="y", length=0, labelleft=ax is panels[0][0])

@@ -22,10 +22,10 @@ from emonb.settings import DistillSettings, Settings
 
 Predictions = Mapping[tuple[str, str], pd.DataFrame]  # (dataset, model) -> prediction frame
 MODELS = {  # file name -> name for people; colour of Okabe and Ito (2008), None for one that no figure compares
-    "vlm_zero_shot": ("VLM, zero-shot", "#F0E442"),
-    "vlm_tuned": ("VLM, tuned", "#E69F00"),
-    "vlm_generated": ("VLM, free generation", None),
-    "vit": ("ViT (teacher)", "#56B4E9"),
+    "vlm_zero_shot": ("zero-shot VLM", "#F0E442"),
+    "vlm_tuned": ("tuned VLM", "#E69F00"),
+    "vlm_generated": ("tuned VLM, free generation", None),
+    "vit": ("ViT", "#56B4E9"),
     "vit_scratch": ("ViT from scratch", None),
     "resnet": ("ResNet", "#CC79A7"),
     "vgg": ("VGG", "#999999"),

@@ -75,7 +75,7 @@ def test_what_differs_is_told_with_paired_differences_and_where_it_begins(runs):
     found = compare(a, b)
     assert found.begins == ["teacher: a--vit"]
     only = found.answers.iloc[0]
-    assert (len(found.answers), only["model"], only["changed"], only["difference"]) == (1, "ViT (teacher)", 10, -10)
+    assert (len(found.answers), only["model"], only["changed"], only["difference"]) == (1, "ViT", 10, -10)
     assert -20 < only["low"] < -10 < only["high"] < -2, "paired: only ten images differ"
     assert found.verdicts[["claim", "verdict a", "verdict b"]].to_numpy().tolist() == [
         ["C2", "undecided", "does not hold"]
@@ -101,9 +101,9 @@ def test_runs_of_other_seeds_are_said_not_to_be_paired_and_not_to_be_the_same(ru
     write_predictions(runs[1] / "predictions" / "a__vit.parquet", answers(0.5).assign(seed=7))
     code, text = said_by(*runs)
     assert code == 1
-    assert "  no seed in common, so not paired: ViT (teacher) on a\n" in text
+    assert "  no seed in common, so not paired: ViT on a\n" in text
     (row,) = compare(*runs).answers.to_dict("records")
-    assert (row["model"], row["difference"]) == ("ViT (teacher)", 0)
+    assert (row["model"], row["difference"]) == ("ViT", 0)
     assert np.isnan(row["changed"])
 
 

@@ -90,7 +90,7 @@ def test_a_cell_lists_exactly_its_images(made, opened, dataset, model, keep):
 def test_a_card_tells_every_models_answer(made, opened):
     predictions, _, page = made
     view = opened(page).locator(".emonb-explorer")
-    pick(view, "Matrix of", "ViT (teacher)")
+    pick(view, "Matrix of", "ViT")
     frame = predictions["mini-fi", "vit"].set_index("image_id")
     labels = prediction_labels(frame)
     first, row = frame.iloc[0], frame.iloc[1]
@@ -99,8 +99,8 @@ def test_a_card_tells_every_models_answer(made, opened):
     lines = card.locator(".answers li").all_text_contents()
     assert len(lines) == len(SHOWN)
     mark = "✓" if row["label"] == row["prediction"] else "✗"
-    assert lines[2] == f"{mark} ViT (teacher): {row['prediction']} {100 * row.filter(like='p_').max():.0f} %"
-    card.get_by_text("VLM, tuned says").click()
+    assert lines[2] == f"{mark} ViT: {row['prediction']} {100 * row.filter(like='p_').max():.0f} %"
+    card.get_by_text("tuned VLM says").click()
     assert card.get_by_text("It looks calm.").is_visible()
     assert card.get_by_text("suggest its own answer in 61 % of 64 texts").is_visible()
     look = "e => [getComputedStyle(e).backgroundImage, e.clientWidth, e.clientHeight]"
@@ -153,7 +153,7 @@ def test_two_views_are_alive_and_apart_and_follow_the_theme(made, opened):
     views.nth(0).locator("td button").first.click()
     assert views.nth(0).locator(".card").count() > 0
     assert views.nth(1).locator(".card").count() == 0
-    pick(views.nth(1), "Matrix of", "ViT (teacher)")
+    pick(views.nth(1), "Matrix of", "ViT")
     chosen = views.nth(0).get_by_role("combobox", name="Matrix of").locator("option:checked")
     assert chosen.text_content() == "EmoVLM-KD"
     assert views.first.get_attribute("data-dark") is None, "the exported page is light whatever the system says"

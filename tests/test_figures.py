@@ -143,7 +143,7 @@ def test_confusion_shows_all_labels_counts_and_basis(world, made):
     share = 100 * want.div(want.sum(axis=1), axis=0)
     assert np.allclose(cells(ax, 8), share)
     notes = [t.get_text() for t in ax.texts]
-    assert notes[18] == f"{share.iloc[2, 2]:.0f} %\n{want.iloc[2, 2]}"
+    assert notes[18] == f"{share.iloc[2, 2]:.0f}\n{want.iloc[2, 2]}"
     assert tuple(t.get_text() for t in ax.get_yticklabels()) == LABELS
     same = frame.groupby("image_id")["prediction"].nunique().eq(1).mean()
     assert ax.get_title() == f"EmoVLM-KD\nn = 120 images, first of 3 seeds; all say the same of {same:.0%}"
@@ -211,7 +211,7 @@ def test_alpha_depth_and_cost_put_each_point_in_its_place(made, world):
     assert below.containers[2].lines[0].get_xydata().tolist() == [[14, 50]]
     across, up = (lines.get_segments()[0] for lines in below.containers[2].lines[2])
     assert (across[:, 0].tolist(), up[:, 1].tolist()) == (pytest.approx([10.5, 28]), [45, 56])
-    assert all(text in words(made["accuracy_cost"]) for text in ("VLM, tuned", "10 M", "n = 60 images, 3 seeds"))
+    assert all(text in words(made["accuracy_cost"]) for text in ("tuned VLM", "10 M", "n = 60 images, 3 seeds"))
 
 
 def test_evidence_points_are_the_table_and_lines_are_chance_and_ceiling(made, world):
@@ -260,7 +260,7 @@ def test_calibration_curves_and_examples(made, world):
     assert np.allclose(ax.collections[-1].get_offsets(), reliability(frame)[["confidence", "accuracy"]])
     assert ax.get_title() == f"mini-fi (drawn)\nEmoVLM-KD\nn = 120, ECE {calibration_error(frame):.1f} %"
     curve = made["training_curves"].axes[0]
-    assert (curve.get_title(), curve.lines[0].get_ydata().tolist()) == ("head, loss; seeds: 2", [2, 3, 4])
+    assert (curve.get_title(), curve.lines[0].get_ydata().tolist()) == ("distilled head, loss; seeds: 2", [2, 3, 4])
     steep = figures.training_curves(
         {("x", "d"): [{"epoch": e, "split": "train", "metric": "loss", "value": 9**-e} for e in range(4)]}
     )
@@ -280,10 +280,11 @@ def test_calibration_curves_and_examples(made, world):
 def test_answer_bars_mark_the_answer_by_form_and_the_model_by_colour():
     p = {"vlm_tuned": {"awe": 0.2, "fear": 0.8}, "tau 8": {"awe": 0.6, "fear": 0.4}}
     fig = figures.answer_bars(Image.new("RGB", (30, 20)), p, truth="awe")
-    assert [ax.get_title() for ax in fig.axes] == ["the label says: awe", "VLM, tuned\nfear ✗", "tau 8\nawe ✓"]
+    assert [ax.get_title() for ax in fig.axes] == ["the label says:\nawe ◂", "tuned VLM\nfear ✗", "tau 8\nawe ✓"]
     bars = fig.axes[1].patches
     assert [bar.get_edgecolor() == (0, 0, 0, 1) for bar in bars] == [False, True]
     assert {bar.get_facecolor()[:3] for bar in bars} == {to_rgb(model_color("vlm_tuned"))}
+    assert [ax.lines[0].get_ydata().tolist() for ax in fig.axes[1:]] == [[0], [0]], "a triangle at what the label says"
     assert "✗" not in words(figures.answer_bars(Image.new("RGB", (30, 20)), p))
     assert len({model_color(m) for m in MAIN}) == len(set(figures.MARKERS.values())) == len(MAIN)
 

@@ -13,6 +13,7 @@ import pytest
 from reporting import DATASETS, NAMES, edit_run, make_results, write_notebook
 
 from emonb.errors import EmonbError
+from emonb.predictions import QUARTET, model_color, model_name
 from emonb.settings import project_root
 from emonb.show import notebooks
 from emonb.show.report import write_report
@@ -86,10 +87,14 @@ def test_whole_run_shows_everything_and_complains_of_nothing(made):
     ):
         assert words in page
     assert page.count("<img ") == len(list((made / "figures").glob("*.png")))
-    assert page.count("class='card claim") == 13
+    assert page.count("<details class='claim ") == 13
     assert "<details><summary>Confusion matrices: mini-fi (drawn) (2)</summary>" in page
-    order = [page.index(f"<section id={i}>") for i in ("result", "claims", "explorer", "departures", "files")]
-    assert order == sorted(order)
+    places = ("class=finding", *(f"<section id={i}>" for i in ("result", "claims", "evidence", "departures", "files")))
+    assert [page.index(place) for place in places] == sorted(map(page.index, places))
+    legend = page.partition("class=legend>")[2].partition("</div>")[0]
+    there = dict(re.findall(r"color:(#\w+)'>.*?<em>(.*?)</em>", legend, re.DOTALL))
+    assert {model_color(model): model_name(model) for model in (*QUARTET, "resnet", "vgg")}.items() <= there.items()
+    assert "plain average, VLM and head" in there.values(), "a rival that needs no training stands in the chart"
     links = set(_Links(page).links)
     assert {"site/04_teacher.html", "tables/main.csv", "tables/main.md", "tables/main.tex", "./run.json"} <= links
 
@@ -99,6 +104,18 @@ def test_an_undecided_claim_says_what_the_run_could_have_found(out):
     for verdict, said in (("undecided", True), ("holds", False)):
         table.assign(verdict=verdict).to_csv(out / "tables" / "claims.csv", index=False)
         assert (", detectable 2.35" in page_of(out)[0]) == said
+
+
+def test_the_run_is_told_in_a_sentence_that_follows_its_verdicts(out):
+    table = pd.read_csv(out / "tables" / "claims.csv")
+    table.loc[table["claim"] == "C6", ["value", "ci_low", "ci_high"]] = 2.54, 1.34, 3.74
+    table["decided_by"] = "EmoVLM-KD - tuned VLM"
+    said = {"holds": "EmoVLM-KD is +2.5 ± 1.2 points above the tuned VLM", "does not hold": "EmoVLM-KD is not above"}
+    for verdict, words in (said | {"undecided": "whether EmoVLM-KD is above the tuned VLM stays open"}).items():
+        table.assign(verdict=verdict).to_csv(out / "tables" / "claims.csv", index=False)
+        finding = page_of(out)[0].partition("class=finding>")[2].partition("</p>")[0]
+        assert finding.startswith(f"On drawn pictures: {words}")
+        assert ("where the mood shows the emotion" in finding) == (verdict == "holds")
 
 
 def test_every_link_leads_somewhere_and_pages_lead_on(made):
@@ -148,7 +165,6 @@ def test_what_is_built_into_the_drawn_world_is_said_at_the_top_by_the_numbers_of
     assert "75 % of the former carry another emotion's mood" in unescape(top)
     assert "50 % of its test pictures show their emotion in what is drawn alone" in top
     assert re.search(r"only the ViT on [\d.]+ % and 12.3 %", top)
-    assert rest.index("<section id=evidence>") < rest.index("<section id=claims>")
     levels = pd.read_csv(out / "tables" / "main.csv").groupby("dataset")[["chance", "ceiling"]].max()
     drawn = re.findall(r"<i class=(\w+) style='left:([\d.]+)%'>", rest)
     assert [float(x) for _, x in drawn] == levels.round(2).to_numpy().ravel().tolist()

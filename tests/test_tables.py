@@ -365,7 +365,7 @@ def test_all_claims_are_judged_with_rule_and_numbers(predictions, settings):
 def test_claims_name_what_they_lack(predictions, settings):
     some = {key: f for key, f in predictions.items() if key != ("mini-flickr", "vit")}
     table = judged(some, settings).set_index(["claim", "dataset"])
-    why = "not tested, no predictions of ViT (teacher) on mini-flickr (drawn): distilled head - ViT (teacher)"
+    why = "not tested, no predictions of ViT on mini-flickr (drawn): distilled head - ViT"
     said = {("C2", FLICKR): why, ("C2", "all"): why, ("C8", "all"): "not tested, no table of parameters"}
     assert table.loc[list(said), "decided_by"].to_dict() == said
     assert set(table.loc[list(said), "verdict"]) == {"undecided"}

@@ -313,9 +313,7 @@ def test_a_profile_may_ask_for_one_view_of_a_picture(folders):
     whole, cut = room.load_vlm(base, processor={"do_image_splitting": False}), room.load_vlm(base)
     one, parts = (room.visual_tokens(vlm, [picture]) for vlm in (whole, cut))
     assert len(one.tokens[0]) * 3 == len(parts.tokens[0])
-    with pytest.raises(
-        EmonbError, match=r"vlm\.processor: do_split: .* no such option; it has do_.*splitting"
-    ):
+    with pytest.raises(EmonbError, match=r"vlm\.processor: do_split: .* no such option; it has do_.*splitting"):
         room.load_processor(base, {"do_split": False})
 
 

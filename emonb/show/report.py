@@ -20,13 +20,24 @@ from urllib.parse import quote
 import pandas as pd
 
 from emonb.files import atomic_write, claim_folder, read_json, resource, resource_path, visible
-from emonb.predictions import MODELS, QUARTET, dataset_title, expected_models, gaps, is_drawn, load_all, model_name
+from emonb.predictions import (
+    MODELS,
+    QUARTET,
+    dataset_title,
+    expected_models,
+    gaps,
+    is_drawn,
+    load_all,
+    model_color,
+    model_name,
+)
 from emonb.settings import Settings
 from emonb.show.explorer import explorer_html
 from emonb.show.notebooks import write_site
 from emonb.tables import LEVELS, by_evidence, display, format_value, numeric_columns, plain_caption
 from emonb.triplets import source_note
 
+_RIVALS = ("resnet", "vgg", "average_vlm_head")  # simpler than the method: shown beside it, whoever wins
 _PICTURES = 4000  # thumbnails of all datasets together: about 6 MB
 
 
@@ -61,6 +72,8 @@ def write_report(out: Path) -> list[str]:
     """
     import jinja2
     from markupsafe import Markup
+
+    from emonb.figures import MARKERS
 
     results = _Results(claim_folder(out, "--out"))
     run = results.safe("run.json", lambda: {**read_json(out / "run.json")}) or {}
@@ -101,14 +114,27 @@ def write_report(out: Path) -> list[str]:
         datasets=datasets,
         notes=notes,
         score=Counter(row["verdict"] for rows in judged for row in rows if row["dataset"] == "all"),
+        finding=_finding(judged, datasets, drawn),
         facts=run and results.safe("the facts of the run", _facts, run),
         sections=sections,
-        chart={model: model_name(model) for model in QUARTET},
+        chart={m: (model_name(m), model_color(m) or "#777777", MARKERS.get(m, "_")) for m in (*QUARTET, *_RIVALS)},
         lines=LEVELS,
         problems=results.problems,
     )
     atomic_write(out / "index.html", html + "\n")
     return results.problems
+
+
+def _finding(claims: list[list[dict[str, Any]]], datasets: list[str], drawn: list[bool]) -> str:
+    """The run in one sentence, out of its verdicts: what each says stands in report.yaml."""
+    parts = []
+    for claim, says in resource("report.yaml", "finding").items():
+        for rows in (rows for rows in claims if rows[0]["claim"] == claim):
+            row = next((row for row in rows if row["dataset"] == "all"), rows[0])
+            ours, _, rival = row["decided_by"].partition(" - ")
+            parts += filter(None, [says[row["verdict"]].format(**row, ours=ours, rival=rival)])
+    where = "drawn pictures" if all(drawn) else " and ".join(datasets)
+    return f"On {where}: {'; '.join(parts)}." if parts else ""
 
 
 def _records(results: _Results, notebooks: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
@@ -181,7 +207,9 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
     if id == "claims":
         shown = frame[["value", "ci_low", "ci_high", "detectable"]]
         numbers = shown.map(lambda x: "" if pd.isna(x) else f"{round(x, 3) + 0.0:.3g}")
-        cards = frame.map(format_value).assign(**numbers).groupby("claim", sort=False)
+        half = (frame["ci_high"] - frame["ci_low"]) / 2
+        gain = [f"{value:+.1f} ± {error:.1f}" for value, error in zip(frame["value"], half, strict=True)]
+        cards = frame.map(format_value).assign(**numbers, gain=gain).groupby("claim", sort=False)
         return block | {"claims": [part.to_dict("records") for _, part in cards]}
     if {"row", "paper", "ours"} <= set(frame):
         best = frame[frame["row"] != "oracle"].dropna(subset="ours").sort_values("ours").groupby("dataset").tail(1)
