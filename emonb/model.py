@@ -23,6 +23,7 @@ from emonb.distill import StudentHead
 from emonb.errors import EmonbError
 from emonb.files import file_digest, read_json, resource, write_json
 from emonb.gate import make_gate, one_hot
+from emonb.settings import VLMSettings
 from emonb.tuning import save_adapter
 from emonb.vlm import VLM, Picture, answer_distribution, generate, load_vlm, visual_tokens
 
@@ -158,9 +159,7 @@ class EmoVLMKD(nn.Module):
                 if digest != _digest(folder, part, config):
                     raise ValueError("its content is not what was saved")
             part = "config.json"
-            options = {
-                name: config["vlm"][name] for name in ("base", "dtype", "quantize_4bit", "attention", "max_side")
-            }
+            options = VLMSettings.model_validate(config["vlm"]).loading
             part = "adapter"
             tuned = load_vlm(**options, adapter=folder / part)
             part = "head.safetensors"

@@ -18,10 +18,20 @@ from emonb.errors import EmonbError
 from emonb.files import read_json, write_json
 from emonb.gate import GATES, make_gate
 from emonb.predictions import MODELS as KNOWN
-from emonb.show.opinions import MODELS, explain_head, find_teacher, gate_lean, opinions
-from emonb.vlm import load_vlm, visual_tokens
+from emonb.show.opinions import (
+    MODELS,
+    explain_head,
+    find_stranger,
+    find_teacher,
+    gate_lean,
+    opinions,
+    seen_before,
+)
+from emonb.store import Recipe, Store
+from emonb.vlm import VisualTokens, load_vlm, visual_tokens
 
-KEYS = ["image", "emotion", "confidence", "models", "gate", "saliency", "key_elements", "reasons"]
+KEYS = ["image", "emotion", "confidence", "models", "gate", "saliency", "key_elements", "reasons", "unfamiliar"]
+SEEN = {"train": 2000, "val": 300}
 THREE = ["joy", "anger", "sadness"]
 
 
@@ -76,6 +86,40 @@ def test_the_teacher_is_found_beside_its_model_and_knows_the_same_emotions(world
     pointer = out / "artifacts" / "teacher" / "mini-fi--vit--seed0.json"
     write_json(pointer, {**read_json(pointer), "key": "gone"})
     assert find_teacher(out / "models" / "mini-fi", LABELS) is None
+
+
+def test_a_picture_unlike_those_of_training_is_told_by_distance_and_by_shape(world, tmp_path):
+    """Distances are Mahalanobis', by numpy; at most 1 % of val is told; without features nobody is."""
+    model, folder = world
+    rng, width = np.random.default_rng(0), model.seeing().width
+    features = {split: rng.normal(size=(n, width)) * np.linspace(1, 9, width) for split, n in SEEN.items()}
+    train, other = (torch.tensor(features[split]).float() for split in ("train", "val"))
+    distance, limit = seen_before(train, other)
+    gaps, inverse = features["val"] - features["train"].mean(0), np.linalg.inv(np.cov(features["train"].T))
+    expected = np.sqrt(np.einsum("ij,jk,ik->i", gaps, inverse, gaps))
+    np.testing.assert_allclose(distance(other), expected, rtol=1e-3)
+    assert (distance(other) > limit).sum() <= 0.01 * len(other)
+    assert (distance(3 * other) > limit).all()
+
+    visual = visual_tokens(model.seeing(), [picture(), picture((192, 96))])
+    seen, near = visual.pooled()[0].numpy(), {"grid": visual.grid[:1].numpy()}
+    pooled = {split: seen + scale * rng.normal(size=(200, width)) for split, scale in (("train", 1), ("val", 1))}
+
+    def made(where, parts):
+        for split, values in pooled.items():
+            np.save(where / f"{split}.pooled.npy", values.astype(np.float16))
+            np.save(where / f"{split}.grid.npy", np.repeat(near["grid"], len(values), 0))
+
+    out = shutil.copytree(folder.parent.parent, tmp_path / "out")
+    assert find_stranger(out / "models" / "mini-fi") is None
+    Store(out / "artifacts").get("features", "mini-fi", Recipe(made, {}), {})
+    same, wide = find_stranger(out / "models" / "mini-fi")(visual)
+    assert same == ""
+    assert "not of their one shape" in wide
+    far = VisualTokens([tokens + 9 for tokens in visual.tokens], visual.grid)
+    assert (
+        "unlike the pictures that these models know: far from all" in find_stranger(out / "models" / "mini-fi")(far)[0]
+    )
 
 
 # ---- the gate's lean -----------------------------------------------------------------------------------------------

@@ -307,12 +307,19 @@ def test_the_assembled_model_answers_the_same_after_saving_and_loading(folders, 
     pd.testing.assert_frame_equal(model.predict(pictures, **options), twin.predict(pictures, **options))
 
 
-def test_a_profile_may_ask_for_one_view_of_a_picture(folders):
+def test_a_profile_may_ask_for_one_view_of_a_picture(folders, tmp_path):
     """Options of the image processor; what it does not know is named with what it does know."""
     base, picture = str(folders("idefics3")), Image.new("RGB", (192, 96))
     whole, cut = room.load_vlm(base, processor={"do_image_splitting": False}), room.load_vlm(base)
     one, parts = (room.visual_tokens(vlm, [picture]) for vlm in (whole, cut))
     assert len(one.tokens[0]) * 3 == len(parts.tokens[0])
+    options = VLMSettings(base=base, dtype="float32", quantize_4bit=False, processor={"do_image_splitting": False})
+    config = {"labels": LABELS, "vlm": options.model_dump(mode="json"), "hidden": [8], "gate": "concat", "seed": 0}
+    whole = tuning.add_lora(whole, r=4, alpha=6, dropout=0, targets=("q_proj",))
+    head = StudentHead(whole.width, (8,), len(LABELS))
+    EmoVLMKD(whole, head, make_gate("concat", len(LABELS)), config).save_pretrained(tmp_path)
+    loaded = EmoVLMKD.from_pretrained(tmp_path).seeing()
+    assert len(room.visual_tokens(loaded, [picture]).tokens[0]) == len(one.tokens[0])
     with pytest.raises(EmonbError, match=r"vlm\.processor: do_split: .* no such option; it has do_.*splitting"):
         room.load_processor(base, {"do_split": False})
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ MODELS = {"VLM": "vlm_tuned", "ViT": "vit", "head": "head", "EmoVLM-KD": "emovlm
 _EVEN = 0.05  # logits; a smaller difference is called even: it moves a probability by about one in a hundred; ours
 
 Teacher = Callable[[Sequence[Image.Image]], Tensor]
+Stranger = Callable[["VisualTokens"], list[str]]
 
 
 @torch.no_grad()
@@ -113,18 +115,20 @@ def opinions(
     names: Sequence[str],
     *,
     teacher: Teacher | None = None,
+    stranger: Stranger | None = None,
     texts: bool = False,
 ) -> list[dict[str, Any]]:
     """What all models say about a batch of pictures; the same input gives the same answer.
 
     Args:
         pictures: as people see them, at least one, with their names.
-        teacher: the ViT, see `find_teacher`.
+        teacher: the ViT, see `find_teacher`; stranger: see `find_stranger`.
         texts: ask the VLM for key elements and reasons too: the slow part.
 
     Returns:
         JSON types: image, emotion, confidence, models (answer, confidence and distribution of each of `MODELS`; None
-        for a ViT that was not asked), gate, saliency, key_elements, reasons (None: not asked).
+        for a ViT that was not asked), gate, saliency, key_elements, reasons (None: not asked), unfamiliar (why the
+        picture is nothing that the models have seen; else "", None: not known).
     """
     model.eval()
     with torch.inference_mode():
@@ -133,7 +137,7 @@ def opinions(
     scores = {"VLM": parts["vlm_p"].double(), "head": parts["head"].double().softmax(-1)}  # [B, C] each
     scores |= {"EmoVLM-KD": parts["logits"].double().softmax(-1)} | ({"ViT": teacher(pictures)} if teacher else {})
     words = [model.say(pictures, kind) if texts else [None] * len(names) for kind in ("conversation", "reasoning")]
-    found = []
+    strange, found = stranger(parts["visual"]) if stranger else [None] * len(names), []
     for i, (name, elements, reasons) in enumerate(zip(names, *words, strict=True)):
         models: dict[str, Any] = dict.fromkeys(MODELS)
         for who, p in scores.items():
@@ -143,8 +147,57 @@ def opinions(
         ours, lean = models["EmoVLM-KD"], gate_lean(model.gate, parts["vlm"][i], student[i], model.labels)
         said = {"image": name, "emotion": ours["answer"], "confidence": ours["confidence"], "models": models}
         said |= {"gate": lean, "saliency": explain_head(model, parts["visual"], row=i)}
-        found.append({**said, "key_elements": elements, "reasons": reasons})
+        found.append({**said, "key_elements": elements, "reasons": reasons, "unfamiliar": strange[i]})
     return found
+
+
+def seen_before(train: Tensor, val: Tensor) -> tuple[Callable[[Tensor], Tensor], float]:
+    """How far pooled features lie from those of training, and what 99 % of val stay below.
+
+    The Mahalanobis distance (Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples"),
+    of all classes together: distance in units of the spread in each direction. Ours; not in the paper.
+
+    Args:
+        train, val: [N, D] and [M, D] features.
+    """
+    mean = train.mean(0)
+    variance, directions = torch.linalg.eigh(torch.cov(train.T))  # [D], [D, D]
+    whitened = directions / (variance.clamp(min=0) + 1e-6 * variance[-1]).sqrt()
+
+    def distance(features: Tensor) -> Tensor:
+        return ((features - mean) @ whitened).norm(dim=1)
+
+    return distance, float(distance(val).quantile(0.99))
+
+
+def find_stranger(folder: Path) -> Stranger | None:
+    """Why a picture is unlike all of those that the model of `OUT/models/<dataset>` was trained on; None: unknown."""
+    made = _beside(folder, "features")
+    if made is None:
+        return None
+    pooled = {split: torch.from_numpy(np.load(made / f"{split}.pooled.npy")).float() for split in ("train", "val")}
+    shapes = np.unique(np.load(made / "train.grid.npy"), axis=0).tolist()
+    distance, limit = seen_before(**pooled)
+
+    def ask(visual: VisualTokens) -> list[str]:
+        said, far_away = [], distance(visual.pooled().half().float().cpu()).tolist()
+        for far, grid in zip(far_away, visual.grid.tolist(), strict=True):
+            why = [f"far from all of them ({far:.1f}; 99 % of new ones of their kind stay below {limit:.1f})"]
+            why = why * (far > limit) + ["not of their one shape"] * (len(shapes) == 1 and [grid] != shapes)
+            said.append(f"unlike the pictures that these models know: {' and '.join(why)}" if why else "")
+        return said
+
+    return ask
+
+
+def _beside(folder: Path, stage: str, *job: str) -> Path | None:
+    """The result of a stage for the model in `OUT/models/<dataset>`, or None: a model folder on its own."""
+    folder = folder.resolve()
+    artifacts = folder.parent.parent / "artifacts"
+    try:
+        return Store(artifacts).find(stage, "--".join((folder.name, *job))).path if artifacts.is_dir() else None
+    except EmonbError:
+        return None
 
 
 def find_teacher(folder: Path, labels: Sequence[str]) -> Teacher | None:
@@ -152,13 +205,10 @@ def find_teacher(folder: Path, labels: Sequence[str]) -> Teacher | None:
 
     None for a model folder on its own, and where the ViT does not know these emotions in this order.
     """
-    folder = folder.resolve()
-    artifacts = folder.parent.parent / "artifacts"
-    if not artifacts.is_dir():
-        return None
     try:
-        seed = read_json(folder / "config.json")["seed"]
-        made = Store(artifacts).find("teacher", f"{folder.name}--vit--seed{seed}").path
+        made = _beside(folder, "teacher", "vit", f"seed{read_json(folder / 'config.json')['seed']}")
+        if made is None:
+            return None
         net, settings, known = load_network(made)
         check_labels(known, labels, str(made))
     except EmonbError:

@@ -37,7 +37,7 @@ def predict(
     from transformers.utils import logging
 
     from emonb.model import EmoVLMKD
-    from emonb.show.opinions import find_teacher, opinions
+    from emonb.show.opinions import find_stranger, find_teacher, opinions
     from emonb.show.reasons import reasons_note
 
     if not sys.stderr.isatty():
@@ -45,7 +45,8 @@ def predict(
     _say(f"model: {visible(folder)}", sys.stderr)
     model = EmoVLMKD.from_pretrained(folder)
     note = reasons_note(folder.resolve().parent.parent, folder.resolve().name) if reasons else ""
-    ask, found = partial(opinions, model, teacher=find_teacher(folder, model.labels), texts=reasons), []
+    others = {"teacher": find_teacher(folder, model.labels), "stranger": find_stranger(folder)}
+    ask, found = partial(opinions, model, **others, texts=reasons), []
     try:
         for path in progress(paths, "pictures", note=lambda: visible(folder.name)):
             try:
@@ -102,7 +103,8 @@ def as_text(opinion: dict[str, Any]) -> str:
     for name, said in opinion["models"].items():
         if said and name != "EmoVLM-KD":
             lines.append(f"  {name + ':':6}{said['answer']} ({said['confidence']:.0%})")
-    words = [("Gate", opinion["gate"]["sentence"]), ("Key elements", opinion["key_elements"])]
+    words = [("Careful, this picture is", opinion["unfamiliar"]), ("Gate", opinion["gate"]["sentence"])]
+    words += [("Key elements", opinion["key_elements"])]
     words += [("Reasons", opinion["reasons"]), ("Judged", opinion.get("reasons_judged"))]
     for name, text in words:
         if text:
