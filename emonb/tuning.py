@@ -146,9 +146,11 @@ def step_gradients(
     for part in parts:
         visual = see([row["image_id"] for row in rows[part]])
         batch, targets = training_batch(vlm, prompts[part], answers[part], visual, learn)
+        # the output matrix has a row for every word: leave out the places before all that is learnt
+        keep = targets.shape[1] - int((targets != IGNORE).any(0).int().argmax()) + 1
         with torch.autocast(vlm.device.type, torch.bfloat16, enabled=half):  # as the VLM is loaded (authors' code)
-            logits = (model or vlm.model)(**batch, use_cache=False).logits  # [B, T, V]
-        loss = response_loss(logits, targets, tokens)
+            logits = (model or vlm.model)(**batch, use_cache=False, logits_to_keep=keep).logits  # [B, keep, V]
+        loss = response_loss(logits, targets[:, -keep:], tokens)
         backward(loss)
         total += loss.item()
     return total
