@@ -128,8 +128,8 @@ def test_of_25_pictures_24_are_answered_where_one_is_bad(made, tmp_path, capsys)
 def test_what_was_answered_before_a_stop_is_printed(made, album, capsys, monkeypatch):
     strip(KeyboardInterrupt(), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        predict([*map(Path, NAMES[:3]), Path("zz.png")], made[1], as_json=True)
-    assert len(json.loads(capsys.readouterr().out)) == 3
+        predict([*map(Path, NAMES[:3] * 3), Path("zz.png")], made[1], as_json=True)
+    assert len(json.loads(capsys.readouterr().out)) == 8, "those of the first pass"
 
 
 def test_folders_are_searched_in_order_and_links_do_not_loop(album):
