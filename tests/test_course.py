@@ -7,9 +7,16 @@ from contextlib import redirect_stdout
 
 import nbformat
 import pytest
+import torch
 from conftest import ROOT
 
+from emonb.annotate.request import estimate_table
+from emonb.data import parse_emotion
+from emonb.distill import distillation_loss
 from emonb.headless import NOTEBOOKS
+from emonb.run import check
+from emonb.settings import TripletSettings
+from emonb.triplets import check_texts
 
 # What a student may write first, as changes of the solution; the check must object to each.
 WRONG = {
@@ -175,23 +182,46 @@ def test_every_prompt_hides_what_one_should_have_seen(name):
         assert re.fullmatch(r".+\n\n\*Noise:\* [a-z].+", hidden[1], re.DOTALL), hidden[1]
 
 
+def test_what_the_folds_say_can_be_computed():
+    """Where no luck is at work: the parser, the check of an answer, prices, KL by temperature."""
+    said = ("A scene without fear.", "More awe than fear.", "Afraid? Not at all.")
+    assert [parse_emotion(text, ("awe", "fear")) for text in said] == ["fear", None, "fear"]
+    water = "Whoever looks at the dark water thinks of what {} in it."
+    found = [check_texts(text, text, "fear") for text in map(water.format, ("is frightening", "fearless divers find"))]
+    assert [why for why, _ in found] == ["names the emotion"] * 2
+    high, low, small = (
+        estimate_table(TripletSettings(model=model, detail=detail), [(96, 96)], 1, ("awe", "fear"), batch=False)
+        for model, detail in (("gpt-4.1", "high"), ("gpt-4.1", "low"), ("gpt-4o-mini", "high"))
+    )
+    assert low["usd_low"][0] < high["usd_low"][0] < small["usd_low"][0], "input"
+    assert low["usd_low"][1] == high["usd_low"][1] > small["usd_low"][1], "output"
+    teachers, student = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]]), torch.tensor([[0.5, 1.5, 0.0]])
+    parts = {}
+    for tau in (2, 8):
+        losses = (distillation_loss(student, t[None], torch.tensor([0]), alpha=1.0, tau=tau) for t in teachers)
+        parts[tau] = [loss.item() for loss in losses]
+    assert parts[8] == pytest.approx(parts[2], rel=0.1), "tau^2 makes up"
+    assert all(a / 64 < b / 4 / 10 for a, b in zip(parts[8], parts[2], strict=True)), "KL falls steeply"
+    assert parts[2][1] > parts[2][0], "a wrong teacher"
+
+
 @every_notebook
 def test_a_check_tells_right_from_wrong_and_from_nothing(name):
     """With the cells of the notebook and the functions of its solutions."""
     asked, solved = tasks(f"notebooks/{name}.ipynb"), tasks(f"notebooks/solutions/{name}.ipynb")
     assert 2 <= len(asked) <= 3
-    assert [check for *_, check in asked] == [check for *_, check in solved]
+    assert [cell for *_, cell in asked] == [cell for *_, cell in solved]
     blank, known = {}, {}
-    for number, ((task, empty, check), (why, solution, _)) in enumerate(zip(asked, solved, strict=True), 1):
+    for number, ((task, empty, verify), (why, solution, _)) in enumerate(zip(asked, solved, strict=True), 1):
         function = function_of(solution)
         assert task.startswith(f"**Exercise {number}: ")
         assert len(why.split()) > 40
         assert empty == solution[: len(empty) - 8] + "\n    ...", "the solution begins otherwise"
-        assert said(blank, empty, check) == "not written yet"
-        assert said(known, solution, check) == "right"
+        assert said(blank, empty, verify) == "not written yet"
+        assert said(known, solution, verify) == "right"
         for old, new in WRONG[function]:
             assert solution.count(old) >= 1, f"{function}: {old}"
-            verdict = said({**known}, solution.replace(old, new), check)
+            verdict = said({**known}, solution.replace(old, new), verify)
             assert re.fullmatch(r"not yet: .+", verdict), f"{function} with {new!r}: {verdict}"
 
 
@@ -204,8 +234,6 @@ def test_solutions_were_executed(name):
 
 
 def test_what_raises_an_error_is_not_right(capsys):
-    from emonb.run import check
-
     check(1, {"a list": lambda: [][0]})
     assert capsys.readouterr().out == "not yet: a list (IndexError: list index out of range)\n"
 
