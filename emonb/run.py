@@ -315,3 +315,22 @@ def make_with_needs(run: Run, name: str, say: Callable[[str], Any] = print) -> N
             if is_main():
                 cost = f"{how['seconds']:.0f} s, {how['processes']} processes"
                 say(f"{stage} of {artifact.name}: {cost}, {artifact.path}")
+
+
+def check(example: object, properties: Mapping[str, Callable[[], Any]]) -> None:
+    """Say whether an exercise is right, by properties of its function, or which of them fails first.
+
+    `example` is any answer of the function; None: not written yet. An error of the function is a property that fails.
+    """
+    if example is None:
+        print("not written yet")
+        return
+    for what, holds in properties.items():
+        try:
+            missing = "" if holds() else what
+        except Exception as error:  # the student's: whatever it is, the notebook goes on
+            missing = f"{what} ({type(error).__name__}: {error})"
+        if missing:
+            print(f"not yet: {missing}")
+            return
+    print("right")
