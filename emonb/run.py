@@ -145,9 +145,13 @@ class Run:
 
     @property
     def example(self) -> pd.Series:
-        """The picture that we follow through all notebooks: the first test picture, not a mislabelled one."""
+        """The picture that we follow through all notebooks: the first of test, or of its traps in a drawn dataset.
+
+        In a trap, not mislabelled, the content speaks for the label and the mood for another emotion.
+        """
         table = self.samples(self.datasets[0], "test")
-        return (table[~table["noisy"]] if "noisy" in table else table).iloc[0]
+        traps = table[table["off_mood"] & ~table["noisy"]] if "noisy" in table else table
+        return (table if traps.empty else traps).iloc[0]
 
     @property
     def thumbnail(self) -> Image:

@@ -34,7 +34,9 @@ def world(tmp_path_factory):
     for path in paths:
         picture().save(path)
     table = pd.DataFrame({"path": paths, "label": [LABELS[i] for i in (0, 1, 1, 2)]})
-    return {"model": model, "teacher": find_teacher(results(folder, model), LABELS), "table": table}
+    made = results(folder, model)
+    others = {"teacher": find_teacher(made, LABELS), "stranger": lambda visual: [""] * len(visual)}
+    return {"model": model, "others": others, "table": table}
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def png():
 def test_a_file_of_ones_own_is_answered_and_its_name_is_text(world, names, capsys):
     upload(names, "\x1b[31m.png", png())
     text = capsys.readouterr().out
-    expected = opinions(world["model"], [picture()], ["x"], teacher=world["teacher"], texts=True)[0]
+    expected = opinions(world["model"], [picture()], ["x"], **world["others"], texts=True)[0]
     assert f"\\x1b[31m.png: {expected['emotion']} ({expected['confidence']:.0%})" in text
     assert "\x1b[31m" not in text
     assert expected["reasons"].split()[0] in text

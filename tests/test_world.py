@@ -135,11 +135,12 @@ def test_a_picture_is_drawn_again_without_an_object(tmp_path):
     assert 300 < (old[1] != new[1]).any(axis=2).sum() < 44**2, "a sticker's pixels, and no others"
 
 
-def test_the_picture_that_is_followed_is_not_mislabelled(tmp_path, monkeypatch):
+def test_the_picture_that_is_followed_is_a_trap_and_not_mislabelled(tmp_path, monkeypatch):
     run = open_run("smoke", out=str(tmp_path / "out"))
-    table = pd.DataFrame({"image_id": ["a", "b"], "noisy": [True, False]})
-    monkeypatch.setattr(run, "samples", lambda dataset, split: table)
-    assert run.example["image_id"] == "b"
+    table = pd.DataFrame({"image_id": [*"abc"], "noisy": [True, False, False], "off_mood": [True, False, True]})
+    for shown, followed in ((table, "c"), (table[:2], "a"), (table[["image_id"]], "a")):
+        monkeypatch.setattr(run, "samples", lambda dataset, split, shown=shown: shown)
+        assert run.example["image_id"] == followed
 
 
 def test_too_few_pictures_are_refused(tmp_path):
