@@ -47,6 +47,11 @@ Out = Annotated[str, typer.Option(callback=_from_root, help="results folder; def
 Seeds = Annotated[str, typer.Option(help="comma-separated; default: the profile's")]
 Force = Annotated[str, typer.Option(help="comma-separated stages to recompute, or all")]
 Keep = Annotated[str, typer.Option(help=_KEEP)]
+MaxCost = Annotated[
+    float | None, typer.Option(help="USD for a dataset, earlier runs included; default: the profile's, 25")
+]
+Concurrency = Annotated[int | None, typer.Option(help="requests at a time; default: the profile's")]
+_PRICE = "IN,OUT: USD per million tokens of a model without a known price"
 
 
 @app.command()
@@ -59,12 +64,28 @@ def run(
     force: Force = "",
     keep: Keep = "",
     notebooks: Annotated[str, typer.Option(help="comma-separated numbers, e.g. 01,02; default: all")] = "",
+    ask: Annotated[
+        str, typer.Option(metavar="MODEL", help="first ask a served vision model, which becomes a row of the tables")
+    ] = "",
+    ask_images: Annotated[
+        int, typer.Option(min=0, help="test pictures of each dataset that it is asked about; 0: all")
+    ] = 500,
+    max_cost: MaxCost = None,
+    price: Annotated[str, typer.Option(help=f"{_PRICE}; none: it has no price, no limit is kept")] = "",
+    concurrency: Concurrency = None,
 ) -> None:
-    """Execute the notebooks that are not up to date and write the report."""
+    """Execute the notebooks that are not up to date and write the report.
+
+    Exit code 3: the served model was asked about a part only (a limit on the cost, or useless answers).
+    """
     given = locals()
     from emonb.headless import run as run_notebooks
 
-    run_notebooks(**given)
+    terms = {"model": given.pop("ask")} | {name: given.pop(name) for name in ("max_cost", "price", "concurrency")}
+    terms = {name: value for name, value in terms.items() if value not in (None, "")}
+    if terms and not ask:
+        raise EmonbError(f"--{min(terms).replace('_', '-')}: is about a served model; name it with --ask MODEL")
+    run_notebooks(**given, ask=terms)
 
 
 @app.command()
@@ -91,12 +112,10 @@ def triplets(
     profile: Profile = "mini",
     annotator: Annotated[str, typer.Option(help="openai, batch or offline; default: the profile's")] = "",
     estimate: Annotated[bool, typer.Option("--estimate", help="print tokens and price, send nothing")] = False,
-    max_cost: Annotated[
-        float | None, typer.Option(help="USD for this dataset, earlier runs included; default: the profile's, 25")
-    ] = None,
-    price: Annotated[str, typer.Option(help="IN,OUT: USD per million tokens of a model without a known price")] = "",
+    max_cost: MaxCost = None,
+    price: Annotated[str, typer.Option(help=_PRICE)] = "",
     no_price: Annotated[bool, typer.Option("--no-price", help="a model without a price; no limit is kept")] = False,
-    concurrency: Annotated[int | None, typer.Option(help="requests at a time; default: the profile's")] = None,
+    concurrency: Concurrency = None,
     model: Annotated[str, typer.Option(help="a vision model of the server; default: the profile's")] = "",
     import_file: Annotated[str, typer.Option("--import", help="a JSON file of the authors', or EmoVIT-style")] = "",
     patient: Annotated[bool, typer.Option("--wait/--no-wait", help="batch: wait, or submit and fetch later")] = True,
