@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,7 +51,14 @@ MaxCost = Annotated[
     float | None, typer.Option(help="USD for a dataset, earlier runs included; default: the profile's, 25")
 ]
 Concurrency = Annotated[int | None, typer.Option(help="requests at a time; default: the profile's")]
-_PRICE = "IN,OUT: USD per million tokens of a model without a known price"
+Price = Annotated[str, typer.Option(help="IN,OUT: USD per million tokens of a model without a known price")]
+NoPrice = Annotated[bool, typer.Option("--no-price", help="a model without a price; no limit is kept")]
+
+
+def _terms(no_price: bool, **given: Any) -> dict[str, Any]:
+    """What of the settings of triplets is given: the terms on which a paid model is asked."""
+    given["price"] = given["price"] or ("none" if no_price else None)
+    return {name: value for name, value in given.items() if value not in (None, "")}
 
 
 @app.command()
@@ -71,7 +78,8 @@ def run(
         int, typer.Option(min=0, help="test pictures of each dataset that it is asked about; 0: all")
     ] = 500,
     max_cost: MaxCost = None,
-    price: Annotated[str, typer.Option(help=f"{_PRICE}; none: it has no price, no limit is kept")] = "",
+    price: Price = "",
+    no_price: NoPrice = False,
     concurrency: Concurrency = None,
 ) -> None:
     """Execute the notebooks that are not up to date and write the report.
@@ -81,8 +89,9 @@ def run(
     given = locals()
     from emonb.headless import run as run_notebooks
 
-    terms = {"model": given.pop("ask")} | {name: given.pop(name) for name in ("max_cost", "price", "concurrency")}
-    terms = {name: value for name, value in terms.items() if value not in (None, "")}
+    terms = _terms(
+        model=given.pop("ask"), **{n: given.pop(n) for n in ("no_price", "max_cost", "price", "concurrency")}
+    )
     if terms and not ask:
         raise EmonbError(f"--{min(terms).replace('_', '-')}: is about a served model; name it with --ask MODEL")
     run_notebooks(**given, ask=terms)
@@ -113,8 +122,8 @@ def triplets(
     annotator: Annotated[str, typer.Option(help="openai, batch or offline; default: the profile's")] = "",
     estimate: Annotated[bool, typer.Option("--estimate", help="print tokens and price, send nothing")] = False,
     max_cost: MaxCost = None,
-    price: Annotated[str, typer.Option(help=_PRICE)] = "",
-    no_price: Annotated[bool, typer.Option("--no-price", help="a model without a price; no limit is kept")] = False,
+    price: Price = "",
+    no_price: NoPrice = False,
     concurrency: Concurrency = None,
     model: Annotated[str, typer.Option(help="a vision model of the server; default: the profile's")] = "",
     import_file: Annotated[str, typer.Option("--import", help="a JSON file of the authors', or EmoVIT-style")] = "",
@@ -135,8 +144,7 @@ def triplets(
     from emonb.triplets import has_paid_answers
 
     changes = {"annotator": annotator, "max_cost": max_cost, "concurrency": concurrency, "model": model}
-    changes["price"] = price or ("none" if no_price else None)
-    changes = {name: value for name, value in changes.items() if value not in (None, "")}
+    changes = _terms(no_price, price=price, **changes)
     given = {"profile": profile, "datasets": dataset, "images": images, "out": out}
     settings, stopped = load_settings(**given, triplets=changes), ""
     terms = settings.triplets

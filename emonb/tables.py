@@ -57,7 +57,12 @@ def main(
 
 
 def _strangers(predictions: Predictions, settings: Settings) -> dict[str, str]:
-    return {model: model for dataset in settings.datasets for model in pr.strangers(predictions, dataset)}
+    """Row -> name of models that are not ours; the name says where one has not seen all test images."""
+    found = dict[str, str]()
+    for dataset, model in ((d, m) for d in settings.datasets for m in pr.strangers(predictions, d)):
+        whole = pr.asked_of_all(predictions, dataset).index.isin(test_rows(predictions, dataset, model)["image_id"])
+        found[model] = found.get(model, model) if whole.all() else f"{model} (part of the images)"
+    return found
 
 
 def asked(
@@ -224,7 +229,7 @@ def _table(
         source = "" if np.isnan(value) else printed["source"]
         record = [model, name, dataset_title(dataset), pr.paper_dataset(dataset), value, source]
         if ours and ours.images < whole[dataset]:
-            fewer.setdefault(name, {})[f"{ours.images:,} of {whole[dataset]:,}"] = 1
+            fewer.setdefault(model_name(model), {})[f"{ours.images:,} of {whole[dataset]:,}"] = 1
         mean, *ends = np.clip(_ends(ours, tail), 0, 100).tolist()
         record += [mean, mean - value, *ends, *((ours.images, ours.seeds) if ours else (None, None))]
         record += _ends(lead[model].get(dataset), tail)
