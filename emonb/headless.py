@@ -37,6 +37,7 @@ from emonb.errors import EmonbError, PassingTrouble, StoppedEarly
 from emonb.files import atomic_write, claim_folder, locked, read_json, write_json
 from emonb.machine import git_state, hub_offline, library_versions, lock_state, machine
 from emonb.pipeline import dataset_folder
+from emonb.predictions import is_ours
 from emonb.reach import reached_by
 from emonb.releases.imports import listing_digest
 from emonb.run import Run, parse_stages, stage_code
@@ -183,7 +184,8 @@ class _Run:
         try:
             for name, source in zip(names, chosen, strict=True):
                 own = [stage for stage in forced if STAGES[stage].notebook == name]
-                if failed and not (name in _SHOWS and any((self.out / "predictions").glob("*.parquet"))):
+                files = (self.out / "predictions").glob("*__*.parquet")
+                if failed and not (name in _SHOWS and any(is_ours(file.stem.split("__", 1)[1]) for file in files)):
                     continue
                 if not (own or failed) and self._is_current(source):
                     self.records[name]["status"] = "up to date"

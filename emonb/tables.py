@@ -361,9 +361,9 @@ def label_distribution(
         shares = frame.set_index("image_id")[[f"share_{label}" for label in labels]]
         shares = shares.div(shares.sum(axis=1), axis=0).dropna()
         mean = shares[shares.index.isin(train)].mean().to_numpy()
-        models = [m for m in pr.MODELS if (dataset, m) in predictions]
-        models += sorted(m for d, m in predictions if d == dataset and m not in pr.MODELS)
-        models = [m for m in models if not pr.says_one_word(predictions[dataset, m])]  # a word has no shares
+        models = [m for m in pr.MODELS if (dataset, m) in predictions and m != "vlm_generated"]  # one word: no shares
+        others = sorted(m for d, m in predictions if d == dataset and m not in pr.MODELS)
+        models += [m for m in others if not pr.says_one_word(predictions[dataset, m])]
         for model in ["", *models] if models else []:
             answers = test_rows(predictions, dataset, model or models[0])
             answers = answers[answers["image_id"].isin(shares.index)]
