@@ -11,6 +11,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from emonb import annotate, pipeline, predictions
+from emonb.annotate.request import public_name
 from emonb.data import read_samples, sample_labels, thumbnail
 from emonb.errors import EmonbError, StoppedEarly
 from emonb.files import atomic_write, claim_folder, make_folder, read_json
@@ -136,7 +137,7 @@ class Run:
         had their turn, for a limit on the cost or useless answers; `EmonbError` where nothing can be asked, or
         somebody else's predictions have that name.
         """
-        model, stopped = re.sub(r"[^\w.+-]+", "-", annotate.public_name(terms.model)), []
+        model, stopped = re.sub(r"[^\w.+-]+", "-", public_name(terms.model)), []
         model = f"served-{model}" if predictions.is_ours(model) else model
         for dataset, artifact in self.make("samples").items():
             log = self.out / "asked" / f"{dataset}__{model}.jsonl"
@@ -233,8 +234,9 @@ class Run:
 
     def asked(self) -> dict[tuple[str, str], dict[str, float]]:
         """(dataset, model) of the served models that were asked -> `usd`, `seconds` (`annotate.price_of_asking`)."""
-        self.store.note(file="asked")
         paths = {tuple(path.stem.split("__", 1)): path for path in sorted((self.out / "asked").glob("*__*.jsonl"))}
+        for file in ("asked", *(f"asked/{path.name}" for path in paths.values())):
+            self.store.note(file=file)
         return {key: annotate.price_of_asking(path) for key, path in paths.items() if key[0] in self.datasets}
 
     def table(self, id: str) -> pd.DataFrame | None:

@@ -95,6 +95,8 @@ def test_a_part_is_the_same_part_of_every_larger_one(served, monkeypatch):
     with asked_of(monkeypatch, answer=guess) as server:
         few, _ = served.ask(images=6)
         more, _ = served.ask(images=12)
+        same, _ = served.ask(images=6)
+        pd.testing.assert_frame_equal(same, more)  # what is there counts
         assert (len(few), len(more), server.paid) == (6, 12, 12)
         assert set(few["image_id"]) < set(more["image_id"])
         assert set(few["image_id"]) != set(served.samples["image_id"][:6]), "not the first, which are of one kind"

@@ -10,7 +10,6 @@ for what is missing. That holds as well where a served model is asked what our V
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,13 +17,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emonb.annotate.log import Log, lock_answers, open_answers, open_batches, open_emotions, refuse_open_batches
-from emonb.annotate.request import public_name as public_name
+from emonb.annotate.log import (
+    Log,
+    emotion_records,
+    lock_answers,
+    open_answers,
+    open_batches,
+    open_emotions,
+    refuse_open_batches,
+)
 from emonb.errors import EmonbError
 from emonb.files import atomic_write
 from emonb.predictions import one_word_predictions
 from emonb.settings import TripletSettings
-from emonb.triplets import has_paid_answers, json_lines
+from emonb.triplets import has_paid_answers
 
 
 def write_triplets(
@@ -78,27 +84,24 @@ def ask_emotions(
     """Ask a served model about test images what our VLM is asked; its predictions, and why it ended early, or "".
 
     Args:
-        samples: the test images (image_id, path, label, sha256); `images`: how many of them, 0: all. The hash of the
-            image_id decides which: a fair sample, part of any larger one, also where the run ends early.
+        samples: the test images (image_id, path, label, sha256).
         path: `OUT/asked/<dataset>__<model>.jsonl`, the answers; those in it are not asked for again.
+        images: about how many to ask, 0: all (`log.Emotions.rows`); answers that were there before count as well.
 
     Raises:
         EmonbError: as in `write_triplets`.
     """
-    chance = [hashlib.sha256(name.encode()).hexdigest() for name in samples["image_id"]]
-    chosen = samples.iloc[np.argsort(chance)[: images or None]]
-    with open_emotions(chosen, labels, path, settings) as answers:
+    with open_emotions(samples, labels, path, settings, images) as answers:
         stopped, said = _ask(answers, say), answers.said
-    chosen = chosen[chosen["image_id"].isin([*said])]
-    records = [said[image_id] for image_id in chosen["image_id"]]
-    named, texts = ([record[field] for record in records] for field in ("emotion", "text"))
-    about = (chosen["image_id"], ["test"] * len(chosen), chosen["label"])
+    seen = samples[samples["image_id"].isin([*said])]
+    named, texts = ([said[image_id][field] for image_id in seen["image_id"]] for field in ("emotion", "text"))
+    about = (seen["image_id"], ["test"] * len(seen), seen["label"])
     return one_word_predictions(*about, named, labels, raw_text=texts), stopped
 
 
 def price_of_asking(path: Path) -> dict[str, float]:
     """What all answers in a file of `ask_emotions` cost: `usd` (NaN: a price is unknown); mean `seconds` of one."""
-    records = [record for _, record in json_lines(path)]
+    records = [*emotion_records(path)]
     seconds = [record["seconds"] for record in records if "seconds" in record]
     usd = sum(np.nan if record["usd"] is None else record["usd"] for record in records)
     return {"usd": usd, "seconds": float(np.mean(seconds)) if seconds else np.nan}

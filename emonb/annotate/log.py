@@ -48,12 +48,12 @@ def lock_answers(path: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def open_emotions(
-    samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings
+    samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, images: int = 0
 ) -> Iterator[Emotions]:
-    """The emotions that a served model names for these images, locked and mended; raises as `open_answers`."""
+    """The emotions that a served model names for images, locked and mended; arguments and errors as for `Emotions`."""
     with lock_answers(path):
         _mend(path)
-        yield Emotions(samples.to_dict("records"), labels, path, settings)
+        yield Emotions(samples.to_dict("records"), labels, path, settings, images)
 
 
 @contextmanager
@@ -73,7 +73,7 @@ class Log(ABC):
     """What a paid model is asked about images, what it said and what that cost; `Answers` and `Emotions` are such.
 
     Attributes:
-        rows: the images.
+        rows: the images that may be asked for.
         asked: model and hash of the prompt that are asked now; `limit`: what the server calls the token limit.
         unread: form -> answers that were not in it; minus infinity once one was, infinity if the server refuses it.
         most, most_usd: tokens in and out that one request takes at most, and what these cost.
@@ -319,20 +319,20 @@ class Emotions(Log):
 
     Attributes:
         said: image -> its record: the `emotion`, "" where none can be read in the text, and why (`reason`).
+        rows: of the images `images`, 0: all. The hash of the image_id decides: a fair sample, part of any larger one.
     """
 
     form = "emotion"
 
     def __init__(
-        self, rows: list[dict[str, Any]], labels: Sequence[str], path: Path, settings: TripletSettings
+        self, rows: list[dict[str, Any]], labels: Sequence[str], path: Path, settings: TripletSettings, images: int
     ) -> None:
         bodies, self.said = [asking.emotion_request(labels, "", settings, "max_tokens")], dict[str, dict[str, Any]]()
         prompt = hashlib.sha256(json.dumps(bodies[0]["messages"]).encode()).hexdigest()
-        super().__init__(rows, labels, path, settings, prompt, [bodies])
+        chosen = sorted(rows, key=lambda row: hashlib.sha256(row["image_id"].encode()).digest())[: images or None]
+        super().__init__(chosen, labels, path, settings, prompt, [bodies])
         self._pictures = {row["image_id"]: row["sha256"] for row in rows}  # another picture is another question
-        for where, record in room.json_lines(path):
-            if not isinstance(record, dict) or not {"image_id", "reason", "emotion"} <= record.keys():
-                raise EmonbError(f"{where}: field 'image_id', 'reason' or 'emotion' missing; delete the line")
+        for record in emotion_records(path):
             self._note(record)
 
     def is_missing(self, image_id: str) -> bool:
@@ -368,8 +368,18 @@ class Emotions(Log):
 
     def __str__(self) -> str:
         odd = sum(not record["emotion"] for record in self.said.values())
-        done = f"{len(self.said):,} of {len(self.rows):,} test images are answered, {odd:,} of them unparsably"
+        done = (
+            f"{len(self.said):,} test images are answered, {odd:,} of them unparsably, {len(self.missing()):,} missing"
+        )
         return f"{done}\n{super().__str__()}"
+
+
+def emotion_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file of `Emotions`; raises `EmonbError` for a damaged one."""
+    for where, record in room.json_lines(path):
+        if not isinstance(record, dict) or not {"image_id", "reason", "emotion", "usd"} <= record.keys():
+            raise EmonbError(f"{where}: field image_id, reason, emotion or usd missing; delete the line")
+        yield record
 
 
 def _line(record: dict[str, Any]) -> str:
