@@ -167,6 +167,17 @@ def test_an_unknown_price_is_said_before_anything_is_sent(served, monkeypatch):
     assert np.isnan(price_of_asking(served.path)["usd"])
 
 
+def test_a_damaged_line_is_named(served, monkeypatch):
+    with asked_of(monkeypatch, answer=guess) as server:
+        served.ask(images=3)
+        served.path.write_text(served.path.read_text().replace('"emotion"', '"motion"', 1))
+        with pytest.raises(
+            EmonbError, match=r"asked/small__m\.jsonl, line 1: field .*emotion.* missing; delete the line"
+        ):
+            served.ask()
+        assert server.paid == 3
+
+
 # ---- a run ---------------------------------------------------------------------------------------------------------
 
 
