@@ -170,10 +170,8 @@ def test_an_unknown_price_is_said_before_anything_is_sent(served, monkeypatch):
 def test_a_damaged_line_is_named(served, monkeypatch):
     with asked_of(monkeypatch, answer=guess) as server:
         served.ask(images=3)
-        served.path.write_text(served.path.read_text().replace('"emotion"', '"motion"', 1))
-        with pytest.raises(
-            EmonbError, match=r"asked/small__m\.jsonl, line 1: field .*emotion.* missing; delete the line"
-        ):
+        served.path.write_text(served.path.read_text().replace('"emotion":', '"motion":', 1))
+        with pytest.raises(EmonbError, match=r"asked/small__m\.jsonl, line 1: .*emotion.* missing; delete"):
             served.ask()
         assert server.paid == 3
 
