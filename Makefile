@@ -10,6 +10,11 @@ FORCE ?=
 NOTEBOOKS ?=
 # The exact versions that results and tests depend on; LOCK= installs the newest that pyproject.toml allows.
 LOCK ?= requirements.lock
+# A served vision model (OPENAI_API_KEY, OPENAI_BASE_URL) that is one more row of the tables.
+ASK ?=
+ASK_IMAGES ?=
+MAX_COST ?=
+PRICE ?=
 N ?= 3
 # CPU=1 installs torch without its CUDA libraries: 1 GB instead of 7.
 CPU ?=
@@ -21,6 +26,8 @@ installed := $(VENV)/.installed
 option = $(if $($(1)),--$(2) '$($(1))')
 options = --profile '$(PROFILE)' $(call option,DATASETS,datasets) $(call option,IMAGES,images) \
 	$(call option,OUT,out) $(call option,SEEDS,seeds) $(call option,FORCE,force) $(call option,NOTEBOOKS,notebooks)
+asking = $(call option,ASK,ask) $(call option,ASK_IMAGES,ask-images) $(call option,MAX_COST,max-cost) \
+	$(call option,PRICE,price)
 
 .PHONY: help reproduce test lint style notebooks stability bench doctor lock clean
 .DEFAULT_GOAL := help
@@ -28,6 +35,7 @@ options = --profile '$(PROFILE)' $(call option,DATASETS,datasets) $(call option,
 help:
 	@echo 'make reproduce   every notebook, table and figure into build/$(PROFILE)'
 	@echo '                 PROFILE=smoke|mini|paper DATASETS=a,b IMAGES=folder OUT=folder SEEDS=0,1,2 FORCE=stage'
+	@echo '                 ASK=model (a served one as a row more) ASK_IMAGES=500 MAX_COST=25 PRICE=in,out'
 	@echo 'make test        unit tests, notebook tests, a small end-to-end run'
 	@echo 'make lint        ruff: code and notebooks; make style corrects what it can'
 	@echo 'make notebooks   run the mini profile and put the executed notebooks back into notebooks/'
@@ -47,7 +55,7 @@ $(installed): pyproject.toml $(LOCK)
 	@touch $@
 
 reproduce: $(installed)
-	@$(python) -m emonb run $(options)
+	@$(python) -m emonb run $(options) $(asking)
 
 test: $(installed)
 	$(python) -m pytest

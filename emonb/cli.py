@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,6 +47,18 @@ Out = Annotated[str, typer.Option(callback=_from_root, help="results folder; def
 Seeds = Annotated[str, typer.Option(help="comma-separated; default: the profile's")]
 Force = Annotated[str, typer.Option(help="comma-separated stages to recompute, or all")]
 Keep = Annotated[str, typer.Option(help=_KEEP)]
+MaxCost = Annotated[
+    float | None, typer.Option(help="USD for a dataset, earlier runs included; default: the profile's, 25")
+]
+Concurrency = Annotated[int | None, typer.Option(help="requests at a time; default: the profile's")]
+Price = Annotated[str, typer.Option(help="IN,OUT: USD per million tokens of a model without a known price")]
+NoPrice = Annotated[bool, typer.Option("--no-price", help="a model without a price; no limit is kept")]
+
+
+def _terms(no_price: bool, **given: Any) -> dict[str, Any]:
+    """What of the settings of triplets is given: the terms on which a paid model is asked."""
+    given["price"] = given["price"] or ("none" if no_price else None)
+    return {name: value for name, value in given.items() if value not in (None, "")}
 
 
 @app.command()
@@ -59,12 +71,30 @@ def run(
     force: Force = "",
     keep: Keep = "",
     notebooks: Annotated[str, typer.Option(help="comma-separated numbers, e.g. 01,02; default: all")] = "",
+    ask: Annotated[
+        str, typer.Option(metavar="MODEL", help="first ask a served vision model, which becomes a row of the tables")
+    ] = "",
+    ask_images: Annotated[
+        int, typer.Option(min=0, help="test pictures of each dataset that it is asked about; 0: all")
+    ] = 500,
+    max_cost: MaxCost = None,
+    price: Price = "",
+    no_price: NoPrice = False,
+    concurrency: Concurrency = None,
 ) -> None:
-    """Execute the notebooks that are not up to date and write the report."""
+    """Execute the notebooks that are not up to date and write the report.
+
+    Exit code 3: the served model was asked about a part only (a limit on the cost, or useless answers).
+    """
     given = locals()
     from emonb.headless import run as run_notebooks
 
-    run_notebooks(**given)
+    terms = _terms(
+        model=given.pop("ask"), **{n: given.pop(n) for n in ("no_price", "max_cost", "price", "concurrency")}
+    )
+    if terms and not ask:
+        raise EmonbError(f"--{min(terms).replace('_', '-')}: is about a served model; name it with --ask MODEL")
+    run_notebooks(**given, ask=terms)
 
 
 @app.command()
@@ -91,12 +121,10 @@ def triplets(
     profile: Profile = "mini",
     annotator: Annotated[str, typer.Option(help="openai, batch or offline; default: the profile's")] = "",
     estimate: Annotated[bool, typer.Option("--estimate", help="print tokens and price, send nothing")] = False,
-    max_cost: Annotated[
-        float | None, typer.Option(help="USD for this dataset, earlier runs included; default: the profile's, 25")
-    ] = None,
-    price: Annotated[str, typer.Option(help="IN,OUT: USD per million tokens of a model without a known price")] = "",
-    no_price: Annotated[bool, typer.Option("--no-price", help="a model without a price; no limit is kept")] = False,
-    concurrency: Annotated[int | None, typer.Option(help="requests at a time; default: the profile's")] = None,
+    max_cost: MaxCost = None,
+    price: Price = "",
+    no_price: NoPrice = False,
+    concurrency: Concurrency = None,
     model: Annotated[str, typer.Option(help="a vision model of the server; default: the profile's")] = "",
     import_file: Annotated[str, typer.Option("--import", help="a JSON file of the authors', or EmoVIT-style")] = "",
     patient: Annotated[bool, typer.Option("--wait/--no-wait", help="batch: wait, or submit and fetch later")] = True,
@@ -116,8 +144,7 @@ def triplets(
     from emonb.triplets import has_paid_answers
 
     changes = {"annotator": annotator, "max_cost": max_cost, "concurrency": concurrency, "model": model}
-    changes["price"] = price or ("none" if no_price else None)
-    changes = {name: value for name, value in changes.items() if value not in (None, "")}
+    changes = _terms(no_price, price=price, **changes)
     given = {"profile": profile, "datasets": dataset, "images": images, "out": out}
     settings, stopped = load_settings(**given, triplets=changes), ""
     terms = settings.triplets

@@ -32,13 +32,15 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
+from emonb import annotate
 from emonb.errors import EmonbError, PassingTrouble, StoppedEarly
 from emonb.files import atomic_write, claim_folder, locked, read_json, write_json
 from emonb.machine import git_state, hub_offline, library_versions, lock_state, machine
 from emonb.pipeline import dataset_folder
+from emonb.predictions import is_ours
 from emonb.reach import reached_by
 from emonb.releases.imports import listing_digest
-from emonb.run import parse_stages, stage_code
+from emonb.run import Run, parse_stages, stage_code
 from emonb.settings import Settings, checkpoint_of, load_settings, project_root
 from emonb.show.notebooks import sign
 from emonb.show.report import write_report
@@ -78,6 +80,8 @@ def run(
     keep: str = "",
     notebooks: str = "",
     folder: Path | None = None,
+    ask: Mapping[str, Any] | None = None,
+    ask_images: int = 0,
     **given: str,
 ) -> Path:
     """Execute the notebooks that are not up to date, then write the report; returns the results folder.
@@ -86,6 +90,8 @@ def run(
         profile, force, keep: as for `open_run`, as are in `given` datasets, images, out, seeds.
         notebooks: comma-separated numbers (`01,02`) to restrict the run to.
         folder: where the notebooks are; default `notebooks/` of the project.
+        ask: settings of `triplets` on whose terms a served model is asked first (`Run.ask`); `ask_images`: about how
+            many test pictures of a dataset.
 
     Raises:
         EmonbError: a user's mistake, found before anything starts; `NotebookFailed` for a failing cell.
@@ -95,6 +101,9 @@ def run(
     for name in settings.datasets:
         dataset_folder(settings, name)
     check_weights(settings)
+    terms = load_settings(profile, **given, triplets=ask).triplets if ask else None
+    if terms:
+        annotate.check_server(terms)
     given = {"profile": profile if profile != "mini" else "", **given}  # the notebooks' own default: nothing to inject
     parameters = {name: value for name, value in given.items() if value}
     place = (folder or project_root() / "notebooks").resolve()
@@ -117,6 +126,8 @@ def run(
     environment |= {"HF_HUB_OFFLINE": "1"} if settings.vlm.base == "stand-in" else {}
     with locked(results / ".lock", busy), chdir(project_root()), tempfile.TemporaryDirectory() as scratch:
         notes = {"EMONB_EVENTS": f"{scratch}/events", "EMONB_PROGRESS_FILE": f"{scratch}/progress"}
+        if terms:
+            Run(settings).ask(terms, ask_images)
         with patch.dict(os.environ, environment | notes):
             _Run(settings, parameters, sources).execute(chosen, forced)
     return results
@@ -173,7 +184,8 @@ class _Run:
         try:
             for name, source in zip(names, chosen, strict=True):
                 own = [stage for stage in forced if STAGES[stage].notebook == name]
-                if failed and not (name in _SHOWS and any((self.out / "predictions").glob("*.parquet"))):
+                files = (self.out / "predictions").glob("*__*.parquet")
+                if failed and not (name in _SHOWS and any(is_ours(file.stem.split("__", 1)[1]) for file in files)):
                     continue
                 if not (own or failed) and self._is_current(source):
                     self.records[name]["status"] = "up to date"
@@ -265,7 +277,7 @@ class _Run:
             "pictures": [listing_digest(folder) for folder in folders],
             "results": results,
             "stages": {stage: stage_code(stage) for stage, _ in own["used"] if stage in STAGES},
-            "files": [hashlib.sha256(f.read_bytes()).hexdigest() if f.is_file() else "" for f in files],
+            "files": [hashlib.sha256(f.read_bytes()).hexdigest() if f.is_file() else _names(f) for f in files],
         }
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -292,6 +304,11 @@ class _Run:
             "notebooks": self.records,
         }
         write_json(self.out / "run.json", content)
+
+
+def _names(folder: Path) -> list[str]:
+    """What a folder holds, but for hidden files: one that comes later makes what was read from it out of date."""
+    return sorted(path.name for path in folder.glob("[!.]*"))
 
 
 def _versions() -> dict[str, str]:

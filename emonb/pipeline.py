@@ -30,6 +30,7 @@ from emonb.predictions import (
     first_seed,
     head_model,
     make_predictions,
+    one_word_predictions,
     probabilities,
     read_predictions,
     write_predictions,
@@ -295,10 +296,9 @@ def vlm_predictions(
         write_predictions(folder / "predictions.parquet", _predictions(tables, scores, seed, said))
     if is_main() and reasons:  # an answer that cannot be parsed stays unparsed
         texts = [answers[image_id] for image_id in asked["image_id"]]
+        about = (asked["image_id"], ["test"] * len(asked), asked["label"])
         named = [parse_emotion(text, labels) for text in texts]
-        p = np.array([[float(label == name) for label in labels] for name in named])
-        options = {"seed": seed, "raw_text": texts, "parsed": [name is not None for name in named]}
-        frame = make_predictions(asked["image_id"], ["test"] * len(asked), asked["label"], p, labels, **options)
+        frame = one_word_predictions(*about, named, labels, seed=seed, raw_text=texts)
         write_predictions(folder / "generated.parquet", frame)
 
 

@@ -136,6 +136,24 @@ def make_predictions(
     return pd.DataFrame({**columns, "raw_text": texts, "parsed": ok})
 
 
+def one_word_predictions(
+    image_ids: Sequence[str],
+    split: Sequence[str],
+    label: Sequence[str],
+    named: Sequence[str | None],
+    labels: Sequence[str],
+    **options: Any,
+) -> pd.DataFrame:
+    """Predictions of a model that names one label for each image or, where that is None or "", none; see above."""
+    p = np.array([[float(label == name) for label in labels] for name in named]).reshape(-1, len(labels))
+    return make_predictions(image_ids, split, label, p, labels, parsed=[bool(name) for name in named], **options)
+
+
+def says_one_word(frame: pd.DataFrame) -> bool:
+    """Whether a model only names a label: its probabilities are no measure of how sure it is."""
+    return bool((probabilities(frame[frame["parsed"]]).max(axis=1) == 1).all())
+
+
 def prediction_labels(frame: pd.DataFrame) -> list[str]:
     """The class order of a prediction frame, read from its `p_<label>` columns."""
     return [c.removeprefix("p_") for c in frame.columns if c.startswith("p_")]
@@ -245,12 +263,25 @@ def test_rows(predictions: Predictions, dataset: str, model: str) -> pd.DataFram
     return frame[frame["split"] == "test"]
 
 
+def is_ours(model: str) -> bool:
+    """Whether a model's file name is one of those that notebooks 03 to 06 write."""
+    return model in MODELS or model.startswith(("head_", "gate_"))
+
+
+def asked_of_all(predictions: Predictions, dataset: str) -> pd.Series:
+    """Labels of a dataset's test images by image_id: those that the first of `MAIN` was asked; none without one."""
+    model = next((model for model in MAIN if (dataset, model) in predictions), "")
+    return test_rows(predictions, dataset, model).drop_duplicates("image_id").set_index("image_id")["label"]
+
+
 def strangers(predictions: Predictions, dataset: str) -> list[str]:
-    """Models that somebody else trained: any other name, and an answer to every test image of the first of `MAIN`."""
-    ids = {name: {*test_rows(predictions, dataset, name)["image_id"]} for d, name in predictions if d == dataset}
-    asked = next((ids[model] for model in MAIN if model in ids), set())
-    others = sorted(m for m in ids if m not in MODELS and not m.startswith(("head_", "gate_")))
-    return [model for model in others if ids[model] >= asked]
+    """Models that somebody else trained or serves: any other name, and answers to some of our test images.
+
+    At least two, for one has no interval; `joint` and the tables compare models on the images that both have seen.
+    """
+    asked, others = asked_of_all(predictions, dataset).index, sorted(m for d, m in predictions if d == dataset)
+    ids = {model: {*test_rows(predictions, dataset, model)["image_id"]} for model in others if not is_ours(model)}
+    return [model for model, seen in ids.items() if len(seen.intersection(asked) if len(asked) else seen) > 1]
 
 
 def first_seed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from emonb import annotate, pipeline, predictions
+from emonb.annotate.request import public_name
 from emonb.data import read_samples, sample_labels, thumbnail
-from emonb.errors import EmonbError
+from emonb.errors import EmonbError, StoppedEarly
 from emonb.files import atomic_write, claim_folder, make_folder, read_json
 from emonb.machine import get_device, is_main, library_versions, process_count, side_by_side
 from emonb.progress import progress
 from emonb.reach import reached
-from emonb.settings import Settings, load_settings
+from emonb.settings import Settings, TripletSettings, load_settings
 from emonb.store import STAGES, Artifact, Store
 from emonb.tables import csv_text, latex_text, markdown_text
 from emonb.triplets import source_note, triplet_lines
@@ -128,6 +130,28 @@ class Run:
         recipe = STAGES[name].recipe(self, *job, **needs)
         return name, _name_of(*job), recipe, stage_code(recipe.root)
 
+    def ask(self, terms: TripletSettings, images: int = 0, say: Callable[[str], Any] = print) -> None:
+        """Ask a served model the question of our VLM about `images` test pictures of each dataset; 0: about all.
+
+        Its answers become a prediction file, and so rows of the tables. Raises `StoppedEarly`, when all datasets have
+        had their turn, for a limit on the cost or useless answers; `EmonbError` where nothing can be asked, or
+        somebody else's predictions have that name.
+        """
+        model, stopped = re.sub(r"[^\w.+-]+", "-", public_name(terms.model)), []
+        model = f"served-{model}" if predictions.is_ours(model) else model
+        for dataset, artifact in self.make("samples").items():
+            log = self.out / "asked" / f"{dataset}__{model}.jsonl"
+            path = self.out / "predictions" / f"{dataset}__{model}.parquet"
+            if path.is_file() and not log.is_file():
+                raise EmonbError(f"{path}: somebody else's; move it away, or give the served model another name")
+            about = read_samples(artifact.path, "test"), self.labels(dataset), log, terms
+            frame, why = annotate.ask_emotions(*about, images=images, say=say)
+            if len(frame):
+                self.save_predictions(frame, dataset, model)
+            stopped += [f"{dataset}: {why}"] * bool(why)
+        if stopped:
+            raise StoppedEarly(f"{'; '.join(stopped)}. Without --ask, the run goes on with the answers that came")
+
     # ---- what notebooks read
 
     def samples(self, dataset: str, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -207,9 +231,17 @@ class Run:
 
     def all_predictions(self, split: str = "test") -> predictions.LoadedPredictions:
         """{(dataset, model): frame} of all prediction files; damaged ones are left out and said so in `problems`."""
+        self.store.note(file="predictions")  # somebody else's file may come
         for path in (self.out / "predictions").glob("*.parquet"):
             self.store.note(file=f"predictions/{path.name}")
         return predictions.load_all(self.out / "predictions", self.datasets, split=split, partial=True)
+
+    def asked(self) -> dict[tuple[str, str], dict[str, float]]:
+        """(dataset, model) of the served models that were asked -> `usd`, `seconds` (`annotate.price_of_asking`)."""
+        paths = {tuple(path.stem.split("__", 1)): path for path in sorted((self.out / "asked").glob("*__*.jsonl"))}
+        for file in ("asked", *(f"asked/{path.name}" for path in paths.values())):
+            self.store.note(file=file)
+        return {key: annotate.price_of_asking(path) for key, path in paths.items() if key[0] in self.datasets}
 
     def table(self, id: str) -> pd.DataFrame | None:
         """A table that an earlier notebook saved, or None."""

@@ -42,7 +42,7 @@ def main(
 
     def about(dataset: str, model: str) -> dict[str, float]:
         rows, known = test_rows(predictions, dataset, model), (drawn or {}).get(dataset)
-        counts = rows.drop_duplicates("image_id")["label"].value_counts()
+        counts = pr.asked_of_all(predictions, dataset).value_counts()  # not of those that this model has seen
         found = {"chance": 100 * counts.max() / counts.sum(), "macro_f1": np.nan, "balanced_accuracy": np.nan}
         found["ceiling"] = np.nan if known is None else 100 * (1 - known["noisy"].mean())
         if counts.max() > _UNEVEN * counts.min():  # of no images: False
@@ -57,7 +57,36 @@ def main(
 
 
 def _strangers(predictions: Predictions, settings: Settings) -> dict[str, str]:
-    return {model: model for dataset in settings.datasets for model in pr.strangers(predictions, dataset)}
+    """Row -> name of models that are not ours; the name says where one has not seen all test images."""
+    found = dict[str, str]()
+    for dataset, model in ((d, m) for d in settings.datasets for m in pr.strangers(predictions, d)):
+        whole = pr.asked_of_all(predictions, dataset).index.isin(test_rows(predictions, dataset, model)["image_id"])
+        found[model] = found.get(model, model) if whole.all() else f"{model} (part of the images)"
+    return found
+
+
+def asked(
+    predictions: Predictions, settings: Settings, prices: Mapping[tuple[str, str], Mapping[str, float]]
+) -> pd.DataFrame:
+    """Served models that were asked our VLM's question (`run --ask`): what they get right, and what that cost.
+
+    `prices`: (dataset, model) -> `usd`, and mean `seconds` of an answer (`Run.asked`). Columns: dataset, model, n;
+    with intervals, `accuracy` in percent and `gain` over EmoVLM-KD on the same images; `unparsable` in percent; price.
+    """
+
+    def more(dataset: str, model: str) -> dict[str, float]:
+        odd = 100 * (1 - test_rows(predictions, dataset, model)["parsed"].mean())
+        return {"unparsable": odd, "usd": np.nan, "seconds": np.nan, **prices.get((dataset, model), {})}
+
+    table = _table("main", predictions, settings, {model: model for _, model in prices}, "emovlmkd", more)
+    names = {"row": "model", "ours": "accuracy", "ci_low": "accuracy_low", "ci_high": "accuracy_high"}
+    columns = ["dataset", "model", "n", *(f"{x}{end}" for x in ("accuracy", "gain") for end in ("", "_low", "_high"))]
+    table = table.rename(columns=names).reindex(columns=[*columns, "unparsable", "usd", "seconds"])
+    table.attrs["caption"] += (
+        " Asked in the same words as our VLM; the text is read, where ours has its candidates scored; an unparsable "
+        "answer is wrong. usd: all answers, at the prices of the day; seconds: one answer."
+    )
+    return table
 
 
 def modules(
@@ -184,6 +213,7 @@ def _table(
     """
     known = {key: r for r in resource("paper_values.yaml", "tables")[paper] for key in (r["row"], r["name"])}
     hits = {m: _hits(predictions, settings, m) for m in dict.fromkeys([*rows, *filter(None, [reference])])}
+    whole, fewer = {d: len(pr.asked_of_all(predictions, d)) for d in settings.datasets}, dict[str, dict[str, int]]()
     both = [d for d in settings.datasets if not (hits[reference][d].empty if reference else True)]
     own, lead = {}, {}
     for model in rows:
@@ -198,15 +228,21 @@ def _table(
             continue
         source = "" if np.isnan(value) else printed["source"]
         record = [model, name, dataset_title(dataset), pr.paper_dataset(dataset), value, source]
+        if ours and ours.images < whole[dataset]:
+            fewer.setdefault(model_name(model), {})[f"{ours.images:,} of {whole[dataset]:,}"] = 1
         mean, *ends = np.clip(_ends(ours, tail), 0, 100).tolist()
         record += [mean, mean - value, *ends, *((ours.images, ours.seeds) if ours else (None, None))]
         record += _ends(lead[model].get(dataset), tail)
         records.append(dict(zip(_COLUMNS, record, strict=True)) | more(dataset, model))
     table = pd.DataFrame(records, columns=None if records else _COLUMNS).astype({"n": "Int64", "seeds": "Int64"})
     table = table if reference else table.drop(columns=["gain", "gain_low", "gain_high"])
+    parts = [f"{name} ({', '.join(counts)})" for name, counts in fewer.items()]
     caption = [
         f"Accuracy in percent on test images, {100 * settings.report.confidence:g} % intervals over images and seeds.",
         f"gain: points over {model_name(reference)} on the same images." * bool(reference),
+        f"Of a part of the test images: {'; '.join(parts)}." * bool(parts),
+        "Compare such a row by its gain in the table of modules, which is on the same images."
+        * bool(parts and not reference),
         "Ours: drawn datasets that stand for the paper's; NOT comparable with its accuracies."
         * any(map(pr.is_drawn, settings.datasets)),
     ]
@@ -217,7 +253,9 @@ def _table(
 def _hits(predictions: Predictions, settings: Settings, model: str) -> dict[str, pd.DataFrame]:
     """Percent right of each dataset's test images, [images, seeds]; `oracle`: of the VLM or the ViT."""
     if model != "oracle":
-        return {d: 100 * metrics.hits_by_seed(test_rows(predictions, d, model)) for d in settings.datasets}
+        hits = {d: 100 * metrics.hits_by_seed(test_rows(predictions, d, model)) for d in settings.datasets}
+        ours = {d: pr.asked_of_all(predictions, d).index for d in hits}  # a stranger may have seen others, too
+        return {d: x[x.index.isin(ours[d])] if len(ours[d]) else x for d, x in hits.items()}
     parts = zip(*(_hits(predictions, settings, part).items() for part in ("vlm_tuned", "vit")), strict=True)
     return {d: (100 - (100 - a) * (100 - b) / 100).dropna(axis=1, how="all").dropna() for (d, a), (_, b) in parts}
 
@@ -324,7 +362,8 @@ def label_distribution(
         shares = shares.div(shares.sum(axis=1), axis=0).dropna()
         mean = shares[shares.index.isin(train)].mean().to_numpy()
         models = [m for m in pr.MODELS if (dataset, m) in predictions and m != "vlm_generated"]  # one word: no shares
-        models += sorted(m for d, m in predictions if d == dataset and m not in pr.MODELS)
+        others = sorted(m for d, m in predictions if d == dataset and m not in pr.MODELS)
+        models += [m for m in others if not pr.says_one_word(predictions[dataset, m])]
         for model in ["", *models] if models else []:
             answers = test_rows(predictions, dataset, model or models[0])
             answers = answers[answers["image_id"].isin(shares.index)]

@@ -31,6 +31,8 @@ MISTAKES = {
     "run --seeds one": "seeds",
     "run --out pyproject.toml/out": "cannot write",
     "run --notebooks 12": "none of 01, 02",
+    "run --max-cost 1": "--max-cost: is about a served model; name it with --ask MODEL",
+    "run --ask m --price 1": "price: '1' is not IN,OUT",
     "stage cooking --out OUT": "stage 'cooking': unknown; use one of samples, triplets",
     "predict missing.png --model emonb": "missing.png: no such picture",
     "predict pyproject.toml --model missing": "missing: no such model folder",

@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import openai
 
-from emonb.annotate.log import Answers, batches_path, open_batches, refuse_open_batches, unassigned_path
+from emonb.annotate.log import Answers, Log, batches_path, open_batches, refuse_open_batches, unassigned_path
 from emonb.annotate.request import dig, encode_picture, read_reply, scrub
 from emonb.errors import EmonbError, UnreadablePicture
 from emonb.files import write_json
@@ -132,7 +132,7 @@ class Online:
     that could make these and what was spent exceed the limit.
     """
 
-    def __init__(self, answers: Answers, say: Callable[[str], None]) -> None:
+    def __init__(self, answers: Log, say: Callable[[str], None]) -> None:
         refuse_open_batches(answers.path)
         self.answers, self.settings, self.say, self.lock = answers, answers.settings, say, threading.Lock()
         self.sdk = connect(self.settings).with_options(max_retries=0)  # retries keep the limits, too
@@ -146,7 +146,8 @@ class Online:
 
         Raises `EmonbError` where nothing can be asked: no key, unknown model, no credit left, server down, disk full.
         """
-        what, total = f"{self.answers.asked[0]} on {self.answers.path.stem}", len(self.waiting)
+        dataset, total = self.answers.path.stem.split("__")[0], len(self.waiting)
+        what = f"{self.answers.asked[0]} on {dataset}"
         with self.sdk, ThreadPoolExecutor(self.settings.concurrency) as pool:
             try:
                 for _ in progress(self._finished(pool), what, total, "image", note=lambda: self.answers.bill):
@@ -184,7 +185,7 @@ class Online:
 
     def _ask(self, row: dict[str, Any], form: str) -> dict[str, Any] | None:
         """In a thread: ask for an image and write down what came; returns the image if it is to be asked for again."""
-        replies, error = list[dict[str, Any]](), None
+        replies, error, start = list[dict[str, Any]](), None, time.monotonic()
         try:
             picture = encode_picture(row["path"], self.settings.max_side)
             for body in self.answers.requests(row, picture, form):
@@ -198,7 +199,7 @@ class Online:
         with self.lock:
             if error:
                 return row if self._failed(row, form, replies, error) else None
-            self.answers.receive(row, replies, form)
+            self.answers.receive(row, replies, form, seconds=round(time.monotonic() - start, 2))
             self.in_a_row = self.attempts[row["image_id"]] = 0
             return row if self.answers.is_missing(row["image_id"]) else None
 

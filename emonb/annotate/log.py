@@ -1,17 +1,20 @@
 """The files of the paid answers, and what follows from them: what is missing, what was spent, what is fit to teach.
 
 `OUT/triplets/<dataset>.jsonl` holds the triplets of accepted answers, `<dataset>.rejected.jsonl` the answers that
-failed a check and the images that got none, each with its reason. Both only grow; each answer is one write, flushed
-to the disk before it counts. `<dataset>.batches.json` names the batches under way. A run that starts again reads
-them, and nothing else has to be kept.
+failed a check and the images that got none, each with its reason; `OUT/asked/<dataset>__<model>.jsonl` the emotions
+that a served model named. All only grow; each answer is one write, flushed to the disk before it counts.
+`<dataset>.batches.json` names the batches under way. A run that starts again reads them, and nothing else has to be
+kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -25,21 +28,32 @@ import pandas as pd
 from emonb import triplets as room
 from emonb.annotate import request as asking
 from emonb.annotate.request import FORMS, TOKENS, Answer
+from emonb.data import parse_emotion
 from emonb.errors import EmonbError
 from emonb.files import locked, make_folder
 from emonb.settings import TripletSettings
 
-_NO_ANSWER, _UNREAD = "no answer", "not in the asked form"
+_NO_ANSWER, _UNREAD, _UNPARSABLE = "no answer", "not in the asked form", "unparsable"
 _USELESS = ("refused", "cut off", "empty")  # a next answer is likely to be the same
 _USELESS_IN_A_ROW = 8  # of one kind, in the order of arrival; ours: few enough to cost cents, with eight at a time
 _FORM_FAILURES = 3  # unread answers in a form that the server never managed, before the next form is tried
 
 
-def lock_triplets(path: Path) -> AbstractContextManager[None]:
-    """Hold a triplets file for one writer; raises `EmonbError` while another process has it."""
+def lock_answers(path: Path) -> AbstractContextManager[None]:
+    """Hold a file of answers for one writer; raises `EmonbError` while another process has it."""
     make_folder(path.parent)
-    busy = f"triplets/{path.name}: another process is asking for these answers; wait until it has ended"
+    busy = f"{path.parent.name}/{path.name}: another process is asking for these answers; wait until it has ended"
     return locked(path.with_name(f".{path.stem}.lock"), f"{busy}: nothing shall be paid twice")
+
+
+@contextmanager
+def open_emotions(
+    samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, images: int = 0
+) -> Iterator[Emotions]:
+    """The emotions that a served model names for images, locked and mended; arguments and errors as for `Emotions`."""
+    with lock_answers(path):
+        _mend(path)
+        yield Emotions(samples.to_dict("records"), labels, path, settings, images)
 
 
 @contextmanager
@@ -47,7 +61,7 @@ def open_answers(
     samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, *, batch: bool = False
 ) -> Iterator[Answers]:
     """The answers of a dataset, locked and mended; raises `EmonbError` for a second writer or a damaged line."""
-    with lock_triplets(path):
+    with lock_answers(path):
         if path.is_file() and not room.has_paid_answers(path):
             path.unlink()  # the offline annotator's: its artefact is in the store
         for file in (path, room.rejected_path(path)):
@@ -55,14 +69,12 @@ def open_answers(
         yield Answers(samples, labels, path, settings, batch)
 
 
-class Answers:
-    """Accepted and rejected answers of one dataset; use `open_answers`.
+class Log(ABC):
+    """What a paid model is asked about images, what it said and what that cost; `Answers` and `Emotions` are such.
 
     Attributes:
-        rows: the training images.
+        rows: the images that may be asked for.
         asked: model and hash of the prompt that are asked now; `limit`: what the server calls the token limit.
-        done: images that have their triplets.
-        tries: image -> why its answers were rejected, and the form of those that could not be read.
         unread: form -> answers that were not in it; minus infinity once one was, infinity if the server refuses it.
         most, most_usd: tokens in and out that one request takes at most, and what these cost.
         spent: tokens of all paid `answers`, and their `usd` (NaN: a price is unknown).
@@ -70,42 +82,40 @@ class Answers:
         useless: why asking on is of no use: the last answers of this run were all refused, cut off or empty; or "".
     """
 
+    form: str  # to ask in now
+
     def __init__(
-        self, samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, batch: bool
+        self,
+        rows: list[dict[str, Any]],
+        labels: Sequence[str],
+        path: Path,
+        settings: TripletSettings,
+        prompt_sha256: str,
+        forms: Sequence[Sequence[dict[str, Any]]],
+        batch: bool = False,
     ) -> None:
-        self.labels, self.path, self.settings, self.batch = labels, path, settings, batch
-        self.rows = samples[samples["split"] == "train"].to_dict("records")
+        """`forms`: bodies of the requests for an image, in each form that may be asked."""
+        self.rows, self.labels, self.path, self.settings, self.batch = rows, labels, path, settings, batch
         self.limit = "max_tokens"
-        self.asked = (asking.public_name(settings.model), room.prompts_sha256("annotator.yaml"))
+        self.asked = (asking.public_name(settings.model), prompt_sha256)
         self.prices = asking.load_prices(settings)
-        price = asking.find_price(self.prices, self.asked[0])
-        self.most = max(asking.most_tokens(settings, labels, form, price["image"]) for form in FORMS)
-        self.most_usd = asking.cost(price, *self.most, batch=batch)
-        self.done, self.tries = set[str](), defaultdict[str, list[tuple[str, str]]](list)
+        self.price = asking.find_price(self.prices, self.asked[0])
+        self.most = max(asking.most_tokens(settings, bodies, self.price["image"]) for bodies in forms)
+        self.most_usd = asking.cost(self.price, *self.most, batch=batch)
         self.unread, self.spent = Counter[str](), Counter[str]()
         self.max_cost = math.inf if settings.price == "none" else settings.max_cost
-        self._seen = room.NearDuplicates(settings.near_duplicate)
         self.useless, self._alike = "", ("", 0)
-        for _, group in groupby(room.triplet_lines(path), lambda triplet: triplet["image_id"]):
-            self._note_accepted([*group])
-        for where, record in room.json_lines(room.rejected_path(path)):
-            if not isinstance(record, dict) or not {"image_id", "reason"} <= record.keys():
-                raise EmonbError(f"{where}: field 'image_id' or 'reason' missing; delete the line")
-            self._note_rejected(record)
+
+    @abstractmethod
+    def is_missing(self, image_id: str) -> bool:
+        """Whether an image is to be asked for."""
+
+    @abstractmethod
+    def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
+        """Bodies of the requests for one image."""
 
     def check_fit(self) -> None:
-        """Before anything is asked: raise `EmonbError` if files and settings do not belong together.
-
-        That is: answers, or batches under way, of another model or prompt; a limit on the cost without a price.
-        """
-        accepted = [triplet for triplet in room.triplet_lines(self.path) if triplet["source"] == "openai"]
-        others = {_asked(record) for record in (*accepted, *open_batches(self.path))} - {self.asked}
-        if others and not self.settings.mix:
-            theirs, now = (f"{model} (prompt {prompt[:8]})" for model, prompt in (min(others), self.asked))
-            raise EmonbError(
-                f"triplets/{self.path.name}: holds answers of {theirs}, now asked is {now}; choose another results "
-                "folder with --out, go on with the old one by --model, or set triplets.mix: true to have both"
-            )
+        """Before anything is asked: raise `EmonbError` for a limit on the cost without a price."""
         if self.settings.price == "none":
             if "max_cost" in self.settings.model_fields_set:
                 raise EmonbError("max_cost: is not kept without a price; leave out --max-cost or --no-price")
@@ -117,26 +127,9 @@ class Answers:
         """Whether so much more keeps the limit."""
         return math.isinf(self.max_cost) or self.spent["usd"] + usd <= self.max_cost
 
-    @property
-    def form(self) -> str:
-        """The form to ask in now: the chosen one, or the first that this server can do as far as is known."""
-        if self.settings.answer_format != "auto":
-            return self.settings.answer_format
-        return next((form for form in FORMS if self.unread[form] < _FORM_FAILURES), FORMS[-1])
-
-    def is_missing(self, image_id: str) -> bool:
-        """Whether an image has neither triplets nor used up its tries; an unread answer is no try in another form."""
-        tries = [form for _, form in self.tries[image_id] if form in ("", self.form)]
-        return image_id not in self.done and len(tries) <= self.settings.retries
-
     def missing(self) -> list[dict[str, Any]]:
-        """Training images that are to be asked for."""
+        """Images that are to be asked for."""
         return [row for row in self.rows if self.is_missing(row["image_id"])]
-
-    def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
-        """Bodies of the requests for one image; why its last answer could not be used is told."""
-        why, _ = (self.tries[row["image_id"]] or [("", "")])[-1]
-        return asking.requests_for(row, picture, form, self.settings, why, self.limit)
 
     def receive(
         self,
@@ -153,6 +146,9 @@ class Answers:
         `filtered`. `more` is to stand in every record, too.
         """
         verdict = ("refused" if filtered else _NO_ANSWER, problem) if problem else self._judge(row, replies, form)
+        reason, detail = verdict if isinstance(verdict, tuple) else ("", "")
+        if reason == "empty" and any(reply["thought"] for reply in replies):
+            detail = "only thoughts came; raise triplets.max_output_tokens or switch thinking off"
         model = asking.public_name(replies[-1]["model"] if replies else "") or self.asked[0]
         now = datetime.now(UTC).isoformat(timespec="seconds")
         origin = {"source": "openai", "model": model, "created": now, "prompt_sha256": self.asked[1]}
@@ -162,26 +158,107 @@ class Answers:
             most = dict(zip(TOKENS, self.most, strict=True))
             usage = {name: sum((reply["usage"] or most)[name] for reply in replies) for name in TOKENS}
             usage |= {"batch": True} if self.batch else {}
-        if isinstance(verdict, Answer):
-            answer = verdict.model_dump()
-            elements = answer.pop("key_elements")
-            triplets = room.make_triplets(row, self.labels, origin, answer)
-            triplets[1] |= {"usage": usage, "key_elements": elements}  # there alone: a sum counts the tokens once
-            self.accept(triplets)
-        else:
-            if verdict[0] == "empty" and any(reply["thought"] for reply in replies):
-                verdict = "empty", "only thoughts came; raise triplets.max_output_tokens or switch thinking off"
-            why = {"image_id": row["image_id"], "reason": verdict[0], "detail": asking.scrub(verdict[1])}
-            record = {**why, "text": "\n\n".join(reply["text"] for reply in replies), **origin, "usage": usage}
-            _append(room.rejected_path(self.path), json.dumps(record, ensure_ascii=False) + "\n")
-            self._note_rejected(record)
-        reason = "" if isinstance(verdict, Answer) else verdict[0]
+        record = {"image_id": row["image_id"], "reason": reason, "detail": asking.scrub(detail)}
+        record |= {"text": "\n\n".join(reply["text"] for reply in replies), **origin, "usage": usage}
+        self._write(row, None if reason else verdict, record)
         if reason != _NO_ANSWER:
             self._alike = reason, self._alike[1] * (reason == self._alike[0]) + 1
-        if reason in _USELESS and self._alike[1] >= _USELESS_IN_A_ROW:
-            said = f"{reason} ({asking.scrub(verdict[1])})" if verdict[1] else reason
-            remedy = "choose another --model, or other settings of triplets, and start again (what was paid is kept)"
+        if self._is_useless(reason) and self._alike[1] >= _USELESS_IN_A_ROW:
+            said = f"{reason} ({asking.scrub(detail)})" if detail else reason
+            remedy = "choose another model, or other settings of triplets, and start again (what was paid is kept)"
             self.useless = f"{_USELESS_IN_A_ROW} answers in a row were {said}; {remedy}"
+
+    @abstractmethod
+    def _judge(self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str) -> Any:
+        """The answer, or (reason, detail) why it cannot be used."""
+
+    @abstractmethod
+    def _write(self, row: dict[str, Any], verdict: Any, record: dict[str, Any]) -> None:
+        """Put an answer on disk, or, where it is None, the record of why there is none."""
+
+    def _is_useless(self, reason: str) -> bool:
+        return reason in _USELESS
+
+    def _note_cost(self, record: dict[str, Any]) -> None:
+        if usage := record.get("usage"):
+            tokens = {name: usage.get(name) or 0 for name in TOKENS}
+            price = asking.find_price(self.prices, _asked(record)[0])
+            usd = asking.cost(price, *tokens.values(), batch=bool(usage.get("batch")))
+            self.spent.update(answers=1, usd=usd, **tokens)
+
+    @property
+    def bill(self) -> str:
+        """What all answers in the files cost, as people read it."""
+        return "price unknown" if math.isnan(self.spent["usd"]) else f"${self.spent['usd']:,.4f}"
+
+    def __str__(self) -> str:
+        paid, sent, came = (self.spent[name] for name in ("answers", *TOKENS))
+        return f"{paid:,} paid answers, {sent:,} tokens in, {came:,} out: {self.bill}"
+
+
+class Answers(Log):
+    """Accepted and rejected answers about the training images of one dataset; use `open_answers`.
+
+    Attributes:
+        done: images that have their triplets.
+        tries: image -> why its answers were rejected, and the form of those that could not be read.
+    """
+
+    def __init__(
+        self, samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, batch: bool
+    ) -> None:
+        rows, prompt = samples[samples["split"] == "train"].to_dict("records"), room.prompts_sha256("annotator.yaml")
+        forms = [asking.sample_requests(settings, labels, form, "x" * 300) for form in FORMS]
+        super().__init__(rows, labels, path, settings, prompt, forms, batch)
+        self.done, self.tries = set[str](), defaultdict[str, list[tuple[str, str]]](list)
+        self._seen = room.NearDuplicates(settings.near_duplicate)
+        for _, group in groupby(room.triplet_lines(path), lambda triplet: triplet["image_id"]):
+            self._note_accepted([*group])
+        for where, record in room.json_lines(room.rejected_path(path)):
+            if not isinstance(record, dict) or not {"image_id", "reason"} <= record.keys():
+                raise EmonbError(f"{where}: field 'image_id' or 'reason' missing; delete the line")
+            self._note_rejected(record)
+
+    def check_fit(self) -> None:
+        """Also for answers, or batches under way, of another model or prompt."""
+        accepted = [triplet for triplet in room.triplet_lines(self.path) if triplet["source"] == "openai"]
+        others = {_asked(record) for record in (*accepted, *open_batches(self.path))} - {self.asked}
+        if others and not self.settings.mix:
+            theirs, now = (f"{model} (prompt {prompt[:8]})" for model, prompt in (min(others), self.asked))
+            raise EmonbError(
+                f"triplets/{self.path.name}: holds answers of {theirs}, now asked is {now}; choose another results "
+                "folder with --out, go on with the old one by --model, or set triplets.mix: true to have both"
+            )
+        super().check_fit()
+
+    @property
+    def form(self) -> str:
+        """The form to ask in now: the chosen one, or the first that this server can do as far as is known."""
+        if self.settings.answer_format != "auto":
+            return self.settings.answer_format
+        return next((form for form in FORMS if self.unread[form] < _FORM_FAILURES), FORMS[-1])
+
+    def is_missing(self, image_id: str) -> bool:
+        """Whether an image has neither triplets nor used up its tries; an unread answer is no try in another form."""
+        tries = [form for _, form in self.tries[image_id] if form in ("", self.form)]
+        return image_id not in self.done and len(tries) <= self.settings.retries
+
+    def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
+        """Bodies of the requests for one image; why its last answer could not be used is told."""
+        why, _ = (self.tries[row["image_id"]] or [("", "")])[-1]
+        return asking.requests_for(row, picture, form, self.settings, why, self.limit)
+
+    def _write(self, row: dict[str, Any], verdict: Answer | None, record: dict[str, Any]) -> None:
+        if verdict is None:
+            _append(room.rejected_path(self.path), _line(record))
+            self._note_rejected(record)
+            return
+        answer = verdict.model_dump()
+        elements = answer.pop("key_elements")
+        origin = {k: v for k, v in record.items() if k not in ("image_id", "reason", "detail", "text", "usage")}
+        triplets = room.make_triplets(row, self.labels, origin, answer)
+        triplets[1] |= {"usage": record["usage"], "key_elements": elements}  # there alone: a sum counts tokens once
+        self.accept(triplets)
 
     def keep(self, line: bytes) -> None:
         """Put what was paid for and belongs to no image on disk, once."""
@@ -196,7 +273,6 @@ class Answers:
             self._note_accepted(group)
 
     def _judge(self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str) -> Answer | tuple[str, str]:
-        """The answer, or (reason, detail) why it cannot be used."""
         for reply in replies:
             if failure := room.check_reply(reply["text"], reply["finish"], reply["refusal"]):
                 return failure
@@ -227,18 +303,6 @@ class Answers:
             self.tries[image_id].append((why, form if reason == _UNREAD else ""))
             self.unread[form] += reason == _UNREAD
 
-    def _note_cost(self, record: dict[str, Any]) -> None:
-        if usage := record.get("usage"):
-            tokens = {name: usage.get(name) or 0 for name in TOKENS}
-            price = asking.find_price(self.prices, _asked(record)[0])
-            usd = asking.cost(price, *tokens.values(), batch=bool(usage.get("batch")))
-            self.spent.update(answers=1, usd=usd, **tokens)
-
-    @property
-    def bill(self) -> str:
-        """What all answers in the files cost, as people read it."""
-        return "price unknown" if math.isnan(self.spent["usd"]) else f"${self.spent['usd']:,.4f}"
-
     def __str__(self) -> str:
         done, missing = sum(row["image_id"] in self.done for row in self.rows), len(self.missing())
         reasons = room.rejected_answers(self.path)["reason"].value_counts()
@@ -246,9 +310,80 @@ class Answers:
         return (
             f"{done:,} of {len(self.rows):,} training images have triplets, "
             f"{len(self.rows) - done - missing:,} were given up, {missing:,} are missing\n"
-            f"{self.spent['answers']:,} paid answers, {self.spent['prompt_tokens']:,} tokens in, "
-            f"{self.spent['completion_tokens']:,} out: {self.bill}; rejected: {rejected or 'none'}"
+            f"{super().__str__()}; rejected: {rejected or 'none'}"
         )
+
+
+class Emotions(Log):
+    """The emotion that a served model names for each image; use `open_emotions`. Each is asked for once.
+
+    Attributes:
+        said: image -> its record: the `emotion`, "" where none can be read in the text, and why (`reason`).
+        rows: of the images `images`, 0: all. The hash of the image_id decides: a fair sample, part of any larger one.
+    """
+
+    form = "emotion"
+
+    def __init__(
+        self, rows: list[dict[str, Any]], labels: Sequence[str], path: Path, settings: TripletSettings, images: int
+    ) -> None:
+        bodies, self.said = [asking.emotion_request(labels, "", settings, "max_tokens")], dict[str, dict[str, Any]]()
+        prompt = hashlib.sha256(json.dumps(bodies[0]["messages"]).encode()).hexdigest()
+        chosen = sorted(rows, key=lambda row: hashlib.sha256(row["image_id"].encode()).digest())[: images or None]
+        super().__init__(chosen, labels, path, settings, prompt, [bodies])
+        self._pictures = {row["image_id"]: row["sha256"] for row in rows}  # another picture is another question
+        for record in emotion_records(path):
+            self._note(record)
+
+    def is_missing(self, image_id: str) -> bool:
+        """Whether no answer came, be it one that cannot be parsed."""
+        return image_id not in self.said
+
+    def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
+        """The body of the one request for an image."""
+        return [asking.emotion_request(self.labels, picture, self.settings, self.limit)]
+
+    def _judge(self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str) -> str | tuple[str, str]:
+        """The emotion, which counts in an answer that is cut off behind it, too."""
+        failure = room.check_reply(replies[0]["text"], replies[0]["finish"], replies[0]["refusal"])
+        named = parse_emotion(replies[0]["text"], self.labels) if not failure or failure[0] == "cut off" else None
+        return named or failure or (_UNPARSABLE, "")
+
+    def _write(self, row: dict[str, Any], verdict: str | None, record: dict[str, Any]) -> None:
+        usd = asking.cost(self.price, *record["usage"].values()) if record["usage"] else 0.0
+        record |= {"emotion": verdict or "", "sha256": row["sha256"], "usd": None if math.isnan(usd) else usd}
+        _append(self.path, _line(record))
+        self._note(record)
+
+    def _note(self, record: dict[str, Any]) -> None:
+        self._note_cost(record)
+        same = _asked(record) == self.asked and record.get("sha256") == self._pictures.get(record["image_id"])
+        if same and record["reason"] != _NO_ANSWER:
+            self.said[record["image_id"]] = record
+
+    def _is_useless(self, reason: str) -> bool:
+        """Also of a model that has named no emotion yet; how often one cannot be parsed is a result."""
+        never = not any(record["emotion"] for record in self.said.values())
+        return super()._is_useless(reason) or (reason == _UNPARSABLE and never)
+
+    def __str__(self) -> str:
+        odd = sum(not record["emotion"] for record in self.said.values())
+        done = (
+            f"{len(self.said):,} test images are answered, {odd:,} of them unparsably, {len(self.missing()):,} missing"
+        )
+        return f"{done}\n{super().__str__()}"
+
+
+def emotion_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file of `Emotions`; raises `EmonbError` for a damaged one."""
+    for where, record in room.json_lines(path):
+        if not isinstance(record, dict) or not {"image_id", "reason", "emotion", "usd"} <= record.keys():
+            raise EmonbError(f"{where}: field image_id, reason, emotion or usd missing; delete the line")
+        yield record
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _asked(record: dict[str, Any]) -> tuple[str, str]:
@@ -266,7 +401,7 @@ def _append(path: Path, text: str) -> None:
                 os.fsync(file.fileno())
                 return
         file.truncate(start)
-    raise EmonbError(f"triplets/{path.name}: cannot write; make room on the disk and start again")
+    raise EmonbError(f"{path.parent.name}/{path.name}: cannot write; make room on the disk and start again")
 
 
 def _mend(path: Path) -> None:

@@ -27,7 +27,7 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from emonb.data import open_picture, sizes_of
+from emonb.data import open_picture, question, sizes_of
 from emonb.errors import EmonbError
 from emonb.files import read_text, resource, resource_path
 from emonb.settings import TripletSettings, project_root
@@ -72,16 +72,22 @@ def requests_for(
     else:
         more = [asked["sections"]] * (form == "sections") + [asked["again"].format(reason=again)] * bool(again)
         system, texts = asked["system"], ["\n\n".join([asked["user"].format(label=row["label"]), *more])]
-    body: dict[str, Any] = {"model": settings.model, limit: settings.max_output_tokens}
-    if settings.temperature is not None:
-        body["temperature"] = settings.temperature
-    if form == "schema":
-        schema = {"name": "triplets", "strict": True, "schema": Answer.model_json_schema()}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    first = {"role": "system", "content": system}
+    schema = {"name": "triplets", "strict": True, "schema": Answer.model_json_schema()}
+    more = {"response_format": {"type": "json_schema", "json_schema": schema}} if form == "schema" else {}
+    return [{**_request(system, text, picture, settings, limit), **more} for text in texts]
+
+
+def emotion_request(labels: Sequence[str], picture: str, settings: TripletSettings, limit: str) -> dict[str, Any]:
+    """Body of the chat completion that asks what our VLM is asked about a picture; arguments as in `requests_for`."""
+    return _request(resource("prompts.yaml", "system"), question(labels), picture, settings, limit)
+
+
+def _request(system: str, text: str, picture: str, settings: TripletSettings, limit: str) -> dict[str, Any]:
     image = {"type": "image_url", "image_url": {"url": picture, "detail": settings.detail}}
-    users = [{"role": "user", "content": [image, {"type": "text", "text": text}]} for text in texts]
-    return [{**body, "messages": [first, user]} for user in users]
+    user = {"role": "user", "content": [image, {"type": "text", "text": text}]}
+    body = {"model": settings.model, limit: settings.max_output_tokens}
+    body |= {} if settings.temperature is None else {"temperature": settings.temperature}
+    return {**body, "messages": [{"role": "system", "content": system}, user]}
 
 
 # ---- how it is read ------------------------------------------------------------------------------------------------
@@ -294,22 +300,28 @@ def picture_tokens(rule: dict[str, Any], size: tuple[int, int], settings: Triple
     return rule["base"] + (0 if settings.detail == "low" else rule["tile"] * tiles)
 
 
-def _text_tokens(settings: TripletSettings, labels: Sequence[str], form: str, again: str = "") -> list[float]:
-    """Input tokens of the text of each request for an image, at most."""
-    row = {"image_id": "", "label": max(labels, key=len), "sha256": "0" * 8}
+def sample_requests(
+    settings: TripletSettings, labels: Sequence[str], form: str, again: str = ""
+) -> list[dict[str, Any]]:
+    """Bodies of the requests for an image of the longest label, without the picture."""
+    return requests_for({"image_id": "", "label": max(labels, key=len), "sha256": "0" * 8}, "", form, settings, again)
+
+
+def _text_tokens(bodies: Sequence[dict[str, Any]]) -> list[float]:
+    """Input tokens of the text of each request, at most."""
     sizes = []
-    for body in requests_for(row, "", form, settings, again):
+    for body in bodies:
         system, user = (message["content"] for message in body["messages"])
         sizes.append(len(f"{system}{user[1]['text']}{body.get('response_format', '')}") / 4 + 8)
     return sizes
 
 
-def most_tokens(settings: TripletSettings, labels: Sequence[str], form: str, rule: dict[str, Any]) -> tuple[int, int]:
-    """Input and output tokens that one request takes at most."""
+def most_tokens(settings: TripletSettings, bodies: Sequence[dict[str, Any]], rule: dict[str, Any]) -> tuple[int, int]:
+    """Input and output tokens that one of these requests takes at most."""
     side = settings.max_side
     shapes = ((side, side), (side, min(side, 768)))  # of the tiles rule, a square is not always the dearest
     picture = max(picture_tokens(rule, shape, settings) for shape in shapes)
-    return round(1.2 * (picture + max(_text_tokens(settings, labels, form, "x" * 300)))), settings.max_output_tokens
+    return round(1.2 * (picture + max(_text_tokens(bodies)))), settings.max_output_tokens
 
 
 def estimate_table(
@@ -325,7 +337,7 @@ def estimate_table(
     """
     price = find_price(load_prices(settings), public_name(settings.model))
     pictures = [picture_tokens(price["image"], size, settings) for size in sizes or [(settings.max_side,) * 2]]
-    texts = _text_tokens(settings, labels, settings.answer_format.replace("auto", "schema"))
+    texts = _text_tokens(sample_requests(settings, labels, settings.answer_format.replace("auto", "schema")))
     asked = sum(texts) + len(texts) * sum(pictures) / len(pictures)
     answered = (_SHORT, _LONG, settings.max_output_tokens * len(texts))
     tokens = pd.DataFrame({"input": asked, "output": answered}, index=["low", "high", "worst"])

@@ -99,7 +99,9 @@
     grid.replaceChildren(el("table", { role: "grid", onkeydown: keys }, caption,
       el("thead", {}, top), el("tbody", {}, ...rows)));
     const embedded = set().id.length;
-    note.textContent = `${set().title}: ${set().n} test images. ${set().seeds}`
+    const seen = set().counts[0][state.model].reduce((a, b) => a + b, 0);
+    note.textContent = `${set().title}: ${set().n} test images. `
+      + (seen < set().n ? `${models[state.model]} was asked about ${seen} of them. ` : "") + set().seeds
       + (embedded < set().n ? ` The counts are of all; ${embedded} pictures are in this page: ${set().kept}.` : "");
     mark();
     list.replaceChildren();
@@ -146,7 +148,7 @@
     const n = counts()[r * now.columns.length + c];
     const filter = state.filter ? ` (${now.filters[state.filter]})` : "";
     status.textContent = `True ${now.labels[r]}, answer of ${now.models[state.model]}: ${now.columns[c]}. ${images(n)}`
-      + filter + (found.length < n ? `, ${found.length} with picture` : "") + (found.length > 1 ? ", surest first." : ".");
+      + filter + (found.length < n ? `, ${found.length} with picture` : "") + (found.length > 1 && sure[found[0]] >= 0 ? ", surest first." : ".");
     shown = 0;
     list.replaceChildren();
     append(false);
@@ -175,6 +177,7 @@
       : el("div", { class: "thumb lost" }, "picture cannot be read");
     const drawn = now.noise[i]; // the emotion of a picture that is mislabelled on purpose
     const answers = now.models.map((model, m) => {
+      if (now.answer[m][i] < 0) return ""; // it was not asked
       const right = now.answer[m][i] === now.label[i], fits = now.answer[m][i] === drawn;
       const word = right ? "right" : fits ? "as drawn, not as labelled" : "wrong";
       const sure = now.sure[m][i] < 0 ? "" : ` ${now.sure[m][i]} %`;

@@ -31,6 +31,7 @@ from emonb.predictions import (
     model_name,
     prediction_labels,
     probabilities,
+    says_one_word,
     seeds_alike,
     strangers,
     test_rows,
@@ -125,12 +126,15 @@ def sprites(paths: Sequence[str | None]) -> tuple[list[str], list[tuple[int, int
 
 def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[str, Any]:
     """Everything that the script shows of one dataset, as lists of plain numbers and texts."""
-    table = joint(predictions, dataset, (*MAIN[:-1], *strangers(predictions, dataset), MAIN[-1]))
+    others = strangers(predictions, dataset)
+    table = joint(predictions, dataset, MAIN if any((dataset, m) in predictions for m in MAIN) else others)
     if table.empty:
         there = ", ".join(dict.fromkeys(name for name, _ in predictions)) or "no dataset"
         raise EmonbError(f"{dataset}: no test image that all models have answered; there are predictions of {there}")
-    known = table.columns.drop("label")
-    frames = {m: first_seed(test_rows(predictions, dataset, m)).set_index("image_id").loc[table.index] for m in known}
+    known = [model for model in (*MAIN[:-1], *others, MAIN[-1]) if (dataset, model) in predictions]
+    frames = {m: first_seed(test_rows(predictions, dataset, m)).set_index("image_id") for m in known}
+    frames = {model: frame.reindex(table.index) for model, frame in frames.items()}
+    table = table[["label"]].assign(**{m: frame["prediction"] for m, frame in frames.items()})  # NaN: was not asked
     artifacts = predictions.folder.parent / "artifacts"
     if not artifacts.is_dir():
         raise EmonbError(f"{dataset}: where are its pictures? There is no {artifacts}")
@@ -140,14 +144,16 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
     columns = [*labels, UNPARSABLE] if (table == "").any(axis=None) else labels
     codes = table.replace("", UNPARSABLE).apply(pd.Index(columns).get_indexer)  # [N, 1 + models] numbers of labels
     cells, size = [codes["label"] * len(columns) + codes[m] for m in frames], len(labels) * len(columns)
-    kept, chosen = filters(table), choose_images(table, limit)
+    seen = [codes[m] >= 0 for m in frames]
+    kept, chosen = filters(table), choose_images(table.apply(lambda said: said.fillna(table["label"])), limit)
     few, sheets, sizes = codes.iloc[chosen], *sprites([paths.get(name) for name in table.index[chosen]])
-    alike = [seeds_alike(test_rows(predictions, dataset, m)).reindex(few.index).tolist() for m in frames]
+    alike = [seeds_alike(test_rows(predictions, dataset, m)).reindex(few.index, fill_value=0).tolist() for m in frames]
     of = [predictions[dataset, m]["seed"].nunique() for m in frames]
     sure, texts = [], {}  # per model percent of each image's answer, -1: none; {image: [(model, what it wrote)]}
     for model, frame in enumerate(frame.iloc[chosen] for frame in frames.values()):
-        percent = np.rint(100 * probabilities(frame).max(axis=1)).astype(int)
-        sure.append(np.where(frame["prediction"] == "", -1, percent).tolist())
+        percent = np.rint(100 * np.nan_to_num(probabilities(frame).max(axis=1))).astype(int)
+        unsaid = frame["prediction"].isin(["", np.nan]) | says_one_word(frame.dropna(subset="parsed"))
+        sure.append(np.where(unsaid, -1, percent).tolist())
         for image, text in enumerate(frame["raw_text"]):
             if isinstance(text, str) and text.strip():
                 texts.setdefault(image, []).append((model, text if len(text) <= LONGEST else text[:LONGEST] + "…"))
@@ -158,7 +164,10 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
         "models": [model_name(m) for m in frames],
         "filters": list(kept),
         "totals": [int(mask.sum()) for mask in kept.values()],
-        "counts": [[np.bincount(c[mask], minlength=size).tolist() for c in cells] for mask in kept.values()],
+        "counts": [
+            [np.bincount(c[mask & there], minlength=size).tolist() for c, there in zip(cells, seen, strict=True)]
+            for mask in kept.values()
+        ],
         "n": len(table),
         "seeds": "Of models with several seeds the first is shown." if max(of) > 1 else "",
         "of": of,
