@@ -14,6 +14,7 @@ from conftest import ROOT, emonb
 from test_house import PROJECT
 
 from emonb.headless import NOTEBOOKS
+from emonb.show.notebooks import write_site
 
 REPOSITORY = PROJECT["urls"]["Repository"]
 SLUG = REPOSITORY.removeprefix("https://github.com/")
@@ -49,6 +50,22 @@ def test_the_first_cell_installs_emonb_where_it_is_not_and_else_does_nothing(nam
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     exec(install_cell(name), {"get_ipython": shell})
     assert said == [("pip", f"install --quiet git+{REPOSITORY}")]
+
+
+def test_pages_of_a_run_have_neither_badges_nor_the_first_cell(tmp_path):
+    name = NOTEBOOKS[-1]
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
+    assert write_site(tmp_path, "") == []
+    page = (tmp_path / "site" / f"{name}.html").read_text(encoding="utf-8")
+    assert not [word for word in ("mybinder.org", "find_spec") if word in page]
+
+
+def test_every_notebook_and_page_of_docs_is_in_the_published_navigation():
+    entries = re.findall(r"(?:file|glob|root): (\S+)", (ROOT / "docs" / "site" / "toc.yml").read_text(encoding="utf-8"))
+    found = {entry: {*ROOT.glob(f"{entry}.md"), *ROOT.glob(f"{entry}.ipynb")} for entry in entries}
+    assert [entry for entry, pages in found.items() if not pages] == []
+    assert {*ROOT.glob("docs/**/*.md"), *ROOT.glob("notebooks/*.*")} <= set().union(*found.values())
 
 
 @pytest.fixture(scope="module")

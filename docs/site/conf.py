@@ -7,6 +7,7 @@ exclude_patterns = [".*", "build", "models", "tests"]
 nb_execution_mode = "off"
 myst_heading_anchors = 3  # for links such as glossary.md#tau
 html_theme = "furo"
+html_static_path, html_css_files = ["static"], ["tables.css"]
 templates_path = ["templates"]
 _parts = ("brand", "search", "scroll-start", "navigation")
 html_sidebars = {"**": [*(f"sidebar/{part}.html" for part in _parts), "report.html", "sidebar/scroll-end.html"]}
