@@ -53,7 +53,7 @@ def test_the_first_cell_installs_emonb_where_it_is_not_and_else_does_nothing(nam
 
 
 def test_pages_of_a_run_have_neither_badges_nor_the_first_cell(tmp_path):
-    name = NOTEBOOKS[-1]
+    *_, name = NOTEBOOKS
     (tmp_path / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
     assert write_site(tmp_path, "") == []
@@ -62,7 +62,8 @@ def test_pages_of_a_run_have_neither_badges_nor_the_first_cell(tmp_path):
 
 
 def test_every_notebook_and_page_of_docs_is_in_the_published_navigation():
-    entries = re.findall(r"(?:file|glob|root): (\S+)", (ROOT / "docs" / "site" / "toc.yml").read_text(encoding="utf-8"))
+    toc = (ROOT / "docs" / "site" / "toc.yml").read_text(encoding="utf-8")
+    entries = re.findall(r"(?:file|glob|root): (\S+)", toc)
     found = {entry: {*ROOT.glob(f"{entry}.md"), *ROOT.glob(f"{entry}.ipynb")} for entry in entries}
     assert [entry for entry, pages in found.items() if not pages] == []
     assert {*ROOT.glob("docs/**/*.md"), *ROOT.glob("notebooks/*.*")} <= set().union(*found.values())
