@@ -1,4 +1,4 @@
-# make reproduce | test | lint | style | notebooks | bench | doctor | lock | clean; each sets up what it needs.
+# make reproduce | test | lint | style | notebooks | site | bench | doctor | lock | clean; each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= mini
@@ -29,7 +29,7 @@ options = --profile '$(PROFILE)' $(call option,DATASETS,datasets) $(call option,
 asking = $(call option,ASK,ask) $(call option,ASK_IMAGES,ask-images) $(call option,MAX_COST,max-cost) \
 	$(call option,PRICE,price)
 
-.PHONY: help reproduce test lint style notebooks stability bench doctor lock clean
+.PHONY: help reproduce test lint style notebooks site stability bench doctor lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo 'make test        unit tests, notebook tests, a small end-to-end run'
 	@echo 'make lint        ruff: code and notebooks; make style corrects what it can'
 	@echo 'make notebooks   run the mini profile and put the executed notebooks back into notebooks/'
+	@echo 'make site        README, notebooks and docs as pages with search, and the report of a run, into build/site'
 	@echo 'make stability   N=3 more runs with other seeds and test pictures: how often does each verdict come out?'
 	@echo 'make bench       what is fast and by how much, into build/bench; nothing else should run'
 	@echo 'make lock        the newest versions into requirements.lock (needs uv: pip install uv)'
@@ -71,6 +72,14 @@ style: $(installed)
 notebooks: $(installed)
 	$(python) -m emonb run --profile mini
 	$(python) -m emonb notebooks --out build/mini
+
+# Needs the newest Sphinx, which changes nothing that is locked; a link that leads nowhere is an error.
+site: reproduce
+	@$(pip) $(if $(LOCK),-c $(VENV)/locked.txt) -e '.[site]'
+	@rm -rf build/site
+	$(python) -m sphinx --quiet --fail-on-warning -c docs/site -d build/.doctrees . build/site
+	@mkdir build/site/report && cd $(or $(OUT),build/$(PROFILE)) && \
+		cp -r index.html run.json figures notebooks predictions site tables $(CURDIR)/build/site/report
 
 # Other seeds and other drawn test pictures each time; build/$(PROFILE) must be there.
 stability: $(installed)

@@ -87,7 +87,8 @@ def as_image(fig: Figure, alt: str, *, dpi: float | None = None, photo: bool = F
     """A figure as a small output of a notebook, with words for people who cannot see it."""
     from IPython.display import Image as Shown
 
-    return Shown(compact(io.BytesIO(_saved(fig, "png", dpi=dpi or fig.get_dpi())), photo=photo), alt=alt)
+    data = compact(io.BytesIO(_saved(fig, "png", dpi=dpi or fig.get_dpi())), photo=photo)
+    return Shown(data, metadata={"alt": alt})  # `alt=` is unknown to IPython 7, which Colab has
 
 
 def compact(source: Any, *, width: int = 2000, photo: bool = False) -> bytes:

@@ -89,7 +89,7 @@ def run(
     Args:
         profile, force, keep: as for `open_run`, as are in `given` datasets, images, out, seeds.
         notebooks: comma-separated numbers (`01,02`) to restrict the run to.
-        folder: where the notebooks are; default `notebooks/` of the project.
+        folder: where the notebooks are; default `notebooks/` of the project, outside a checkout those of the package.
         ask: settings of `triplets` on whose terms a served model is asked first (`Run.ask`); `ask_images`: about how
             many test pictures of a dataset.
 
@@ -106,7 +106,8 @@ def run(
         annotate.check_server(terms)
     given = {"profile": profile if profile != "mini" else "", **given}  # the notebooks' own default: nothing to inject
     parameters = {name: value for name, value in given.items() if value}
-    place = (folder or project_root() / "notebooks").resolve()
+    own, packed = project_root() / "notebooks", Path(__file__).with_name("notebooks")
+    place = (folder or (own if own.is_dir() else packed)).resolve()
     sources = sorted(place.glob("[0-9]*.ipynb"))
     wanted = tuple(part.strip() for part in notebooks.split(",") if part.strip())
     chosen = [source for source in sources if not wanted or source.stem.startswith(wanted)]

@@ -315,6 +315,6 @@ print([hashlib.sha256(data).hexdigest() for fig in made for data in figures.as_f
 
 def test_small_images_with_alt_text_and_no_pyplot_state(made):
     png, jpeg = figures.as_image(made["depth"], "heads"), figures.as_image(made["depth"], "heads", photo=True)
-    assert (png.data[:4], jpeg.data[:2], png.alt) == (b"\x89PNG", b"\xff\xd8", "heads")
+    assert (png.data[:4], jpeg.data[:2], png.metadata["alt"]) == (b"\x89PNG", b"\xff\xd8", "heads")
     assert len(png.data) < 60_000
     assert not sys.modules["matplotlib.pyplot"].get_fignums()

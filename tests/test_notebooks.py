@@ -42,15 +42,16 @@ def tagged(name: str, tag: str) -> list:
 
 @every_notebook
 def test_it_opens_with_parameters(name):
-    cells = cells_of(name)
-    assert cells[0].source.startswith("# ")
+    badges, install, title, *_ = cells = cells_of(name)
+    assert [badges.metadata.tags, install.metadata.tags] == [["badges"], ["install", "remove-cell"]]
+    assert title.source.startswith("# ")
     (parameters,), (more,) = tagged(name, "parameters"), tagged(name, "more-parameters")
     found = re.findall(r"^(\w+): str = \".*?\"  # \S", parameters.source, re.MULTILINE)
     assert found == ["profile", "datasets", "out"]
     same = [tagged("05_distillation", tag)[0].source for tag in ("parameters", "more-parameters")]
     assert [parameters.source, more.source] == same, "not the same in all"
     assert cells.index(more) == cells.index(parameters) + 1
-    assert more.metadata["jupyter"]["source_hidden"]
+    assert all(cell.metadata["jupyter"]["source_hidden"] for cell in (install, more))
 
 
 @every_notebook

@@ -31,12 +31,15 @@ _START, _END = "<!-- results: make notebooks writes them -->", "<!-- end of resu
 def write_site(out: Path, notes: str) -> list[str]:
     """Write `site/<notebook>.html` for every executed notebook that changed; returns a sentence for each failure.
 
-    Each page begins with links to the report, the page before and the page after, then the notes. Links between
-    notebooks lead to pages, links to results and files of the project to them; what is not there is no link.
+    Each page begins with links to the report, the page before and the page after, then the notes; badges stay away,
+    they are pictures from elsewhere. Links between notebooks lead to pages, links to results and files of the project
+    to them; what is not there is no link.
     """
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import TagRemovePreprocessor
 
     exporter = HTMLExporter(require_js_url="", mathjax_url="", mermaid_js_url="", jquery_url="")
+    exporter.register_preprocessor(TagRemovePreprocessor(remove_cell_tags={"badges", "install"}), enabled=True)
     sources, site, failed = sorted((out / "notebooks").glob("*.ipynb")), make_folder(out / "site"), []
     pages = {source.stem: site / f"{source.stem}.html" for source in sources}
     for page in {*site.glob("*.html")} - {*pages.values()}:  # of an earlier state
