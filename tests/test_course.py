@@ -251,3 +251,12 @@ def test_the_syllabus_fits_the_notebooks():
         assert len(re.findall(quiz, text.replace("\n  ", " "), re.MULTILINE)) == 2, name
         for number, title in re.findall(rf"\b{name[:2]}\b[^|\n]*?exercise (\d) \((.+?)\)", text):
             assert f"**Exercise {number}: {title}.**" in " ".join(told.split())
+
+
+def test_words_in_doubt_lead_to_their_entry_of_the_glossary():
+    headings = re.findall(r"^### (.+)$", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    entries = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
+        linked = re.findall(r"docs/glossary\.md#([\w-]+)", path.read_text(encoding="utf-8"))
+        assert len(linked) > 2, path.name
+        assert not set(linked) - entries, path.name
