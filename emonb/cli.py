@@ -59,6 +59,7 @@ def run(
     force: Force = "",
     keep: Keep = "",
     notebooks: Annotated[str, typer.Option(help="comma-separated numbers, e.g. 01,02; default: all")] = "",
+    review: Annotated[str, typer.Option(callback=_from_root, help="a review of labels that the explorer saved")] = "",
 ) -> None:
     """Execute the notebooks that are not up to date and write the report."""
     given = locals()

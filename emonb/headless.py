@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import chdir, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import nbformat
@@ -33,16 +33,21 @@ from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
 from emonb.errors import EmonbError, PassingTrouble, StoppedEarly
-from emonb.files import atomic_write, claim_folder, locked, read_json, write_json
+from emonb.files import atomic_write, claim_folder, locked, read_json, visible, write_json
 from emonb.machine import git_state, hub_offline, library_versions, lock_state, machine
 from emonb.pipeline import dataset_folder
+from emonb.predictions import load_all, read_review
 from emonb.reach import reached_by
 from emonb.releases.imports import listing_digest
-from emonb.run import parse_stages, stage_code
+from emonb.run import Run, parse_stages, stage_code
 from emonb.settings import Settings, checkpoint_of, load_settings, project_root
 from emonb.show.notebooks import sign
 from emonb.show.report import write_report
 from emonb.store import STAGES, Store
+from emonb.tables import review as review_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Seconds of a first run of the mini profile on 2 cores: shares of the bar of a first run here.
 NOTEBOOKS = {
@@ -77,6 +82,7 @@ def run(
     force: str = "",
     keep: str = "",
     notebooks: str = "",
+    review: str = "",
     folder: Path | None = None,
     **given: str,
 ) -> Path:
@@ -85,6 +91,7 @@ def run(
     Args:
         profile, force, keep: as for `open_run`, as are in `given` datasets, images, out, seeds.
         notebooks: comma-separated numbers (`01,02`) to restrict the run to.
+        review: a file that the explorer saved: the table `review` then shows accuracies after that review of labels.
         folder: where the notebooks are; default `notebooks/` of the project.
 
     Raises:
@@ -95,6 +102,7 @@ def run(
     for name in settings.datasets:
         dataset_folder(settings, name)
     check_weights(settings)
+    marks = read_review(project_root() / review) if review else None
     given = {"profile": profile if profile != "mini" else "", **given}  # the notebooks' own default: nothing to inject
     parameters = {name: value for name, value in given.items() if value}
     place = (folder or project_root() / "notebooks").resolve()
@@ -118,7 +126,7 @@ def run(
     with locked(results / ".lock", busy), chdir(project_root()), tempfile.TemporaryDirectory() as scratch:
         notes = {"EMONB_EVENTS": f"{scratch}/events", "EMONB_PROGRESS_FILE": f"{scratch}/progress"}
         with patch.dict(os.environ, environment | notes):
-            _Run(settings, parameters, sources).execute(chosen, forced)
+            _Run(settings, parameters, sources, marks).execute(chosen, forced)
     return results
 
 
@@ -152,8 +160,11 @@ def _cached(repository: str, file: str) -> bool:
 class _Run:
     """The state of one run and the file `run.json` that records it."""
 
-    def __init__(self, settings: Settings, parameters: Mapping[str, str], sources: Sequence[Path]) -> None:
+    def __init__(
+        self, settings: Settings, parameters: Mapping[str, str], sources: Sequence[Path], marks: pd.DataFrame | None
+    ) -> None:
         self.settings, self.parameters, self.sources, self.out = settings, parameters, sources, settings.out_path
+        self.marks = marks
         self.store, self.start = Store(self.out / "artifacts"), time.monotonic()
         earlier: Any = {}
         with suppress(EmonbError):
@@ -186,6 +197,7 @@ class _Run:
                     failed = failed or error
             if failed:
                 raise failed
+            self._review(bar)
             self._report()
             statuses = [self.records[name]["status"] for name in names]
             bar.say(f"{statuses.count('up to date')} notebooks up to date, {statuses.count('executed')} executed")
@@ -199,6 +211,16 @@ class _Run:
             raise
         finally:
             bar.close()
+
+    def _review(self, bar: Bar) -> None:
+        """The table of a review of labels, and who reviewed what; without a review, that of an earlier run goes."""
+        for path in (self.out / "tables").glob("review.*"):
+            path.unlink()
+        if self.marks is not None:
+            found = load_all(self.out / "predictions", self.settings.datasets, split="test", partial=True)
+            table = review_table(found, self.settings, self.marks)
+            Run(self.settings).save_table(table, "review")
+            bar.say(visible(table.attrs["caption"]))
 
     def _report(self) -> None:
         self._write()

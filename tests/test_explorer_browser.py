@@ -1,7 +1,6 @@
 """The explorer in a browser, as a page from disk: clicks against pandas, keyboard, names that bite, light and dark."""
 
 import csv
-import json
 import re
 
 import nbformat
@@ -12,7 +11,7 @@ from exploring import HOSTILE, SHOWN, TEXT, hostile_world, store_samples, world
 from lab import pages_from_disk
 from test_explorer import by_pandas
 
-from emonb.predictions import joint, model_name, prediction_labels
+from emonb.predictions import joint, model_name, prediction_labels, read_review
 from emonb.show import explorer
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
@@ -193,7 +192,7 @@ def test_no_cell_of_the_csv_is_a_formula(tmp_path, opened):
     assert {name if name[0] in "a<p" else f"'{name}" for name in evil} <= set(cells)
 
 
-def test_marks_of_a_review_are_counted_kept_and_saved(made, opened):
+def test_marks_of_a_review_are_counted_kept_and_saved(made, opened, tmp_path):
     predictions, _, path = made
     page = opened(path)
     view = page.locator(".emonb-explorer")
@@ -218,7 +217,8 @@ def test_marks_of_a_review_are_counted_kept_and_saved(made, opened):
     page.reload()
     view.get_by_role("button", name="Review labels").click()
     assert desk.get_by_text("3 images reviewed: 2 random sample, 1 errors of EmoVLM-KD").is_visible()
-    saved = {row["image_id"]: row for row in json.loads(downloaded(view, "Save the review"))["pictures"]}
+    (tmp_path / "review.json").write_text(downloaded(view, "Save the review"))
+    saved = read_review(tmp_path / "review.json").set_index("image_id", drop=False).to_dict("index")
     labels = predictions["mini-fi", "vit"].set_index("image_id")["label"]
     shape = {"dataset": "mini-fi", "also_right": []}
     expected = {
