@@ -214,6 +214,8 @@ def test_marks_of_a_review_are_counted_kept_and_saved(made, opened, tmp_path):
     mark(sample[0], "label is right").click()
     mark(first, "label is right").click()
     assert pressed.count() == 2
+    look = "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+    assert len({*pressed.first.evaluate(look)}) == 2
     page.reload()
     view.get_by_role("button", name="Review labels").click()
     assert desk.get_by_text("3 images reviewed: 2 random sample, 1 errors of EmoVLM-KD").is_visible()

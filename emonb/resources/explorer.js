@@ -192,7 +192,7 @@
     state.shows = "sample";
     mark();
     bars.replaceChildren();
-    show(set().sample, `A random sample of all ${set().id.length} test images: `, "", "in an order by chance");
+    show(set().sample, `A random sample of all ${set().id.length} test images: `, "", "in random order");
   }
   function show(view, before, after, order) {
     all = view;
