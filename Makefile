@@ -8,6 +8,7 @@ OUT ?=
 SEEDS ?=
 FORCE ?=
 NOTEBOOKS ?=
+REVIEW ?=
 # The exact versions that results and tests depend on; LOCK= installs the newest that pyproject.toml allows.
 LOCK ?= requirements.lock
 # A served vision model (OPENAI_API_KEY, OPENAI_BASE_URL) that is one more row of the tables.
@@ -25,7 +26,8 @@ pip := $(python) -m pip install --disable-pip-version-check --quiet \
 installed := $(VENV)/.installed
 option = $(if $($(1)),--$(2) '$($(1))')
 options = --profile '$(PROFILE)' $(call option,DATASETS,datasets) $(call option,IMAGES,images) \
-	$(call option,OUT,out) $(call option,SEEDS,seeds) $(call option,FORCE,force) $(call option,NOTEBOOKS,notebooks)
+	$(call option,OUT,out) $(call option,SEEDS,seeds) $(call option,FORCE,force) $(call option,NOTEBOOKS,notebooks) \
+	$(call option,REVIEW,review)
 asking = $(call option,ASK,ask) $(call option,ASK_IMAGES,ask-images) $(call option,MAX_COST,max-cost) \
 	$(call option,PRICE,price)
 
@@ -36,6 +38,7 @@ help:
 	@echo 'make reproduce   every notebook, table and figure into build/$(PROFILE)'
 	@echo '                 PROFILE=smoke|mini|paper DATASETS=a,b IMAGES=folder OUT=folder SEEDS=0,1,2 FORCE=stage'
 	@echo '                 ASK=model (a served one as a row more) ASK_IMAGES=500 MAX_COST=25 PRICE=in,out'
+	@echo '                 REVIEW=emonb-review.json, saved by the explorer: accuracies after that review of labels'
 	@echo 'make test        unit tests, notebook tests, a small end-to-end run'
 	@echo 'make lint        ruff: code and notebooks; make style corrects what it can'
 	@echo 'make notebooks   run the mini profile and put the executed notebooks back into notebooks/'

@@ -71,6 +71,7 @@ def run(
     force: Force = "",
     keep: Keep = "",
     notebooks: Annotated[str, typer.Option(help="comma-separated numbers, e.g. 01,02; default: all")] = "",
+    review: Annotated[str, typer.Option(callback=_from_root, help="a review of labels that the explorer saved")] = "",
     ask: Annotated[
         str, typer.Option(metavar="MODEL", help="first ask a served vision model, which becomes a row of the tables")
     ] = "",

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import chdir, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import nbformat
@@ -34,10 +34,10 @@ from tqdm import tqdm
 
 from emonb import annotate
 from emonb.errors import EmonbError, PassingTrouble, StoppedEarly
-from emonb.files import atomic_write, claim_folder, locked, read_json, write_json
+from emonb.files import atomic_write, claim_folder, locked, read_json, visible, write_json
 from emonb.machine import git_state, hub_offline, library_versions, lock_state, machine
 from emonb.pipeline import dataset_folder
-from emonb.predictions import is_ours
+from emonb.predictions import is_ours, load_all, read_review
 from emonb.reach import reached_by
 from emonb.releases.imports import listing_digest
 from emonb.run import Run, parse_stages, stage_code
@@ -45,6 +45,10 @@ from emonb.settings import Settings, checkpoint_of, load_settings, project_root
 from emonb.show.notebooks import sign
 from emonb.show.report import write_report
 from emonb.store import STAGES, Store
+from emonb.tables import review as review_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Seconds of a first run of the mini profile on 2 cores: shares of the bar of a first run here.
 NOTEBOOKS = {
@@ -79,6 +83,7 @@ def run(
     force: str = "",
     keep: str = "",
     notebooks: str = "",
+    review: str = "",
     folder: Path | None = None,
     ask: Mapping[str, Any] | None = None,
     ask_images: int = 0,
@@ -92,6 +97,7 @@ def run(
         folder: where the notebooks are; default `notebooks/` of the project, outside a checkout those of the package.
         ask: settings of `triplets` on whose terms a served model is asked first (`Run.ask`); `ask_images`: about how
             many test pictures of a dataset.
+        review: a file that the explorer saved: the table `review` then shows accuracies after that review of labels.
 
     Raises:
         EmonbError: a user's mistake, found before anything starts; `NotebookFailed` for a failing cell.
@@ -104,6 +110,7 @@ def run(
     terms = load_settings(profile, **given, triplets=ask).triplets if ask else None
     if terms:
         annotate.check_server(terms)
+    marks = read_review(project_root() / review) if review else None
     given = {"profile": profile if profile != "mini" else "", **given}  # the notebooks' own default: nothing to inject
     parameters = {name: value for name, value in given.items() if value}
     own, packed = project_root() / "notebooks", Path(__file__).with_name("notebooks")
@@ -130,7 +137,7 @@ def run(
         if terms:
             Run(settings).ask(terms, ask_images)
         with patch.dict(os.environ, environment | notes):
-            _Run(settings, parameters, sources).execute(chosen, forced)
+            _Run(settings, parameters, sources, marks).execute(chosen, forced)
     return results
 
 
@@ -164,8 +171,11 @@ def _cached(repository: str, file: str) -> bool:
 class _Run:
     """The state of one run and the file `run.json` that records it."""
 
-    def __init__(self, settings: Settings, parameters: Mapping[str, str], sources: Sequence[Path]) -> None:
+    def __init__(
+        self, settings: Settings, parameters: Mapping[str, str], sources: Sequence[Path], marks: pd.DataFrame | None
+    ) -> None:
         self.settings, self.parameters, self.sources, self.out = settings, parameters, sources, settings.out_path
+        self.marks = marks
         self.store, self.start = Store(self.out / "artifacts"), time.monotonic()
         earlier: Any = {}
         with suppress(EmonbError):
@@ -199,6 +209,7 @@ class _Run:
                     failed = failed or error
             if failed:
                 raise failed
+            self._review(bar)
             self._report()
             statuses = [self.records[name]["status"] for name in names]
             bar.say(f"{statuses.count('up to date')} notebooks up to date, {statuses.count('executed')} executed")
@@ -212,6 +223,16 @@ class _Run:
             raise
         finally:
             bar.close()
+
+    def _review(self, bar: Bar) -> None:
+        """The table of a review of labels, and who reviewed what; without a review, that of an earlier run goes."""
+        for path in (self.out / "tables").glob("review.*"):
+            path.unlink()
+        if self.marks is not None:
+            found = load_all(self.out / "predictions", self.settings.datasets, split="test", partial=True)
+            table = review_table(found, self.settings, self.marks)
+            Run(self.settings).save_table(table, "review")
+            bar.say(visible(table.attrs["caption"]))
 
     def _report(self) -> None:
         self._write()

@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field, ValidationError
 
 from emonb.data import check_labels
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, resource
+from emonb.files import atomic_write, read_json, resource
 from emonb.settings import DistillSettings, Settings
 
 Predictions = Mapping[tuple[str, str], pd.DataFrame]  # (dataset, model) -> prediction frame
@@ -46,6 +47,7 @@ MAIN = tuple(model for model, (_, color) in MODELS.items() if color)  # those th
 QUARTET = ("vlm_tuned", "vit", "head", "emovlmkd")  # the system, its parts and the teacher
 GROUPS = ("both right", "only VLM right", "only ViT right", "neither right")
 UNPARSABLE = "(unparsable)"  # what people read where a model gave no answer
+SAMPLE = "random sample"  # the view in which a review of labels is no choice of the reviewer's
 CASES = {
     "vlm": "only the VLM right,\nthe ViT wrong",
     "vit": "only the ViT right,\nthe VLM wrong",
@@ -354,3 +356,65 @@ def average(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         about, options = (same[c] for c in ("image_id", "split", "label")), {"seed": int(seed), "repeat": int(repeat)}
         rows.append(make_predictions(*about, p, labels, **options))
     return pd.concat(rows, ignore_index=True)
+
+
+# ---- a review of labels --------------------------------------------------------------------------------------------
+
+
+class _Mark(BaseModel, extra="forbid"):
+    dataset: str
+    image_id: str
+    label: str
+    mark: Literal["label is right", "also right", "mislabelled"]
+    also_right: list[str]
+    view: str  # where the picture was looked at: `SAMPLE`, "errors of ViT", ...
+
+
+class _Review(BaseModel, extra="forbid"):
+    emonb_review: Literal[1]
+    pictures: list[_Mark] = Field(min_length=1)
+
+
+def read_review(path: Path) -> pd.DataFrame:
+    """Somebody's review of labels as the explorer saves it, a row per picture, columns as in `_Mark`.
+
+    `EmonbError`: no such file, a field that is missing or impossible, a picture twice.
+    """
+    remedy = "correct it, or save the review again in the explorer"
+    try:
+        pictures = _Review.model_validate(read_json(path, remedy)).pictures
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise EmonbError(f"{path}: {field}: {first['msg']} (found {first['input']!r:.80}); {remedy}") from None
+    frame = pd.DataFrame(map(dict, pictures), columns=[*_Mark.model_fields])
+    odd = {"image_id: a picture twice": frame.duplicated(["dataset", "image_id"])}
+    odd["also_right: does not fit the mark"] = (frame["mark"] == "also right") != frame["also_right"].map(bool)
+    for field, rows in odd.items():
+        if rows.any():
+            raise EmonbError(f"{path}: pictures.{rows.argmax()}.{field}; {remedy}")
+    frame.attrs["file"] = str(path)
+    return frame
+
+
+def reviewed(predictions: Predictions, review: pd.DataFrame) -> Predictions:
+    """Test rows as a review leaves them: no mislabelled picture, and where the answer is also right, it is the label.
+
+    `EmonbError`: the review has a dataset, picture, label or emotion that these predictions lack.
+    """
+    found, known, file = {}, {}, review.attrs.get("file", "review")  # known: dataset -> its labels by image_id
+    for (dataset, model), frame in predictions.items():
+        marks, rows = review[review["dataset"] == dataset], test_rows(predictions, dataset, model)
+        known.setdefault(dataset, {}).update(zip(rows["image_id"], rows["label"], strict=True))
+        also = {(row.image_id, name) for row in marks.itertuples() for name in row.also_right}
+        if unknown := {name for _, name in also} - {*prediction_labels(frame)}:
+            raise EmonbError(f"{file}: also_right: {dataset} has no emotion {', '.join(sorted(unknown))}")
+        rows = rows[~rows["image_id"].isin(marks.loc[marks["mark"] == "mislabelled", "image_id"])]
+        right = [pair in also for pair in zip(rows["image_id"], rows["prediction"], strict=True)]
+        found[dataset, model] = rows.assign(label=rows["label"].mask(right, rows["prediction"]))
+    for row in review.itertuples():
+        here = known.get(row.dataset, {}).get(row.image_id, "no such test picture")
+        if here != row.label:
+            what = f"{file}: {row.dataset}, image_id {row.image_id}: label {row.label!r}, in this run {here!r}"
+            raise EmonbError(f"{what}; take the review of these results, or run the datasets that it is of")
+    return found

@@ -383,6 +383,59 @@ def label_distribution(
     return table
 
 
+def review(predictions: Predictions, settings: Settings, marks: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy as labelled, and after a review of labels (`predictions.reviewed`), beside each other; no headline.
+
+    Args:
+        marks: as `predictions.read_review` gives them; `EmonbError`: of other predictions.
+
+    Returns:
+        model, name, dataset; pictures ("all", or the reviewed ones of the random sample, the only fair estimate), n,
+        reviewed; as_labelled, after_review in percent, means over seeds; difference in points, of the random sample
+        with its interval over images. The caption says how many pictures were reviewed from which view.
+    """
+    shown = {(d, m): predictions[d, m] for d in settings.datasets for m in (*pr.MAIN, *pr.strangers(predictions, d))
+             if (d, m) in predictions}  # fmt: skip
+    after, rows = pr.reviewed(shown, marks), []
+
+    def lead(means: np.ndarray) -> np.ndarray:  # [..., 3] -> [...]
+        before, now, kept = np.moveaxis(means, -1, 0)
+        return 100 * (now / np.where(kept > 0, kept, np.nan) - before)
+
+    for dataset, model in shown:
+        own = marks[marks["dataset"] == dataset]
+        hits = metrics.hits_by_seed(test_rows(shown, dataset, model)).mean(axis=1)
+        now = metrics.hits_by_seed(after[dataset, model]).mean(axis=1).reindex(hits.index)
+        values = pd.DataFrame({"before": hits, "now": now.fillna(0), "kept": now.notna().astype(float)})
+        fair = values[values.index.isin(own.loc[own["view"] == pr.SAMPLE, "image_id"])]
+        for pictures, part, count in (("all", values, len(own)), (pr.SAMPLE, fair, len(fair))):
+            if count:
+                before, gain, ends = 100 * part["before"].mean(), lead(part.mean().to_numpy()), (np.nan, np.nan)
+                if part is fair:
+                    resampled = lead(metrics.bootstrap_means(part.to_numpy(), settings.report.bootstrap))
+                    _, *ends = metrics.interval(gain, resampled, settings.report.confidence)
+                about = [model, model_name(model), dataset_title(dataset), pictures, len(part), count]
+                rows.append([*about, before, before + gain, gain, *ends])
+    columns = ["model", "name", "dataset", "pictures", "n", "reviewed", "as_labelled", "after_review", "difference"]
+    table = pd.DataFrame(rows, columns=[*columns, "difference_low", "difference_high"])
+    table.attrs["caption"] = _who_reviewed(marks)
+    return table
+
+
+def _who_reviewed(marks: pd.DataFrame) -> str:
+    """Of a review: how many pictures were looked at from which view, what was found, and what follows from that."""
+    counts = {dataset_title(d): part["view"].value_counts() for d, part in marks.groupby("dataset", sort=False)}
+    views = "; ".join(f"{d}: " + ", ".join(f"{n} {view}" for view, n in of.items()) for d, of in counts.items())
+    found = ", ".join(f"{n} {mark}" for mark, n in marks["mark"].value_counts().items())
+    fair = marks["view"].eq(pr.SAMPLE).any()
+    estimate = "Only rows of the random sample are" if fair else "No random sample was reviewed, so no difference is"
+    return (
+        f"Labels of {len(marks)} pictures reviewed ({views}): {found}. {estimate} an estimate: who reviews errors can "
+        "only help who made them. A mislabelled picture is left out, an answer that is also right counts; all other "
+        "tables are as labelled."
+    )
+
+
 def by_emotion(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, pd.DataFrame]:
     """A table of images whole ("all"), then by true emotion in the order of `labels`, without those of no image."""
     parts = {"all": table} | {label: table[table["label"] == label] for label in labels}

@@ -41,7 +41,9 @@ def loaded(folder, predictions):
 def world(folder, datasets=("mini-fi", "mini-flickr"), n=96):
     """Predictions of the shown models."""
     predictions = synthetic(datasets, n=n, models=SHOWN)
-    predictions[datasets[0], "vlm_tuned"].loc[:2, "raw_text"] = ["", "It looks calm.", "a" * 5000]
+    tuned = predictions[datasets[0], "vlm_tuned"]
+    tuned.loc[:2, "raw_text"] = ["", "It looks calm.", "a" * 5000]
+    tuned.loc[(tuned["label"] == "fear") & (tuned.index % 16 < 8), "prediction"] = "sadness"
     judge(folder, datasets[0])
     return loaded(folder, predictions)
 

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import hashlib
 import io
 import json
 import re
@@ -35,6 +36,11 @@ def data_of(html):
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', html, re.DOTALL).group(1))
 
 
+def numbers(text):
+    """What the script reads out of packed numbers."""
+    return [ord(letter) - 48 for letter in text]
+
+
 def by_pandas(table, name):
     """The images of a filter, in other words than the package's."""
     wrong = table.drop(columns="label").apply(lambda column: column != table["label"])
@@ -50,7 +56,7 @@ def by_pandas(table, name):
     ]
 
 
-def test_every_count_is_a_crosstab(made, html):
+def test_every_count_that_the_script_makes_is_a_crosstab(made, html):
     for one, dataset in zip(data_of(html)["sets"], ("mini-fi", "mini-flickr"), strict=True):
         table = joint(made, dataset, SHOWN)
         assert one["models"] == [model_name(m) for m in SHOWN]
@@ -58,22 +64,28 @@ def test_every_count_is_a_crosstab(made, html):
         assert len(one["filters"]) == 6
         for f, name in enumerate(one["filters"]):
             part = by_pandas(table, name)
-            assert one["totals"][f] == len(part)
-            embedded = [i for i, bits in zip(one["id"], one["mask"], strict=True) if bits >> f & 1]
-            assert sorted(embedded) == sorted(part.index), "96 images: all are embedded"
+            kept = [bits >> f & 1 for bits in numbers(one["mask"])]
+            assert sorted(i for i, keep in zip(one["id"], kept, strict=True) if keep) == sorted(part.index)
             for m, model in enumerate(SHOWN):
                 expected = pd.crosstab(part["label"], part[model])
                 expected = expected.reindex(index=one["labels"], columns=one["columns"], fill_value=0)
-                assert one["counts"][f][m] == expected.to_numpy().ravel().tolist()
+                found = np.zeros_like(expected)
+                np.add.at(found, (numbers(one["label"]), numbers(one["answer"][m])), kept)
+                assert (found == expected.to_numpy()).all()
 
 
-def test_a_mislabelled_picture_is_said_to_be_one(tmp_path):
+def test_what_the_drawn_world_knows_of_a_picture_is_told(tmp_path):
     made = world(tmp_path, datasets=("mini-fi",), n=24)
     table = pd.read_parquet(next(tmp_path.rglob("samples.parquet")))
     name = table["image_id"][5]
-    store_samples(tmp_path, {"mini-fi": table.assign(drawn_as="awe", noisy=table["image_id"] == name)})
-    one = data_of(explorer.explorer_html(made))["sets"][0]
-    assert one["noise"] == {str(one["id"].index(name)): one["labels"].index("awe")}
+    table = table.assign(drawn_as="awe", noisy=table["image_id"] == name, evidence="content", caption="a red car")
+    store_samples(tmp_path, {"mini-fi": table.assign(off_mood=table["image_id"] == name)})
+    one = data_of(explorer.explorer_html(made, limit=12))["sets"][0]
+    place = one["id"].index(name)
+    assert numbers(one["drawn"]) == [one["labels"].index("awe") if i == place else -1 for i in range(24)]
+    where = [one["kinds"][kind] for kind in numbers(one["kind"])]
+    assert where == ["content, before another emotion's mood" if i == place else "content" for i in range(24)]
+    assert one["caption"] == ["a red car"] * 12, "of those with a picture"
 
 
 def test_each_image_has_its_own_facts(made, html):
@@ -81,9 +93,9 @@ def test_each_image_has_its_own_facts(made, html):
     assert one["title"] == "mini-fi (drawn)"
     frame = made["mini-fi", "head"].query("seed == 0").set_index("image_id")
     for i, name in enumerate(one["id"]):
-        assert one["labels"][one["label"][i]] == frame.at[name, "label"]
-        assert one["columns"][one["answer"][3][i]] == frame.at[name, "prediction"]
-        assert one["sure"][3][i] == pytest.approx(100 * frame.loc[name].filter(like="p_").max(), abs=0.501)
+        assert one["labels"][numbers(one["label"])[i]] == frame.at[name, "label"]
+        assert one["columns"][numbers(one["answer"][3])[i]] == frame.at[name, "prediction"]
+        assert numbers(one["sure"][3])[i] == pytest.approx(100 * frame.loc[name].filter(like="p_").max(), abs=0.501)
     assert one["text"] == {"1": [[1, "It looks calm."]], "2": [[1, "a" * explorer.LONGEST + "…"]]}
     assert [line[:9] for line in one["judged"]] == ["", "The VLM's", "", "", ""]
     assert not any(data_of(html)["sets"][1]["judged"]), "not in the table of reasons"
@@ -106,19 +118,25 @@ def test_same_bytes_from_the_same_data_in_any_order(made, html):
     assert uid.findall(html) != uid.findall(explorer.explorer_html(made, ["mini-flickr"]))
 
 
-def test_errors_come_first_and_the_counts_stay_whole(made):
+def test_a_quarter_is_a_random_sample_then_errors_come_and_all_else_is_of_all(made):
     table = joint(made, "mini-fi", SHOWN)
     wrong = table.drop(columns="label").ne(table["label"], axis=0)
-    last, some = int(wrong["emovlmkd"].sum()), int(wrong.any(axis=1).sum())
-    assert 0 < last < some < len(table)
-    assert set(table.index[explorer.choose_images(table, last)]) == set(table.index[wrong["emovlmkd"]])
-    assert set(table.index[explorer.choose_images(table, some)]) == set(table.index[wrong.any(axis=1)])
-    chosen = explorer.choose_images(table, some + 3)
-    assert len(chosen) == some + 3
-    assert (np.diff(chosen) > 0).all()
-    full, less = (data_of(explorer.explorer_html(made, ["mini-fi"], limit=k)) for k in (96, 10))
-    assert less["sets"][0]["counts"] == full["sets"][0]["counts"]
-    assert len(less["sets"][0]["id"]) == len(less["sets"][0]["size"]) == 10
+    chance = sorted(table.index, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    for limit in (12, 40, 96):
+        chosen, sample = explorer.choose_images(table, limit), set(chance[: limit // 4])
+        assert len(chosen) == limit
+        assert (np.diff(chosen) > 0).all()
+        names = set(table.index[chosen])
+        rest, last = names - sample, set(table.index[wrong["emovlmkd"]])
+        assert sample <= names
+        assert rest <= last or last <= names
+        assert rest <= set(table.index[wrong.any(axis=1)]) or set(table.index[wrong.any(axis=1)]) <= names
+    full, less = (data_of(explorer.explorer_html(made, ["mini-fi"], limit=k))["sets"][0] for k in (96, 12))
+    assert [less["id"][i] for i in less["sample"]] == chance[:3]
+    assert len(less["size"]) == 12
+    assert sorted(less["id"]) == full["id"]
+    answers = [dict(zip(one["id"], numbers(one["answer"][2]), strict=True)) for one in (full, less)]
+    assert answers[0] == answers[1]
 
 
 def test_names_and_texts_stay_data(tmp_path):
@@ -156,6 +174,7 @@ def test_sheets_hold_each_picture_at_its_place_and_stay_small(tmp_path):
     assert [(sheet.format, sheet.size) for sheet in opened] == [("WEBP", (32 * side,) * 2), ("WEBP", (5 * side, side))]
     assert sizes[7] == sizes[8] == (0, 0)
     assert sizes[:3] == [(80, 40), (80, 80), (53, 80)], "the picture's shape is kept"
+    assert explorer.sprites(paths[:2], 160)[1] == [(160, 80), (160, 160)]
     for i in (0, 31, 32, 1023, 1024, 1028):
         k = i % explorer.TILES
         at = (k % 32 * side + 10, k // 32 * side + 10)
@@ -173,8 +192,8 @@ def test_unparsable_answers_have_a_column_and_no_confidence(made):
     one = data_of(explorer.explorer_html(predictions))["sets"][0]
     assert one["columns"] == [*labels, "(unparsable)"]
     vgg = one["models"].index("VGG")
-    assert np.array(one["counts"][0][vgg]).reshape(8, 9)[:, 8].sum() == (~parsed).sum()
-    assert [sure < 0 for sure in one["sure"][vgg]] == (~parsed).tolist()
+    assert [answer == 8 for answer in numbers(one["answer"][vgg])] == (~parsed).tolist()
+    assert [sure < 0 for sure in numbers(one["sure"][vgg])] == (~parsed).tolist()
     assert one["filters"] == ["all", "all wrong"], "filters without their models are left out"
 
 

@@ -1,16 +1,17 @@
 """The explorer in a browser, as a page from disk: clicks against pandas, keyboard, names that bite, light and dark."""
 
+import csv
 import re
 
 import nbformat
 import pandas as pd
 import pytest
 from conftest import BROWSER
-from exploring import HOSTILE, SHOWN, TEXT, hostile_world, world
+from exploring import HOSTILE, SHOWN, TEXT, hostile_world, store_samples, world
 from lab import pages_from_disk
 from test_explorer import by_pandas
 
-from emonb.predictions import joint, model_name, prediction_labels
+from emonb.predictions import joint, model_name, prediction_labels, read_review
 from emonb.show import explorer
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
@@ -51,11 +52,16 @@ def pick(view, control, name):
     box.select_option(index=next(i for i, text in enumerate(options) if re.sub(r" \(\d+\)$", "", text) == name))
 
 
+def longest(picture):
+    """The longer side of a picture on the screen."""
+    return round(max(picture.bounding_box()[side] for side in ("width", "height")))
+
+
 def names_in(view):
     """File names of the list, all pages of it."""
     while view.locator(".more").is_visible():
         view.locator(".more").click()
-    return view.locator(".card code").all_text_contents()
+    return view.locator(".panel .card code").all_text_contents()
 
 
 CASES = [("mini-fi", "emovlmkd", "all"), ("mini-fi", "vlm_zero_shot", "VLM and ViT disagree")]
@@ -103,12 +109,126 @@ def test_a_card_tells_every_models_answer(made, opened):
     card.get_by_text("tuned VLM says").click()
     assert card.get_by_text("It looks calm.").is_visible()
     assert card.get_by_text("suggest its own answer in 61 % of 64 texts").is_visible()
-    look = "e => [getComputedStyle(e).backgroundImage, e.clientWidth, e.clientHeight]"
-    image, *size = card.locator(".thumb").evaluate(look)
+    image = card.locator(".thumb").evaluate("e => getComputedStyle(e).backgroundImage")
     assert image.startswith('url("data:image/webp;base64,UklG')
-    assert max(size) == 80
+    assert longest(card.locator(".thumb")) == 80
+    card.get_by_role("button", name=f"{row.name}: large").click()
+    dialog = view.get_by_role("dialog")
+    assert longest(dialog.locator(".thumb")) == 480
+    assert dialog.locator("code").text_content() == row.name
+    assert dialog.get_by_text("It looks calm.").is_visible()
+    names = names_in(view)
+    view.page.keyboard.press("ArrowRight")
+    after = names[names.index(row.name) + 1 :][:1] or [row.name]
+    assert dialog.locator("code").text_content() == after[0]
+    view.page.keyboard.press("Escape")
+    assert not dialog.is_visible()
     view.locator("td button").nth(labels.index(first["label"]) * 8 + labels.index(first["prediction"])).click()
     assert view.get_by_text("picture cannot be read").count() == 1
+
+
+def downloaded(view, button):
+    """Text of the file that a button makes."""
+    with view.page.expect_download() as download:
+        view.get_by_role("button", name=button).click()
+    return open(download.value.path(), encoding="utf-8-sig", newline="").read()
+
+
+def test_which_fearful_pictures_does_the_vlm_call_sad_and_what_do_the_others_say(made, opened):
+    predictions, _, path = made
+    page = opened(path)
+    kinds = "['change', 'click', 'keydown', 'wheel']"
+    page.evaluate(f"n = 0; for (const kind of {kinds}) addEventListener(kind, () => n++, true)")
+    view = page.locator(".emonb-explorer")
+    pick(view, "Matrix of", "tuned VLM")
+    view.get_by_role("button", name=re.compile("true fear, predicted sadness")).click()
+    table = joint(predictions, "mini-fi", SHOWN).query("label == 'fear' and vlm_tuned == 'sadness'")
+    assert len(table) > 1
+    assert set(names_in(view)) == set(table.index)
+    assert 0 < page.evaluate("n") <= 3
+    bars = view.locator(".bar")
+    others = [model for model in SHOWN if model != "vlm_tuned"]
+    assert [bar.locator("span").text_content() for bar in bars.all()] == [model_name(model) for model in others]
+    for bar, model in zip(bars.all(), others, strict=True):
+        said = [text.split(" ", 1)[::-1] for text in bar.locator("button").all_text_contents()]
+        assert {name: int(n) for name, n in said} == table[model].value_counts().to_dict()
+        assert [name for name, _ in said if name == "fear"] == [said[0][0]] * ("fear" in set(table[model]))
+    for _ in range(2):  # a part is a second filter, and of what is left the others' bars are; again: all
+        bars.nth(1).locator("button").last.click()
+        pressed = bars.nth(1).locator("button[aria-pressed=true]")
+        part = table[table["vit"] == pressed.text_content().split(" ", 1)[1]] if pressed.count() else table
+        assert set(names_in(view)) == set(part.index)
+        said = bars.nth(3).locator("button").all_text_contents()
+        assert sum(int(text.split()[0]) for text in said) == len(part)
+    bars.nth(1).locator("button").last.click()
+    address = view.get_by_role("link", name="Link to this view").evaluate("a => a.href")
+    found, status = names_in(view), view.get_by_role("status").first.text_content()
+    rows = [*csv.DictReader(downloaded(view, "CSV of these images").splitlines())]
+    assert [row["image_id"] for row in rows] == found
+    for row in rows:
+        answers = {model: row[model_name(model)] for model in SHOWN}
+        assert answers == table.loc[row["image_id"], list(SHOWN)].to_dict()
+        assert (row["label"], row["dataset"]) == ("fear", "mini-fi")
+    again = opened(path)
+    again.goto(address)
+    again.reload()
+    view = again.locator(".emonb-explorer")
+    assert view.get_by_role("status").first.text_content() == status
+    assert names_in(view) == found
+
+
+def test_no_cell_of_the_csv_is_a_formula(tmp_path, opened):
+    made = world(tmp_path, ("mini-flickr",), n=8)
+    evil = ['=HYPERLINK("http://x","a")', "+1", "-1", "@a", "\t=1", 'a"b,c\nd', "<b>", "plain"]
+    made.update({key: frame.assign(image_id=frame["image_id"].map(lambda name: evil[int(name[5:10])]))
+                 for key, frame in made.items()})  # fmt: skip
+    store_samples(tmp_path, {"mini-flickr": pd.DataFrame({"image_id": evil, "path": "gone.png"})})
+    view = opened(exported(tmp_path, explorer.explorer_html(made))).locator(".emonb-explorer")
+    view.get_by_role("button", name="Review labels").click()
+    view.get_by_role("button", name="Review a random sample").click()
+    text = downloaded(view, "CSV of these images")
+    cells = [cell for line in csv.reader(text.splitlines(keepends=True)) for cell in line]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert {name if name[0] in "a<p" else f"'{name}" for name in evil} <= set(cells)
+
+
+def test_marks_of_a_review_are_counted_kept_and_saved(made, opened, tmp_path):
+    predictions, _, path = made
+    page = opened(path)
+    view = page.locator(".emonb-explorer")
+    view.get_by_role("button", name="Review labels").click()
+    view.get_by_role("button", name=re.compile("true fear, predicted sadness")).click()
+    first, second = names_in(view)[:2]
+    mark = lambda name, word: view.get_by_role("group", name=f"review of {name}").get_by_role("button", name=word)  # noqa: E731
+    mark(first, "also right: sadness").click()
+    mark(second, "label is right").click()
+    mark(second, "mislabelled").click()
+    desk = view.locator(".desk")
+    assert desk.get_by_text("2 images reviewed: 2 errors of EmoVLM-KD").is_visible()
+    view.get_by_role("button", name="Review a random sample").click()
+    sample = names_in(view)
+    assert len(sample) == 96, "a quarter of 1,000 pictures is more than there are"
+    assert sample != sorted(sample)
+    pressed = view.locator(".marks [aria-pressed=true]")
+    assert pressed.count() == 0, "who reviews the sample looks at each picture anew"
+    mark(sample[0], "label is right").click()
+    mark(first, "label is right").click()
+    assert pressed.count() == 2
+    look = "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+    assert len({*pressed.first.evaluate(look)}) == 2
+    page.reload()
+    view.get_by_role("button", name="Review labels").click()
+    assert desk.get_by_text("3 images reviewed: 2 random sample, 1 errors of EmoVLM-KD").is_visible()
+    (tmp_path / "review.json").write_text(downloaded(view, "Save the review"))
+    saved = read_review(tmp_path / "review.json").set_index("image_id", drop=False).to_dict("index")
+    labels = predictions["mini-fi", "vit"].set_index("image_id")["label"]
+    shape = {"dataset": "mini-fi", "also_right": []}
+    expected = {
+        first: {"mark": "label is right", "view": "random sample"},
+        second: {"mark": "mislabelled", "view": "errors of EmoVLM-KD"},
+        sample[0]: {"mark": "label is right", "view": "random sample"},
+    }
+    assert saved == {k: shape | v | {"image_id": k, "label": labels[k]} for k, v in expected.items()}
 
 
 def test_keyboard_alone_is_enough(made, opened):
@@ -119,6 +239,7 @@ def test_keyboard_alone_is_enough(made, opened):
     for name in ("Dataset", "Matrix of", "Images", "Show"):
         page.keyboard.press("Tab")
         assert page.evaluate(now) == name
+    page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     assert page.evaluate(now).startswith("true amusement, predicted amusement: ")
     assert view.locator("td button[tabindex='0']").count() == 1, "the matrix is one stop of the Tab key"
@@ -199,6 +320,7 @@ def test_fits_a_phone(made, opened):
         host = view.locator(".emonb-explorer").first
         host.locator("td button").nth(9).tap()
         assert host.locator(".card").count() > 0
+        assert 0 <= host.get_by_role("status").first.bounding_box()["y"] < 370, "the result is in view"
         assert host.bounding_box()["width"] <= 360
         assert host.locator(".grid").evaluate("e => e.scrollWidth - e.clientWidth") <= 0, "no cell is cut off"
         assert host.locator(".card").first.evaluate("e => e.scrollWidth - e.clientWidth") <= 0

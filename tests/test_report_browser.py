@@ -46,6 +46,7 @@ def test_alone_in_a_folder_it_shows_its_figures_and_its_explorer(made, tmp_path,
     images = int(count.inner_text())
     count.click()
     assert explorer.locator(".card").count() == images > 0
+    assert count.evaluate("e => getComputedStyle(e).boxShadow") != "none", "the chosen cell is marked"
     sprite = explorer.locator(".thumb").last.evaluate("e => getComputedStyle(e).backgroundImage")
     assert sprite.startswith('url("data:image/webp')
     numbers = "e => [getComputedStyle(e).textAlign, getComputedStyle(e).fontVariantNumeric]"

@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 from conftest import FIXTURES, ROOT, emonb, killed, wait_for
 from pipeline import make_tree
+from synthetic import synthetic
 
 from emonb import headless
 from emonb.errors import EmonbError
 from emonb.files import locked
 from emonb.headless import NotebookFailed, run
+from emonb.predictions import write_predictions
 from emonb.progress import progress
 from emonb.run import open_run
 
@@ -303,3 +305,25 @@ def test_remarks_on_a_dataset_stand_beside_every_table(tmp_path):
     opened.save_table(pd.DataFrame({"x": [1]}), "some", "A caption.")
     assert "A caption. mini-fi: seen before." in (tmp_path / "out" / "tables" / "some.md").read_text()
     assert "mini-fi: seen before." in opened.describe()
+
+
+def test_a_review_makes_a_table_beside_the_others_and_goes_with_it(finished, tmp_path, capsys):
+    arguments, out = finished
+    frame = synthetic(("mini-fi",), n=16, models=["vit"])["mini-fi", "vit"]
+    write_predictions(out / "predictions" / "mini-fi__vit.parquet", frame.assign(raw_text=None))
+    row = frame.iloc[0]
+    picture = {"dataset": "mini-fi", "image_id": row["image_id"], "label": row["label"], "mark": "mislabelled"}
+    review = {"emonb_review": 1, "pictures": [picture | {"also_right": [], "view": "errors of ViT"}]}
+    (tmp_path / "review.json").write_text(json.dumps(review))
+    run(**arguments, review=str(tmp_path / "review.json"))
+    table = pd.read_csv(out / "tables" / "review.csv")
+    assert table[["model", "n", "reviewed"]].to_numpy().tolist() == [["vit", 16, 1]]
+    said = "Labels of 1 pictures reviewed (mini-fi (drawn): 1 errors of ViT): 1 mislabelled"
+    assert said in capsys.readouterr().err
+    assert said in (out / "tables" / "review.md").read_text()
+    review["pictures"][0]["label"] = "none"
+    (tmp_path / "review.json").write_text(json.dumps(review))
+    with pytest.raises(EmonbError, match=r"review\.json: mini-fi, image_id .*: label 'none'"):
+        run(**arguments, review=str(tmp_path / "review.json"))
+    run(**arguments)
+    assert not list((out / "tables").glob("review.*"))

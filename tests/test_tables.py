@@ -1,6 +1,7 @@
 """Tables and claims: recomputed by plain pandas, each verdict on data made to deserve it; tables as text."""
 
 import io
+import json
 import re
 from html import unescape
 
@@ -12,9 +13,10 @@ from synthetic import drawn_of, frame_of, rated, synthetic, truth
 
 from emonb import claims, tables
 from emonb.data import TAXONOMIES
+from emonb.errors import EmonbError
 from emonb.files import resource
 from emonb.metrics import Estimate, correctness
-from emonb.predictions import GROUPS
+from emonb.predictions import GROUPS, read_review, reviewed
 from emonb.settings import load_settings
 
 DATASETS = ("mini-fi", "mini-emotion6", "mini-flickr")
@@ -426,3 +428,88 @@ def test_hostile_names_stay_names_in_latex_and_markdown():
     cells = [unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", shown)]
     assert [" ".join(re.sub(r"\x00", " ", name).split()) for name in HOSTILE] == cells
     assert tables.plain_caption("\n".join(lines)) == "**x** <b>"
+
+
+def mark(image_id, label, mark, view, *also_right, dataset="mini-fi"):
+    """A picture of a review, as the explorer saves it."""
+    about = {"dataset": dataset, "image_id": image_id, "label": label, "mark": mark}
+    return about | {"also_right": [*also_right], "view": view}
+
+
+def saved(folder, *pictures, **more):
+    """A review's file."""
+    path = folder / "review.json"
+    path.write_text(json.dumps({"emonb_review": 1, "pictures": [*pictures], **more}))
+    return path
+
+
+def test_a_review_of_labels_by_hand(settings, tmp_path):
+    labels = list(truth("mini-fi", 8))
+    said = [labels[1], labels[1], *labels[2:6], labels[7], labels[7]]  # wrong of the first and of the seventh
+    predictions = {("mini-fi", "vit"): frame_of(said, truth("mini-fi", 8), labels)}
+    path = saved(
+        tmp_path,
+        mark("test/00000.png", labels[0], "also right", "errors of ViT", labels[1]),
+        mark("test/00006.png", labels[6], "mislabelled", "random sample"),
+        mark("test/00001.png", labels[1], "label is right", "random sample"),
+    )
+    marks = read_review(path)
+    after = reviewed(predictions, marks)["mini-fi", "vit"].set_index("image_id")
+    assert list(after.index) == [f"test/{i:05d}.png" for i in range(8) if i != 6]
+    assert (after["label"] == after["prediction"]).all()
+    table = tables.review(predictions, settings, marks).set_index("pictures")
+    columns = ["n", "reviewed", "as_labelled", "after_review", "difference"]
+    assert table.loc["all", columns].tolist() == [8, 3, 75, 100, 25]
+    assert table.loc["random sample", columns].tolist() == [2, 2, 50, 100, 50]
+    assert np.isnan(table.at["all", "difference_low"])
+    caption = table.attrs["caption"]
+    assert "3 pictures reviewed (mini-fi (drawn): 2 random sample, 1 errors of ViT)" in caption
+    assert "1 also right, 1 mislabelled, 1 label is right" in caption
+    assert "No random sample" in tables.review(predictions, settings, marks.iloc[:1]).attrs["caption"]
+
+
+def test_a_random_sample_gives_an_interval(predictions, settings, tmp_path):
+    few = {key: predictions[key] for key in [("mini-fi", "emovlmkd")]}
+    frame = predictions["mini-fi", "emovlmkd"].query("seed == 0")
+    pictures = [
+        mark(row.image_id, row.label, "label is right", "random sample")
+        if row.prediction == row.label
+        else mark(row.image_id, row.label, "also right", "random sample", row.prediction)
+        for row in frame.head(40).itertuples()
+    ]
+    table = tables.review(few, settings, read_review(saved(tmp_path, *pictures)))
+    assert set(table["dataset"]) == {"mini-fi (drawn)"}
+    row = table[table["pictures"] == "random sample"].set_index("model").loc["emovlmkd"]
+    wrong = frame.head(40).query("prediction != label")
+    assert row["difference_low"] < row["difference"] < row["difference_high"]
+    assert row["difference"] >= 100 / 3 * len(wrong) / 40 > 0, "of three seeds the first is right now"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mark": "bad"}, r"review.json: pictures.0.mark: .*'label is right'.*'bad'.*save the review again"),
+        ({"view": 3}, "pictures.0.view: "),
+        ({"more": 3}, "pictures.0.more: "),
+        ({"mark": "also right"}, "pictures.0.also_right: does not fit the mark"),
+        ({"image_id": "test/00001.png"}, "pictures.1.image_id: a picture twice"),
+        ({"image_id": "x"}, "review.json: mini-fi, image_id x: label 'amusement', in this run 'no such test picture'"),
+        ({"label": "awe"}, "label 'awe', in this run 'amusement'; take the review of these results"),
+        ({"dataset": "fi"}, "review.json: fi, image_id test/00000.png"),
+        ({"mark": "also right", "also_right": ["joy"]}, "also_right: mini-fi has no emotion joy"),
+    ],
+)
+def test_what_is_wrong_with_a_review_is_named(predictions, tmp_path, change, said):
+    other = mark("test/00001.png", "anger", "mislabelled", "hits of ViT")
+    path = saved(tmp_path, mark("test/00000.png", "amusement", "label is right", "v") | change, other)
+    with pytest.raises(EmonbError, match=said):
+        reviewed({key: predictions[key] for key in [("mini-fi", "vit")]}, read_review(path))
+
+
+def test_a_file_that_is_no_review_is_named(tmp_path):
+    with pytest.raises(EmonbError, match=r"none\.json: cannot be read"):
+        read_review(tmp_path / "none.json")
+    with pytest.raises(EmonbError, match=r"pictures: .*at least 1 item"):
+        read_review(saved(tmp_path))
+    with pytest.raises(EmonbError, match="emonb_review: "):
+        read_review(saved(tmp_path, mark("a", "b", "mislabelled", "v"), emonb_review=2))

@@ -7,8 +7,11 @@
   const host = block.previousElementSibling;
   const data = JSON.parse(block.textContent);
   const root = host.shadowRoot || host.attachShadow({ mode: "open" });
-  const PAGE = 60;
-  const state = { set: 0, model: 0, filter: 0, percent: false, row: 0, col: 0, open: false };
+  const PAGE = 60, SAMPLE = "random sample";
+  const state = {
+    set: 0, model: 0, filter: 0, percent: false, row: 0, col: 0, also: new Map(), // also: other models' answers
+    shows: "", review: false, // shows: "", "cell" or "sample"
+  };
 
   function el(tag, attributes, ...children) {
     const node = document.createElement(tag);
@@ -24,38 +27,68 @@
     const select = el("select", { "aria-label": label, onchange: () => change(select.selectedIndex) }, ...options);
     return el("label", {}, el("span", {}, label), select);
   }
+  const press = (name, click, more) => el("button", { type: "button", onclick: click, ...more }, name);
   const images = (n) => `${n} ${n === 1 ? "image" : "images"}`;
+  const number = (text, i) => text.charCodeAt(i) - 48; // see _packed
 
   const style = el("style", {}, data.css);
   data.sets.forEach((set, s) => set.sprites.forEach((sprite, k) => {
     style.append(`.s${s}_${k}{background-image:url(data:image/webp;base64,${sprite})}`);
   }));
   const controls = el("div", { class: "controls" });
+  const desk = el("div", { class: "desk" });
   const grid = el("div", { class: "grid" });
   const status = el("p", { role: "status", class: "status" });
+  const bars = el("div", { class: "bars" });
+  const tools = el("p", { class: "tools" });
   const list = el("ul", { role: "list" });
-  const more = el("button", { class: "more", type: "button", onclick: () => append(true) });
+  const more = press("", () => append(true), { class: "more" });
   const note = el("p", { class: "soft" });
-  const panel = el("div", { class: "panel" }, status, list, more);
+  const panel = el("div", { class: "panel" }, status, bars, tools, list, more);
   const body = el("div", { class: "body" }, grid, panel);
-  root.replaceChildren(style, el("section", { "aria-label": "Confusion matrix explorer" }, controls, body, note));
+  const large = el("ul", { role: "list" });
+  const count = el("span", { role: "status" });
+  const dialog = el("dialog", {
+    "aria-label": "Large picture", onclose: () => large.replaceChildren(),
+    onclick: (event) => { if (event.target === dialog) dialog.close(); },
+    onkeydown: (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (step) enlarge(at + step);
+    },
+  }, el("p", { class: "tools" }, press("← before", () => enlarge(at - 1)), press("next →", () => enlarge(at + 1)),
+    press("close", () => dialog.close()), count), large);
+  root.replaceChildren(style, el("section", { "aria-label": "Confusion matrix explorer" }, controls, desk, body, note),
+    dialog);
 
   const set = () => data.sets[state.set];
-  const counts = () => set().counts[state.filter][state.model];
-  let found = [], shown = 0, buttons = [];
+  const answer = (m, i) => number(set().answer[m], i);
+  const embedded = (i) => i < set().size.length;
+  const kept = (i, f) => number(set().mask, i) & (2 ** f);
+  let all = [], found = [], shown = 0, at = 0, buttons = []; // all: images of the view; found: those with a picture
 
   function drawControls() {
     const now = set();
+    const total = (f) => now.id.reduce((n, _, i) => n + (kept(i, f) ? 1 : 0), 0);
     const parts = [
-      choice("Matrix of", now.models, state.model, (i) => { state.model = i; drawGrid(); }),
-      choice("Images", now.filters.map((name, f) => `${name} (${now.totals[f]})`), state.filter,
-        (i) => { state.filter = i; drawGrid(); }),
+      choice("Matrix of", now.models, state.model, (i) => { state.model = i; state.also.clear(); toCell(); drawGrid(); }),
+      choice("Images", now.filters.map((name, f) => `${name} (${total(f)})`), state.filter,
+        (i) => { state.filter = i; toCell(); drawGrid(); }),
       choice("Show", ["counts", "row %"], Number(state.percent), (i) => { state.percent = i === 1; drawGrid(); }),
+      press("Review labels", () => {
+        state.review = !state.review;
+        drawControls();
+        drawGrid();
+        controls.querySelector(".wish").focus();
+      }, { class: "wish", "aria-pressed": state.review }),
     ];
     if (data.sets.length > 1) {
       parts.unshift(choice("Dataset", data.sets.map((one) => one.title), state.set, enter));
     }
     controls.replaceChildren(...parts);
+    drawDesk();
+  }
+  function toCell() { // a sample is of all images: a choice of some leaves it
+    if (state.shows === "sample") state.shows = "";
   }
   function enter(i) {
     const model = set().models[state.model];
@@ -63,50 +96,60 @@
     state.set = i;
     state.model = set().models.includes(model) ? set().models.indexOf(model) : set().models.length - 1;
     state.filter = Math.max(0, set().filters.indexOf(filter));
-    Object.assign(state, { row: 0, col: 0, open: false });
+    state.also.clear();
+    Object.assign(state, { row: 0, col: 0, shows: "" });
     drawControls();
     drawGrid();
     controls.querySelector("select").focus(); // drawn anew, so that the focus would be lost
   }
 
   function drawGrid() {
-    const { labels, columns, models } = set();
+    const { labels, columns, models, label } = set();
     const head = columns.map((name) => el("th", { scope: "col", role: "columnheader" }, el("span", {}, name)));
+    const counts = labels.map(() => columns.map(() => 0));
+    set().id.forEach((_, i) => {
+      const said = answer(state.model, i); // below 0: it was not asked
+      if (said >= 0 && kept(i, state.filter)) counts[number(label, i)][said] += 1;
+    });
     buttons = [];
     state.focus = null;
-    const rows = labels.map((label, r) => {
-      const line = counts().slice(r * columns.length, (r + 1) * columns.length);
-      const total = line.reduce((a, b) => a + b, 0);
+    const rows = labels.map((name, r) => {
+      const total = counts[r].reduce((a, b) => a + b, 0);
       buttons.push([]);
-      const cells = line.map((n, c) => {
+      const cells = counts[r].map((n, c) => {
         const percent = total ? Math.round((100 * n) / total) : 0;
         // full, high: shades on which the other ink reads better, in light and in dark
-        const name = `true ${label}, predicted ${columns[c]}: ${images(n)}, ${percent} % of this row`;
-        const button = el("button", {
-          type: "button", "aria-label": name, style: `--p:${percent}`, tabindex: -1,
+        const about = `true ${name}, predicted ${columns[c]}: ${images(n)}, ${percent} % of this row`;
+        const button = press(state.percent ? `${percent}` : `${n}`, (event) => {
+          state.also.clear();
+          select(r, c);
+          // on a phone the result is below the matrix; a key leaves the focus, and the page, where they are
+          if (event.detail && panel.offsetTop > grid.offsetTop) panel.scrollIntoView();
+        }, {
+          "aria-label": about, style: `--p:${percent}`, tabindex: -1,
           class: [r === c && "hit", !n && "none", percent >= 93 && "full", percent >= 65 && "high"]
             .filter(Boolean).join(" "),
-          onclick: () => select(r, c),
-        }, state.percent ? `${percent}` : `${n}`);
+        });
         buttons[r].push(button);
         return el("td", { role: "gridcell" }, button);
       });
-      return el("tr", { role: "row" }, el("th", { scope: "row", role: "rowheader" }, label), ...cells);
+      return el("tr", { role: "row" }, el("th", { scope: "row", role: "rowheader" }, name), ...cells);
     });
-    const caption = el("caption", {}, `${models[state.model]}: rows are the true emotion, columns the answer`
-      + (state.percent ? ", in % of the row" : ""));
-    const top = el("tr", { role: "row" }, el("th", { "aria-label": "true emotion" }), ...head);
+    const caption = el("caption", {}, models[state.model] + (state.percent ? ", in % of the row" : ""));
+    const axes = [el("b", {}, "answer →"), el("b", {}, "true emotion ↓")];
+    const top = el("tr", { role: "row" }, el("th", { class: "axes" }, el("div", {}, ...axes)), ...head);
     grid.replaceChildren(el("table", { role: "grid", onkeydown: keys }, caption,
       el("thead", {}, top), el("tbody", {}, ...rows)));
-    const embedded = set().id.length;
-    const seen = set().counts[0][state.model].reduce((a, b) => a + b, 0);
-    note.textContent = `${set().title}: ${set().n} test images. `
-      + (seen < set().n ? `${models[state.model]} was asked about ${seen} of them. ` : "") + set().seeds
-      + (embedded < set().n ? ` The counts are of all; ${embedded} pictures are in this page: ${set().kept}.` : "");
+    const few = set().size.length, n = set().id.length;
+    const seen = set().id.filter((_, i) => answer(state.model, i) >= 0).length;
+    note.textContent = `${set().title}: ${n} test images. `
+      + (seen < n ? `${models[state.model]} was asked about ${seen} of them. ` : "") + set().seeds
+      + (few < n ? ` The counts are of all; ${few} pictures are in this page: ${set().kept}.` : "");
     mark();
-    list.replaceChildren();
-    if (state.open) select(state.row, state.col);
+    if (state.shows === "sample") sample();
+    else if (state.shows) select(state.row, state.col);
     else {
+      [bars, tools, list].forEach((part) => part.replaceChildren());
       status.textContent = "Choose a cell to see its images: click it, or go there with the arrow keys and press Enter.";
       more.hidden = true;
     }
@@ -115,7 +158,7 @@
     buttons.forEach((line, r) => line.forEach((button, c) => {
       const here = r === state.row && c === state.col;
       button.tabIndex = here ? 0 : -1;
-      button.setAttribute("aria-pressed", here && state.open);
+      button.setAttribute("aria-pressed", here && state.shows === "cell");
     }));
   }
   function keys(event) {
@@ -137,24 +180,69 @@
   }
 
   function select(r, c) {
-    Object.assign(state, { row: r, col: c, open: true, focus: { row: r, col: c } });
+    Object.assign(state, { row: r, col: c, shows: "cell", focus: { row: r, col: c } });
     mark();
-    const now = set();
-    const answer = now.answer[state.model], sure = now.sure[state.model];
-    const bit = 2 ** state.filter;
-    found = now.id.map((_, i) => i)
-      .filter((i) => now.label[i] === r && answer[i] === c && now.mask[i] & bit)
-      .sort((a, b) => sure[b] - sure[a] || a - b);
-    const n = counts()[r * now.columns.length + c];
-    const filter = state.filter ? ` (${now.filters[state.filter]})` : "";
-    status.textContent = `True ${now.labels[r]}, answer of ${now.models[state.model]}: ${now.columns[c]}. ${images(n)}`
-      + filter + (found.length < n ? `, ${found.length} with picture` : "") + (found.length > 1 && sure[found[0]] >= 0 ? ", surest first." : ".");
+    const now = set(), sure = now.sure[state.model];
+    const cell = now.id.map((_, i) => i)
+      .filter((i) => number(now.label, i) === r && answer(state.model, i) === c && kept(i, state.filter))
+      .sort((a, b) => number(sure, b) - number(sure, a) || (now.id[a] < now.id[b] ? -1 : 1));
+    const also = [...state.also].map(([m, k]) => `, of ${now.models[m]}: ${now.columns[k]}`).join("");
+    drawBars(cell);
+    show(cell.filter((i) => passes(i)),
+      `True ${now.labels[r]}, answer of ${now.models[state.model]}: ${now.columns[c]}${also}. `,
+      state.filter ? ` (${now.filters[state.filter]})` : "", number(sure, cell[0] ?? 0) >= 0 ? "surest first" : "");
+  }
+  const passes = (i, but) => [...state.also].every(([m, k]) => m === but || answer(m, i) === k);
+  function sample() {
+    state.shows = "sample";
+    mark();
+    bars.replaceChildren();
+    show(set().sample, `A random sample of all ${set().id.length} test images: `, "", "in random order");
+  }
+  function show(view, before, after, order) {
+    all = view;
+    found = view.filter(embedded);
+    status.textContent = before + images(all.length) + after
+      + (found.length < all.length ? `, ${found.length} with picture` : "") + (found.length > 1 && order ? `, ${order}.` : ".");
+    tools.replaceChildren(press("CSV of these images", () => save("pictures.csv", "text/csv", csv(all))),
+      document.querySelector("#jupyter-config-data") ? "" // JupyterLab's address is its own
+        : el("a", { href: link() }, "Link to this view"));
     shown = 0;
     list.replaceChildren();
     append(false);
   }
+
+  // For each other model a bar of its answers; a part of it is a button that keeps its images alone.
+  function drawBars(cell) {
+    const now = set();
+    const order = (c) => (c === state.row ? -2 : c === state.col ? -1 : 0); // as labelled, as this model, others
+    const lines = now.models.map((model, m) => {
+      if (m === state.model) return "";
+      const among = cell.filter((i) => passes(i, m) && answer(m, i) >= 0), counts = now.columns.map(() => 0);
+      among.forEach((i) => { counts[answer(m, i)] += 1; });
+      const named = [...counts.keys()].filter((c) => counts[c])
+        .sort((a, b) => order(a) - order(b) || counts[b] - counts[a]);
+      const parts = named.map((c) => press(`${counts[c]} ${now.columns[c]}`, () => {
+        if (state.also.get(m) === c) state.also.delete(m);
+        else state.also.set(m, c);
+        select(state.row, state.col);
+        bars.querySelector(`[data-part="${m} ${c}"]`)?.focus();
+      }, {
+        "aria-label": `${model} says ${now.columns[c]}: ${counts[c]} of ${images(among.length)}`,
+        title: `${now.columns[c]}: ${counts[c]} of ${among.length}`, style: `--n:${counts[c]}`, "data-part": `${m} ${c}`,
+        "aria-pressed": state.also.get(m) === c, class: ["right", "same", ""][order(c) + 2],
+      }));
+      return el("div", { class: "bar" }, el("span", {}, model), el("div", {}, ...parts));
+    });
+    const key = [["right", "as labelled"], ["same", `as ${now.models[state.model]}`], ["", "another answer"]];
+    bars.replaceChildren(...cell.length && now.models.length > 1 ? [
+      el("p", {}, "What the others say of them. Choose a part to see its images alone, again for all."), ...lines,
+      el("p", { class: "key" }, ...key.slice(state.row === state.col ? 2 : 0).map(([kind, text]) =>
+        el("span", {}, el("span", { class: `swatch ${kind}` }), text))),
+    ] : []);
+  }
   function append(focus) {
-    const cards = found.slice(shown, shown + PAGE).map(card);
+    const cards = found.slice(shown, shown + PAGE).map((i, k) => card(i, shown + k));
     shown += cards.length;
     list.append(...cards);
     more.hidden = shown >= found.length;
@@ -164,36 +252,160 @@
       cards[0].focus();
     }
   }
-  function card(i) {
+  function card(i, place, longest = 80) {
     const now = set();
-    const [width, height] = now.size[i];
-    const at = i % data.tiles;
-    const x = (at % data.across) * data.side, y = Math.floor(at / data.across) * data.side;
+    const [width, height] = now.size[i], scale = longest / now.side;
+    const tile = i % data.tiles;
+    const x = (tile % data.across) * now.side, y = Math.floor(tile / data.across) * now.side;
     const thumb = width
       ? el("div", {
         role: "img", "aria-label": `picture ${now.id[i]}`, class: `thumb s${state.set}_${Math.floor(i / data.tiles)}`,
-        style: `width:${width}px;height:${height}px;background-position:-${x}px -${y}px`,
+        style: `width:${width}px;height:${height}px;background-position:-${x}px -${y}px;zoom:${scale}`,
       })
       : el("div", { class: "thumb lost" }, "picture cannot be read");
-    const drawn = now.noise[i]; // the emotion of a picture that is mislabelled on purpose
+    const label = number(now.label, i), noise = number(now.drawn, i), drawn = noise >= 0; // mislabelled on purpose
     const answers = now.models.map((model, m) => {
-      if (now.answer[m][i] < 0) return ""; // it was not asked
-      const right = now.answer[m][i] === now.label[i], fits = now.answer[m][i] === drawn;
-      const word = right ? "right" : fits ? "as drawn, not as labelled" : "wrong";
-      const sure = now.sure[m][i] < 0 ? "" : ` ${now.sure[m][i]} %`;
+      if (answer(m, i) < 0) return ""; // it was not asked
+      const right = answer(m, i) === label, fits = answer(m, i) === noise, percent = number(now.sure[m], i);
+      const word = right ? "right" : fits ? "right of a mislabelled picture" : "wrong";
       const seeds = now.of[m] > 1 ? `, so say ${now.alike[m][i]} of ${now.of[m]} seeds` : "";
       return el("li", { class: m === state.model ? "this" : null },
         el("span", { class: right || fits ? "right" : "wrong", role: "img", "aria-label": word, title: word },
-          right ? "✓" : fits ? "(✓)" : "✗"),
-        ` ${model}: `, el("b", {}, now.columns[now.answer[m][i]]), sure, seeds);
+          right ? "✓" : fits ? "(✓)" : "✗"), ` ${model}: `, el("b", {}, now.columns[answer(m, i)]),
+        percent < 0 ? "" : ` ${percent} %`, seeds, fits ? ": right as drawn, not as labelled" : "");
     });
     const reasons = (now.text[i] || []).map(([m, text]) =>
-      el("details", {}, el("summary", {}, `${now.models[m]} says`), el("p", {}, text),
+      el("details", { open: longest > 80 && "" }, el("summary", {}, `${now.models[m]} says`), el("p", {}, text),
         ...(now.judged[m] ? [el("p", {}, now.judged[m])] : [])));
-    return el("li", { class: "card" }, el("div", { class: "frame" }, thumb),
-      el("div", { class: "facts" }, el("code", {}, now.id[i]), el("p", {}, drawn === undefined ? "true: " : "label: ",
-        el("b", {}, now.labels[now.label[i]]), drawn === undefined ? "" : `, noise on purpose: drawn as ${now.labels[drawn]}`),
-        el("ul", { role: "list", class: "answers" }, ...answers), ...reasons));
+    const kind = now.kinds[number(now.kind, i)];
+    const frame = longest > 80 || !width ? el("div", { class: "frame" }, thumb)
+      : press(thumb, () => enlarge(place), { class: "frame", "aria-label": `${now.id[i]}: large`, title: "large" });
+    return el("li", { class: "card" }, frame,
+      el("div", { class: "facts" }, el("code", {}, now.id[i]), el("p", {}, drawn ? "label: " : "true: ",
+        el("b", {}, now.labels[label]), drawn ? `, noise on purpose: drawn as ${now.labels[noise]}` : ""),
+        ...(now.caption[i] ? [el("p", { class: "caption" }, now.caption[i])] : []),
+        ...(kind ? [el("p", {}, `emotion shows in: ${kind}`)] : []),
+        el("ul", { role: "list", class: "answers" }, ...answers), ...reasons, ...(state.review ? [verdict(i)] : [])));
+  }
+  function enlarge(place) {
+    if (found[place] === undefined) return;
+    at = place;
+    count.textContent = `${at + 1} of ${found.length}`;
+    large.replaceChildren(card(found[at], at, Math.min(480, innerWidth - 60, innerHeight - 120)));
+    if (!dialog.open) dialog.showModal();
+  }
+
+  // ---- the view as a link and as a table
+  function link() {
+    const now = set();
+    const about = new URLSearchParams({ explorer: now.name, matrix: now.models[state.model] });
+    if (state.filter) about.set("images", now.filters[state.filter]);
+    if (state.percent) about.set("show", "percent");
+    if (state.shows === "cell") {
+      about.set("true", now.labels[state.row]);
+      about.set("answer", now.columns[state.col]);
+    } else about.set("sample", "");
+    state.also.forEach((c, m) => { about.append("model", now.models[m]); about.append("says", now.columns[c]); });
+    return `#${about}`;
+  }
+  function reopen() {
+    const about = new URLSearchParams(location.hash.slice(1));
+    const s = data.sets.findIndex((one) => one.name === about.get("explorer"));
+    if (s < 0) return;
+    const now = data.sets[s], model = now.models.indexOf(about.get("matrix"));
+    const row = now.labels.indexOf(about.get("true")), col = now.columns.indexOf(about.get("answer"));
+    const says = about.getAll("says").map((name) => now.columns.indexOf(name));
+    const also = about.getAll("model").map((name, k) => [now.models.indexOf(name), says[k]]);
+    Object.assign(state, {
+      set: s, model: model < 0 ? now.models.length - 1 : model, percent: about.has("show"), row: Math.max(0, row),
+      col: Math.max(0, col), filter: Math.max(0, now.filters.indexOf(about.get("images"))),
+      shows: about.has("sample") ? "sample" : row < 0 || col < 0 ? "" : "cell",
+      also: new Map(also.filter(([m, c]) => m >= 0 && c >= 0)),
+    });
+    drawControls();
+    drawGrid();
+    host.scrollIntoView();
+  }
+  function csv(rows) {
+    const now = set();
+    // quoted; a text that a spreadsheet would take for a formula begins with an apostrophe
+    const cell = (value) => `"${String(value).replace(/^(?=[=+\-@\t\r])/, "'").replaceAll('"', '""')}"`;
+    const head = ["dataset", "image_id", "label", "drawn_as", "evidence", "review",
+      ...now.models.flatMap((model) => [model, `${model}, %`])];
+    const lines = rows.map((i) => {
+      const noise = number(now.drawn, i), marked = marks[key(i)];
+      return [now.name, now.id[i], now.labels[number(now.label, i)], now.labels[noise] || "",
+        now.kinds[number(now.kind, i)] || "", marked ? [marked.mark, ...marked.also_right].join(": ") : "",
+        ...now.models.flatMap((_, m) =>
+          [now.columns[answer(m, i)], number(now.sure[m], i) < 0 ? "" : number(now.sure[m], i)])];
+    });
+    return `\ufeff${[head, ...lines].map((line) => line.map(cell).join(",")).join("\r\n")}\r\n`;
+  }
+  function save(name, type, text) {
+    const address = URL.createObjectURL(new Blob([text], { type }));
+    el("a", { href: address, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 9999);
+  }
+
+  // ---- labels under review; kept by the browser where it keeps anything
+  const place = `emonb-review ${host.dataset.emonb}`;
+  let marks = {};
+  function stored() {
+    try {
+      return JSON.parse(localStorage.getItem(place)) || marks;
+    } catch {
+      return marks;
+    }
+  }
+  marks = stored();
+  const key = (i) => JSON.stringify([set().name, set().id[i]]);
+  function verdict(i) {
+    const now = set(), marked = marks[key(i)], label = number(now.label, i);
+    // who reviews the sample looks at each of its pictures anew
+    const seen = marked && (state.shows !== "sample" || marked.view === SAMPLE) ? marked : null;
+    const view = marked?.view === SAMPLE || state.shows === "sample" ? SAMPLE
+      : `${state.row === state.col ? "hits" : "errors"} of ${now.models[state.model]}`;
+    const turn = (mark, also_right) => {
+      marks = stored();
+      if (mark) {
+        const about = { dataset: now.name, image_id: now.id[i], label: now.labels[label], mark, also_right, view };
+        marks[key(i)] = about;
+      } else delete marks[key(i)];
+      try {
+        localStorage.setItem(place, JSON.stringify(marks));
+      } catch { /* this page keeps them */ }
+      const chosen = root.activeElement.textContent;
+      root.querySelectorAll(`[data-verdict="${i}"]`).forEach((old) => {
+        const fresh = verdict(i), focused = old.contains(root.activeElement);
+        old.replaceWith(fresh);
+        if (focused) [...fresh.children].find((button) => button.textContent === chosen)?.focus();
+      });
+      drawDesk();
+    };
+    const also = seen?.also_right || [];
+    const toggle = (name) => (also.includes(name) ? also.filter((one) => one !== name) : [...also, name]);
+    const said = [...new Set(now.models.map((_, m) => answer(m, i)))].filter((c) => c !== label && c < now.labels.length);
+    const plain = ["label is right", "mislabelled"].map((mark) =>
+      press(mark, () => turn(seen?.mark === mark ? "" : mark, []), { "aria-pressed": seen?.mark === mark }));
+    const others = said.sort((a, b) => a - b).map((c) => press(`also right: ${now.labels[c]}`, () => {
+      const names = toggle(now.labels[c]);
+      turn(names.length ? "also right" : "", names);
+    }, { "aria-pressed": also.includes(now.labels[c]) }));
+    return el("div", { class: "marks", role: "group", "aria-label": `review of ${now.id[i]}`, "data-verdict": i },
+      plain[0], ...others, plain[1]);
+  }
+  function drawDesk() {
+    desk.hidden = !state.review;
+    const counts = {}, pictures = Object.values(marks);
+    pictures.forEach(({ view }) => { counts[view] = (counts[view] || 0) + 1; });
+    const views = Object.entries(counts).map(([view, n]) => `${n} ${view}`).join(", ");
+    const file = JSON.stringify({ emonb_review: 1, pictures }, null, 1);
+    desk.replaceChildren(
+      el("p", {}, el("b", {}, `${images(pictures.length)} reviewed${views && `: ${views}`}. `), "Mark each picture that "
+        + "you look at, also those whose label is right. Who reviews errors alone can only help the model that made them: "
+        + "begin with the random sample."),
+      el("p", { class: "tools" }, press("Review a random sample", () => { state.also.clear(); sample(); }),
+        press("Save the review (JSON)", () => save("emonb-review.json", "application/json", file))));
   }
 
   const scheme = matchMedia("(prefers-color-scheme: dark)");
@@ -208,4 +420,7 @@
   state.model = set().models.length - 1;
   drawControls();
   drawGrid();
+  addEventListener("hashchange", reopen);
+  if (document.readyState === "complete") reopen();
+  else addEventListener("load", reopen);
 })();

@@ -40,6 +40,7 @@ from emonb.show.reasons import reasons_note
 from emonb.store import Store
 
 SIDE, ACROSS, TILES = 80, 32, 1024  # px of a thumbnail; how many in a row, and on a sheet (WebP: at most 16,383 px)
+FEW = 400  # pictures of a dataset, of which the page can afford twice the side: they can be looked at large
 LONGEST = 2000  # characters of a model's text
 _SENTENCE = (
     "To click through the confusion matrices and their images, run this notebook, or trust it (in JupyterLab: View, "
@@ -55,7 +56,7 @@ def explore(predictions: LoadedPredictions, datasets: Sequence[str] = (), *, lim
     Args:
         predictions: as `load_all` gives them; the pictures are those of the run that they come from.
         datasets: some of them; default all. `EmonbError`: no such predictions, or no pictures for them.
-        limit: pictures embedded of each dataset, errors first; the counts are of all. 1,000 are about 1.6 MB.
+        limit: pictures embedded of each dataset, see `choose_images`; all else is of all. 1,000 are about 1.8 MB.
     """
     from IPython.display import HTML, display
 
@@ -71,7 +72,7 @@ def explorer_html(predictions: LoadedPredictions, datasets: Sequence[str] = (), 
     with ThreadPoolExecutor() as pool:  # pictures are decoded and packed outside Python's lock
         sets = list(pool.map(lambda name: _dataset(predictions, name, limit), names))
     script, style = (resource_path(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-    data = {"css": style, "side": SIDE, "across": ACROSS, "tiles": TILES, "sets": sets}
+    data = {"css": style, "across": ACROSS, "tiles": TILES, "sets": sets}
     # "<" as an escape: neither "</script>" nor "<!--" in a text can end the block
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     uid = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -96,26 +97,30 @@ def filters(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def choose_images(table: pd.DataFrame, limit: int) -> np.ndarray:
-    """Positions, ascending, of the images to embed: errors of the last model, other errors, then hits of all.
+    """Positions, ascending, of the images to embed: a quarter is a random sample of all, for whoever reviews labels.
 
-    Within each kind the hash of the image_id decides: a fair sample that every run repeats.
+    Then errors of the last model, other errors, hits of all; within each kind `_chance` decides.
     """
-    wrong = table.drop(columns="label").ne(table["label"], axis=0)
-    kind = np.select([wrong.iloc[:, -1], wrong.any(axis=1)], [0, 1], 2)
-    chance = [hashlib.sha256(name.encode()).hexdigest() for name in table.index]
+    wrong, chance = table.drop(columns="label").ne(table["label"], axis=0), _chance(table.index)
+    kind = np.select([chance < limit // 4, wrong.iloc[:, -1], wrong.any(axis=1)], [0, 1, 2], 3)
     return np.sort(np.lexsort((chance, kind))[:limit])
 
 
-def sprites(paths: Sequence[str | None]) -> tuple[list[str], list[tuple[int, int]]]:
+def _chance(names: pd.Index) -> np.ndarray:
+    """The place of each image in a random order that every run repeats: by the hash of its image_id."""
+    return np.argsort(np.argsort([hashlib.sha256(name.encode()).hexdigest() for name in names]))
+
+
+def sprites(paths: Sequence[str | None], side: int = SIDE) -> tuple[list[str], list[tuple[int, int]]]:
     """Thumbnails on sheets of at most `TILES`, as WebP in base64, and each one's size; (0, 0) = no picture."""
     sheets, sizes = [], []
     for start in range(0, len(paths), TILES):
         part, buffer = paths[start : start + TILES], io.BytesIO()
-        sheet = Image.new("RGB", (min(len(part), ACROSS) * SIDE, -(-len(part) // ACROSS) * SIDE), "white")
+        sheet = Image.new("RGB", (min(len(part), ACROSS) * side, -(-len(part) // ACROSS) * side), "white")
         for i, path in enumerate(part):
             try:
-                picture = thumbnail(path, SIDE)
-                sheet.paste(picture, (i % ACROSS * SIDE, i // ACROSS * SIDE))
+                picture = thumbnail(path, side)
+                sheet.paste(picture, (i % ACROSS * side, i // ACROSS * side))
                 sizes.append(picture.size)
             except UnreadablePicture:  # missing or damaged: the others are still worth showing
                 sizes.append((0, 0))
@@ -125,62 +130,79 @@ def sprites(paths: Sequence[str | None]) -> tuple[list[str], list[tuple[int, int
 
 
 def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[str, Any]:
-    """Everything that the script shows of one dataset, as lists of plain numbers and texts."""
+    """All that the script shows of one dataset, as plain numbers and texts; images with a picture come first."""
     others = strangers(predictions, dataset)
     table = joint(predictions, dataset, MAIN if any((dataset, m) in predictions for m in MAIN) else others)
     if table.empty:
         there = ", ".join(dict.fromkeys(name for name, _ in predictions)) or "no dataset"
         raise EmonbError(f"{dataset}: no test image that all models have answered; there are predictions of {there}")
-    known = [model for model in (*MAIN[:-1], *others, MAIN[-1]) if (dataset, model) in predictions]
-    frames = {m: first_seed(test_rows(predictions, dataset, m)).set_index("image_id") for m in known}
-    frames = {model: frame.reindex(table.index) for model, frame in frames.items()}
-    table = table[["label"]].assign(**{m: frame["prediction"] for m, frame in frames.items()})  # NaN: was not asked
+    models = [model for model in (*MAIN[:-1], *others, MAIN[-1]) if (dataset, model) in predictions]
+    rows = {m: test_rows(predictions, dataset, m) for m in models}
+    firsts = {m: first_seed(frame).set_index("image_id").reindex(table.index) for m, frame in rows.items()}
+    table = table[["label"]].assign(**{m: frame["prediction"] for m, frame in firsts.items()})  # NaN: was not asked
+    chosen = choose_images(table.apply(lambda said: said.fillna(table["label"])), limit)
+    table = table.iloc[np.r_[chosen, np.delete(np.arange(len(table)), chosen)]]
+    few, frames = table.index[: len(chosen)], {m: frame.loc[table.index] for m, frame in firsts.items()}
+    seeds = [frame["seed"].nunique() for frame in rows.values()]
     artifacts = predictions.folder.parent / "artifacts"
     if not artifacts.is_dir():
         raise EmonbError(f"{dataset}: where are its pictures? There is no {artifacts}")
     samples = read_samples(Store(artifacts).find("samples", dataset).path, "test").set_index("image_id")
-    paths, noise = samples["path"], samples["drawn_as"][samples["noisy"]] if "noisy" in samples else {}
+    samples = samples.reindex(table.index)
     labels = prediction_labels(next(iter(frames.values())))
     columns = [*labels, UNPARSABLE] if (table == "").any(axis=None) else labels
     codes = table.replace("", UNPARSABLE).apply(pd.Index(columns).get_indexer)  # [N, 1 + models] numbers of labels
-    cells, size = [codes["label"] * len(columns) + codes[m] for m in frames], len(labels) * len(columns)
-    seen = [codes[m] >= 0 for m in frames]
-    kept, chosen = filters(table), choose_images(table.apply(lambda said: said.fillna(table["label"])), limit)
-    few, sheets, sizes = codes.iloc[chosen], *sprites([paths.get(name) for name in table.index[chosen]])
-    alike = [seeds_alike(test_rows(predictions, dataset, m)).reindex(few.index, fill_value=0).tolist() for m in frames]
-    of = [predictions[dataset, m]["seed"].nunique() for m in frames]
+    drawn = samples["drawn_as"].where(samples["noisy"].eq(True)) if "drawn_as" in samples else []
+    evidence = samples["evidence"].fillna("") if "evidence" in samples else pd.Series("", table.index)
+    if "off_mood" in samples:
+        evidence = evidence.mask(samples["off_mood"].eq(True), evidence + ", before another emotion's mood")
+    kinds = pd.Categorical(evidence)
+    kept, side = filters(table), SIDE if len(few) > FEW else 2 * SIDE
+    sheets, sizes = sprites(samples["path"].iloc[: len(few)].where(pd.notna, None).tolist(), side)
     sure, texts = [], {}  # per model percent of each image's answer, -1: none; {image: [(model, what it wrote)]}
-    for model, frame in enumerate(frame.iloc[chosen] for frame in frames.values()):
+    for model, frame in enumerate(frames.values()):
         percent = np.rint(100 * np.nan_to_num(probabilities(frame).max(axis=1))).astype(int)
         unsaid = frame["prediction"].isin(["", np.nan]) | says_one_word(frame.dropna(subset="parsed"))
-        sure.append(np.where(unsaid, -1, percent).tolist())
-        for image, text in enumerate(frame["raw_text"]):
-            if isinstance(text, str) and text.strip():
-                texts.setdefault(image, []).append((model, text if len(text) <= LONGEST else text[:LONGEST] + "…"))
+        sure.append(_packed(np.where(unsaid, -1, percent)))
+        for image, text in enumerate(map(_short, frame["raw_text"].iloc[: len(few)])):
+            if text:
+                texts.setdefault(image, []).append((model, text))
+    said = [_short(text) for text in samples["caption"].iloc[: len(few)]] if "caption" in samples else []
     return {
+        "name": dataset,
         "title": dataset_title(dataset),
         "labels": labels,
         "columns": columns,
-        "models": [model_name(m) for m in frames],
+        "models": [model_name(m) for m in models],
         "filters": list(kept),
-        "totals": [int(mask.sum()) for mask in kept.values()],
-        "counts": [
-            [np.bincount(c[mask & there], minlength=size).tolist() for c, there in zip(cells, seen, strict=True)]
-            for mask in kept.values()
-        ],
-        "n": len(table),
-        "seeds": "Of models with several seeds the first is shown." if max(of) > 1 else "",
-        "of": of,
-        "alike": alike,
-        "kept": f"first the errors of {model_name([*frames][-1])}, then of any other model, then a sample of the hits",
-        "id": few.index.tolist(),
-        "label": few["label"].tolist(),
-        "noise": {i: labels.index(noise[name]) for i, name in enumerate(few.index) if name in noise},
-        "mask": sum(mask[chosen].astype(int) << bit for bit, mask in enumerate(kept.values())).tolist(),
-        "answer": [few[m].tolist() for m in frames],
+        "seeds": "Of models with several seeds the first is shown." if max(seeds) > 1 else "",
+        "of": seeds,
+        "alike": [seeds_alike(frame).reindex(few, fill_value=0).tolist() for frame in rows.values()],
+        "kept": f"a random sample, the errors of {model_name(models[-1])}, then of any other model, then of the hits",
+        "id": table.index.tolist(),
+        "label": _packed(codes["label"]),
+        "drawn": _packed(pd.Index(labels).get_indexer(drawn)),
+        "kinds": kinds.categories.tolist(),
+        "kind": _packed(kinds.codes),
+        "mask": _packed(sum(mask.astype(int) << bit for bit, mask in enumerate(kept.values()))),
+        "answer": [_packed(codes[m]) for m in models],
         "sure": sure,
-        "text": dict(sorted(texts.items())),
-        "judged": [reasons_note(predictions.folder.parent, dataset) if m == "vlm_tuned" else "" for m in frames],
+        "caption": said if any(said) else [],
+        "text": texts,
+        "judged": [reasons_note(predictions.folder.parent, dataset) if m == "vlm_tuned" else "" for m in models],
+        "sample": np.argsort(_chance(few))[: limit // 4].tolist(),
+        "side": side,
         "size": sizes,
         "sprites": sheets,
     }
+
+
+def _packed(numbers: Sequence[int]) -> str:
+    """Numbers from -1 on as a text of one character each, "0" for 0: a page has some hundred thousand of them."""
+    return "".join(chr(48 + number) for number in numbers)
+
+
+def _short(text: object) -> str:
+    """A text of a model or of a sample table, cut where it is too long; "": there is none."""
+    text = text if isinstance(text, str) and text.strip() else ""
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"

@@ -161,13 +161,14 @@ def _blocks(
     results.problems += gaps(predictions, datasets, expected_models(settings) if settings else known)
     written = [out / file for record in records.values() for file in record.get("files", [])]  # else of an earlier run
     order = {f"confusion_{dataset}_{model}": i for i, (dataset, model) in enumerate(product(datasets, MODELS))}
-    files = sorted(written or [*out.glob("tables/*.csv"), *out.glob("figures/*.png")])
+    written += out.glob("tables/review.csv") if written else (*out.glob("tables/*.csv"), *out.glob("figures/*.png"))
+    files = sorted(set(written))
     for path in sorted(files, key=lambda path: order.get(path.stem, -1)):
         kind, build = {".csv": ("table", _table), ".png": ("figure", _figure)}.get(path.suffix, ("", None))
         if build and path.is_file():
             blocks[f"{kind}:{path.stem}"] = safe(f"{kind} {path.stem}", build, results, path)
     for kind, named in (("table", resource("report.yaml", "tables")), ("figure", resource("report.yaml", "figures"))):
-        there = [id for id in named if id != "evidence" or any(map(is_drawn, datasets))]
+        there = [id for id in named if id != "review" and (id != "evidence" or any(map(is_drawn, datasets)))]
         lost = [id for id in there if f"{kind}:{id}" not in blocks]
         results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
     there = [dataset for dataset in datasets if any(dataset == name for name, _ in predictions)]
