@@ -43,7 +43,12 @@ def world(folder, datasets=("mini-fi", "mini-flickr"), n=96):
     predictions = synthetic(datasets, n=n, models=SHOWN)
     tuned = predictions[datasets[0], "vlm_tuned"]
     tuned.loc[:2, "raw_text"] = ["", "It looks calm.", "a" * 5000]
-    tuned.loc[(tuned["label"] == "fear") & (tuned.index % 16 < 8), "prediction"] = "sadness"
+    rows = np.flatnonzero((tuned["label"] == "fear") & (tuned.index % 16 < 8))  # the VLM calls them sad
+    columns = tuned.columns.get_indexer([f"p_{said}" for said in tuned["prediction"].iloc[rows]])
+    for row, column in zip(rows, columns, strict=True):
+        sad = tuned.columns.get_loc("p_sadness")
+        tuned.iloc[row, [sad, column]] = tuned.iloc[row, [column, sad]].tolist()
+    tuned.iloc[rows, tuned.columns.get_loc("prediction")] = "sadness"
     judge(folder, datasets[0])
     return loaded(folder, predictions)
 
