@@ -30,6 +30,7 @@ MODELS = {  # file name -> name for people; colour of Okabe and Ito (2008), None
     "vit_scratch": ("ViT from scratch", None),
     "resnet": ("ResNet", "#CC79A7"),
     "vgg": ("VGG", "#999999"),
+    "probe": ("linear probe", None),
     "head": ("distilled head", "#009E73"),
     "emovlmkd": ("EmoVLM-KD", "#0072B2"),
     "gate_bilinear": ("bilinear", None),
@@ -88,7 +89,7 @@ def gated(head: str) -> str:
 def expected_models(settings: Settings) -> list[str]:
     """Models of which notebooks 03 to 06 write predictions for each dataset, in that order."""
     free = ["vlm_generated"] if settings.vlm.reasons else []
-    trained = [*settings.teacher.networks, *settings.distill.heads, *settings.gates]
+    trained = [*settings.teacher.networks, "probe", *settings.distill.heads, *settings.gates]
     return ["vlm_zero_shot", "vlm_tuned", *free, *trained, "average_vlm_head", "average_vlm_vit"]
 
 

@@ -255,7 +255,9 @@ class Run:
 
     def save_table(self, frame: pd.DataFrame, id: str, caption: str = "") -> None:
         """Save `tables/<id>.csv` (full precision) and `.md`, `.tex` (rounded; caption: also `frame.attrs`)."""
-        caption = " ".join(filter(None, [caption or frame.attrs.get("caption", ""), *self.settings.caveats]))
+        caption = caption or frame.attrs.get("caption", "")
+        if self.settings.caveats:
+            caption = " ".join([f"{caption.rstrip('.')}." if caption else "", *self.settings.caveats]).strip()
         self._save(f"tables/{id}.csv", csv_text(frame))
         self._save(f"tables/{id}.md", markdown_text(frame, caption))
         self._save(f"tables/{id}.tex", latex_text(frame, id, caption))

@@ -97,7 +97,8 @@ def modules(
     `counts`: dataset -> our parameters by model (`cost.system_counts`).
     """
     printed = {row["row"]: row["parameters"] for row in resource("paper_values.yaml", "tables", "modules")}
-    rows = _printed("modules") | {model: model_name(model) for model in ("average_vlm_head", "average_vlm_vit")}
+    rivals = ("probe", "average_vlm_head", "average_vlm_vit")
+    rows = _printed("modules") | {model: model_name(model) for model in rivals}
     rows[head_model(settings.distill, alpha=0.0)] = "head without distillation (alpha = 0)"
     rows |= {"oracle": "oracle: VLM or ViT is right"} | _strangers(predictions, settings)
 
