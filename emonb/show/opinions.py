@@ -160,8 +160,8 @@ def seen_before(train: Tensor, val: Tensor) -> tuple[Callable[[Tensor], Tensor],
     Args:
         train, val: [N, D] and [M, D] features.
     """
-    mean = train.mean(0)
-    variance, directions = torch.linalg.eigh(torch.cov(train.T))  # [D], [D, D]
+    mean = train.double().mean(0)
+    variance, directions = torch.linalg.eigh(torch.cov(train.double().T))  # [D], [D, D]
     whitened = directions / (variance.clamp(min=0) + 1e-6 * variance[-1]).sqrt()
 
     def distance(features: Tensor) -> Tensor:
