@@ -14,7 +14,7 @@ ACCURACY = {
     "gate_concat_soft": 0.65, "gate_concat_val": 0.6, "gate_concat_oof": 0.64, "gate_depth2": 0.63,
     "gate_depth3": 0.63, "gate_depth4": 0.62, "gate_depth5": 0.6, "head_depth1_x1": 0.58, "head_depth2_x1": 0.57,
     "head_depth5_x1": 0.5, "head_depth1_x0.125": 0.5, "head_depth2_x0.125": 0.4, "head_depth5_x0.125": 0.3,
-    "average_vlm_head": 0.64, "average_vlm_vit": 0.63,
+    "average_vlm_head": 0.64, "average_vlm_vit": 0.63, "probe": 0.55,
 }  # fmt: skip
 SEEDED = ("head", "emovlmkd", "gate")
 

@@ -111,7 +111,7 @@ def test_models_have_one_list_of_names_and_colours():
     assert set(pr.QUARTET) < set(pr.MAIN)
     assert len({pr.model_color(m) for m in (*pr.MAIN, "something")}) == len(pr.MAIN) + 1
     expected = pr.expected_models(load_settings("paper"))
-    assert len(set(expected)) == len(expected) == 33
+    assert len(set(expected)) == len(expected) == 34
     assert all(pr.model_name(model) != model for model in expected)
     assert set(pr.MODELS) - {"vit_scratch"} < set(expected), "from scratch is a row of the laptop alone"
 

@@ -37,7 +37,8 @@ from emonb.show.notebooks import write_site
 from emonb.tables import LEVELS, by_evidence, display, format_value, numeric_columns, plain_caption
 from emonb.triplets import source_note
 
-_RIVALS = ("resnet", "vgg", "average_vlm_head")  # simpler than the method: shown beside it, whoever wins
+# Simpler than the method and shown beside it, whoever wins; with their marks.
+_RIVALS = {"resnet": "P", "vgg": "^", "probe": "|", "average_vlm_head": "_"}
 _PICTURES = 4000  # thumbnails of all datasets together: about 6 MB
 
 
@@ -90,6 +91,8 @@ def write_report(out: Path) -> list[str]:
     results.problems += write_site(out, " ".join(notes))
     blocks = _blocks(results, records, datasets, settings)
     notes += [block["note"] for block in [blocks.get("table:evidence")] if block]
+    charted = {m for rows in (blocks.get("table:main") or {}).get("chart", {}).values() for m in rows}
+    marks = {**{model: MARKERS[model] for model in QUARTET}, **_RIVALS}
     judged, sections = (blocks.get("table:claims") or {}).get("claims", []), []
     for section in resource("report.yaml", "sections"):
         keys = dict.fromkeys(key for part in section["parts"] for key in fnmatch.filter(blocks, part))
@@ -117,7 +120,7 @@ def write_report(out: Path) -> list[str]:
         finding=_finding(judged, datasets, drawn),
         facts=run and results.safe("the facts of the run", _facts, run),
         sections=sections,
-        chart={m: (model_name(m), model_color(m) or "#777777", MARKERS.get(m, "_")) for m in (*QUARTET, *_RIVALS)},
+        chart={m: (model_name(m), model_color(m) or "#777777", form) for m, form in marks.items() if m in charted},
         lines=LEVELS,
         problems=results.problems,
     )
