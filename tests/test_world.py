@@ -137,8 +137,9 @@ def test_a_picture_is_drawn_again_without_an_object(tmp_path):
 
 def test_the_picture_that_is_followed_is_a_trap_and_not_mislabelled(tmp_path, monkeypatch):
     run = open_run("smoke", out=str(tmp_path / "out"))
-    table = pd.DataFrame({"image_id": [*"abc"], "noisy": [True, False, False], "off_mood": [True, False, True]})
-    for shown, followed in ((table, "c"), (table[:2], "a"), (table[["image_id"]], "a")):
+    rows = {"image_id": [*"abcdefghi"], "noisy": [True, False, *[False] * 7], "off_mood": [True, False, *[True] * 7]}
+    table = pd.DataFrame(rows)
+    for shown, followed in ((table, "h"), (table[:4], "d"), (table[:2], "a"), (table[["image_id"]], "a")):
         monkeypatch.setattr(run, "samples", lambda dataset, split, shown=shown: shown)
         assert run.example["image_id"] == followed
 
