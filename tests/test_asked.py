@@ -322,4 +322,4 @@ def test_the_explorer_shows_what_it_was_asked_and_no_surety_of_a_word(tmp_path):
     assert set(found["sure"][at]) == {chr(ord("0") - 1)}
     for kind in ("id", "mask", "filters"):
         assert found[kind] == whole[kind], "ours are shown as before"
-    assert [m for i, m in enumerate(found["counts"][0]) if i != at] == whole["counts"][0]
+    assert [one for i, one in enumerate(found["answer"]) if i != at] == whole["answer"]
