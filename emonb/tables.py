@@ -213,8 +213,8 @@ def _table(
     `paper`: its table with a row of the same model or name; `more`: further columns of a dataset and model.
     """
     known = {key: r for r in resource("paper_values.yaml", "tables")[paper] for key in (r["row"], r["name"])}
-    hits = {m: _hits(predictions, settings, m) for m in dict.fromkeys([*rows, *filter(None, [reference])])}
-    whole, fewer = {d: len(pr.asked_of_all(predictions, d)) for d in settings.datasets}, dict[str, dict[str, int]]()
+    whole, fewer = {d: pr.asked_of_all(predictions, d).index for d in settings.datasets}, dict[str, dict[str, int]]()
+    hits = {m: _hits(predictions, whole, m) for m in dict.fromkeys([*rows, *filter(None, [reference])])}
     both = [d for d in settings.datasets if not (hits[reference][d].empty if reference else True)]
     own, lead = {}, {}
     for model in rows:
@@ -229,8 +229,8 @@ def _table(
             continue
         source = "" if np.isnan(value) else printed["source"]
         record = [model, name, dataset_title(dataset), pr.paper_dataset(dataset), value, source]
-        if ours and ours.images < whole[dataset]:
-            fewer.setdefault(model_name(model), {})[f"{ours.images:,} of {whole[dataset]:,}"] = 1
+        if ours and ours.images < len(whole[dataset]):
+            fewer.setdefault(model_name(model), {})[f"{ours.images:,} of {len(whole[dataset]):,}"] = 1
         mean, *ends = np.clip(_ends(ours, tail), 0, 100).tolist()
         record += [mean, mean - value, *ends, *((ours.images, ours.seeds) if ours else (None, None))]
         record += _ends(lead[model].get(dataset), tail)
@@ -251,13 +251,13 @@ def _table(
     return table
 
 
-def _hits(predictions: Predictions, settings: Settings, model: str) -> dict[str, pd.DataFrame]:
-    """Percent right of each dataset's test images, [images, seeds]; `oracle`: of the VLM or the ViT."""
+def _hits(predictions: Predictions, whole: Mapping[str, pd.Index], model: str) -> dict[str, pd.DataFrame]:
+    """Percent right of each dataset's test images (`whole`), [images, seeds]; `oracle`: of the VLM or the ViT."""
     if model != "oracle":
-        hits = {d: 100 * metrics.hits_by_seed(test_rows(predictions, d, model)) for d in settings.datasets}
-        ours = {d: pr.asked_of_all(predictions, d).index for d in hits}  # a stranger may have seen others, too
-        return {d: x[x.index.isin(ours[d])] if len(ours[d]) else x for d, x in hits.items()}
-    parts = zip(*(_hits(predictions, settings, part).items() for part in ("vlm_tuned", "vit")), strict=True)
+        hits = {d: 100 * metrics.hits_by_seed(test_rows(predictions, d, model)) for d in whole}
+        # a stranger may have seen others, too
+        return {d: x[x.index.isin(whole[d])] if len(whole[d]) else x for d, x in hits.items()}
+    parts = zip(*(_hits(predictions, whole, part).items() for part in ("vlm_tuned", "vit")), strict=True)
     return {d: (100 - (100 - a) * (100 - b) / 100).dropna(axis=1, how="all").dropna() for (d, a), (_, b) in parts}
 
 

@@ -46,7 +46,8 @@ def make_results(out: Path) -> Path:
     for name in ("main", "modules", "gates", "alpha", "depth", "depth_schedule", "instruction_tuning"):
         made[name] = getattr(tables, name)(predictions, settings, *[drawn] * (name == "main"))
     numbers = pd.DataFrame({"model": ["ViT", "head"], "value": [0.1, 0.25]})
-    for name, frame in (dict.fromkeys(resource("report.yaml", "tables"), numbers) | made).items():
+    always = [name for name, words in resource("report.yaml", "tables").items() if not words.get("optional")]
+    for name, frame in (dict.fromkeys(always, numbers) | made).items():
         (out / "tables" / f"{name}.csv").write_text(tables.csv_text(frame))
         (out / "tables" / f"{name}.md").write_text(tables.markdown_text(frame, f"Table {name}"))
         (out / "tables" / f"{name}.tex").write_text("")

@@ -14,6 +14,7 @@ from exploring import judge
 from emonb.errors import EmonbError, PassingTrouble
 from emonb.files import make_folder, write_json
 from emonb.show import opinions as room
+from emonb.show import predict as room_of_predict
 from emonb.show.opinions import opinions
 from emonb.show.predict import default_model, find_pictures, predict
 
@@ -123,6 +124,21 @@ def test_of_25_pictures_24_are_answered_where_one_is_bad(made, tmp_path, capsys)
     out, err = capsys.readouterr()
     assert (len(json.loads(out)), len(complaints(err))) == (24, 1)
     assert "pipe.jpg: could not be answered (the file: not a readable picture ([Errno 22] no regular file" in err
+
+
+def test_an_error_that_nobody_foresaw_costs_one_picture(made, album, capsys, monkeypatch):
+    opened = room_of_predict.open_picture
+
+    def fails(path, what):
+        if path.name == "B.JPG":
+            raise MemoryError("too large")
+        return opened(path, what)
+
+    monkeypatch.setattr(room_of_predict, "open_picture", fails)
+    assert predict([album], made[1], as_json=True) == 2
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == 4
+    assert any(line.endswith("B.JPG: could not be answered (too large)") for line in complaints(err))
 
 
 def test_what_was_answered_before_a_stop_is_printed(made, album, capsys, monkeypatch):

@@ -116,6 +116,13 @@ def test_the_run_is_told_in_a_sentence_that_follows_its_verdicts(out):
         finding = page_of(out)[0].partition("class=finding>")[2].partition("</p>")[0]
         assert finding.startswith(f"On drawn pictures: {words}")
         assert ("where the mood shows the emotion" in finding) == (verdict == "holds")
+    untested = table.assign(verdict="undecided", value=table["value"].mask(table["claim"] == "C6"))
+    untested.to_csv(out / "tables" / "claims.csv", index=False)
+    assert "EmoVLM-KD is above" not in page_of(out)[0], "what was not tested is no finding"
+    table.assign(verdict="perhaps").to_csv(out / "tables" / "claims.csv", index=False)
+    page, problems = page_of(out)
+    assert "the finding cannot be shown: KeyError: 'perhaps'" in problems
+    assert "<section id=claims>" in page
 
 
 def test_every_link_leads_somewhere_and_pages_lead_on(made):

@@ -175,7 +175,7 @@ def find_stranger(folder: Path) -> Stranger | None:
     made = _beside(folder, "features")
     if made is None:
         return None
-    pooled = {split: torch.from_numpy(np.load(made / f"{split}.pooled.npy")).float() for split in ("train", "val")}
+    pooled = {split: torch.from_numpy(np.load(made / f"{split}.pooled.npy")) for split in ("train", "val")}
     shapes = np.unique(np.load(made / "train.grid.npy"), axis=0).tolist()
     distance, limit = seen_before(**pooled)
 

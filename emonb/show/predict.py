@@ -69,7 +69,7 @@ def predict(
             except PassingTrouble:  # the next would fail, too
                 say_all()
                 raise
-            except EmonbError as error:
+            except Exception as error:  # damaged, in a way that nobody foresaw
                 _say(f"emonb: {visible(path)}: could not be answered ({visible(error)})", sys.stderr)
             if len(waiting) == _TOGETHER:
                 say_all()

@@ -37,8 +37,7 @@ from emonb.show.notebooks import write_site
 from emonb.tables import LEVELS, by_evidence, display, format_value, numeric_columns, plain_caption
 from emonb.triplets import source_note
 
-# Simpler than the method and shown beside it, whoever wins; with their marks.
-_RIVALS = {"resnet": "P", "vgg": "^", "probe": "|", "average_vlm_head": "_"}
+_RIVALS = ("resnet", "vgg", "probe", "average_vlm_head")  # simpler than the method: shown beside it, whoever wins
 _PICTURES = 4000  # thumbnails of all datasets together: about 6 MB
 
 
@@ -91,8 +90,9 @@ def write_report(out: Path) -> list[str]:
     results.problems += write_site(out, " ".join(notes))
     blocks = _blocks(results, records, datasets, settings)
     notes += [block["note"] for block in [blocks.get("table:evidence")] if block]
+    shown = (*QUARTET, *_RIVALS)
     charted = {m for rows in (blocks.get("table:main") or {}).get("chart", {}).values() for m in rows}
-    marks = {**{model: MARKERS[model] for model in QUARTET}, **_RIVALS}
+    marks = {**MARKERS, "probe": "|", "average_vlm_head": "_"}
     judged, sections = (blocks.get("table:claims") or {}).get("claims", []), []
     for section in resource("report.yaml", "sections"):
         keys = dict.fromkeys(key for part in section["parts"] for key in fnmatch.filter(blocks, part))
@@ -117,10 +117,10 @@ def write_report(out: Path) -> list[str]:
         datasets=datasets,
         notes=notes,
         score=Counter(row["verdict"] for rows in judged for row in rows if row["dataset"] == "all"),
-        finding=_finding(judged, datasets, drawn),
+        finding=results.safe("the finding", _finding, judged, datasets, all(drawn)),
         facts=run and results.safe("the facts of the run", _facts, run),
         sections=sections,
-        chart={m: (model_name(m), model_color(m) or "#777777", form) for m, form in marks.items() if m in charted},
+        chart={m: (model_name(m), model_color(m) or "#777777", marks[m]) for m in shown if m in charted},
         lines=LEVELS,
         problems=results.problems,
     )
@@ -128,15 +128,15 @@ def write_report(out: Path) -> list[str]:
     return results.problems
 
 
-def _finding(claims: list[list[dict[str, Any]]], datasets: list[str], drawn: list[bool]) -> str:
-    """The run in one sentence, out of its verdicts: what each says stands in report.yaml."""
+def _finding(claims: list[list[dict[str, Any]]], datasets: list[str], drawn: bool) -> str:
+    """The run in one sentence, out of its verdicts, but for what was not tested; the words stand in report.yaml."""
+    wholes = {rows[0]["claim"]: next((r for r in rows if r["dataset"] == "all"), rows[0]) for rows in claims}
     parts = []
     for claim, says in resource("report.yaml", "finding").items():
-        for rows in (rows for rows in claims if rows[0]["claim"] == claim):
-            row = next((row for row in rows if row["dataset"] == "all"), rows[0])
+        if (row := wholes.get(claim)) and row["value"]:
             ours, _, rival = row["decided_by"].partition(" - ")
             parts += filter(None, [says[row["verdict"]].format(**row, ours=ours, rival=rival)])
-    where = "drawn pictures" if all(drawn) else " and ".join(datasets)
+    where = "drawn pictures" if drawn else " and ".join(datasets)
     return f"On {where}: {'; '.join(parts)}." if parts else ""
 
 
@@ -171,7 +171,8 @@ def _blocks(
         if build and path.is_file():
             blocks[f"{kind}:{path.stem}"] = safe(f"{kind} {path.stem}", build, results, path)
     for kind, named in (("table", resource("report.yaml", "tables")), ("figure", resource("report.yaml", "figures"))):
-        there = [id for id in named if id != "review" and (id != "evidence" or any(map(is_drawn, datasets)))]
+        there = [id for id, said in named.items() if not said.get("optional")]
+        there = [id for id in there if id != "evidence" or any(map(is_drawn, datasets))]
         lost = [id for id in there if f"{kind}:{id}" not in blocks]
         results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
     there = [dataset for dataset in datasets if any(dataset == name for name, _ in predictions)]
