@@ -220,7 +220,9 @@ def confusion(frame: pd.DataFrame, title: str) -> Figure:
     counts, percent = _confusion(first_seed(frame))
     notes = (percent.round().astype(int).astype(str) + "\n" + counts.astype(str)).where(counts > 0, "")
     title = f"{title}\n{_first_of(frame)}"
-    return _matrix(title, percent, notes, "Blues", 0, 100, "above: % of the true emotion; below: images")
+    fig = _matrix(title, percent, notes, "Blues", 0, 100, "% of the true emotion")
+    fig.axes[0].set_xlabel("predicted (above: %; below: images)")
+    return fig
 
 
 @styled
