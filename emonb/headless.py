@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+from uuid import uuid4
 
 import nbformat
 import papermill
@@ -342,10 +343,20 @@ def _versions() -> dict[str, str]:
 
 
 class _OwnKernel(AsyncKernelManager):
-    """The kernel of this interpreter: a `python3` kernel that the user registered elsewhere cannot win."""
+    """The kernel of this interpreter: a `python3` kernel that the user registered elsewhere cannot win.
+
+    It talks over sockets in the temporary folder: of kernels that start at one moment, two may choose one TCP port.
+    """
 
     def _kernel_spec_manager_default(self) -> KernelSpecManager:
         return KernelSpecManager(kernel_dirs=[])
+
+    def _transport_default(self) -> str:
+        return "ipc" if len(tempfile.gettempdir()) < 70 else "tcp"  # a socket's path has at most 103 letters on macOS
+
+    def _ip_default(self) -> str:
+        folder = Path(tempfile.gettempdir())
+        return str(folder / f"emonb-{uuid4().hex[:16]}") if self.transport == "ipc" else super()._ip_default()
 
 
 def _papermill(source: Path, target: Path, parameters: Mapping[str, Any], bar: Bar) -> None:
