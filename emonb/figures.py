@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -492,8 +492,13 @@ def depth(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
 
 
 @styled
-def training_curves(histories: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Figure:
-    """Training histories, seeds averaged: {(what was trained, dataset's title): rows of its `history.json`}."""
+def training_curves(
+    histories: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], chance: Collection[float] = ()
+) -> Figure:
+    """Training histories, seeds averaged: {(what was trained, dataset's title): rows of its `history.json`}.
+
+    `chance`: percent of the datasets' most frequent emotions, lines in the panels of accuracy.
+    """
     frames = [pd.DataFrame(rows).assign(what=what, dataset=title) for (what, title), rows in histories.items()]
     history = pd.concat([pd.DataFrame({"seed": []}), *frames]).fillna({"seed": 0})
     groups = history.groupby(["what", "metric"], sort=False)
@@ -504,6 +509,8 @@ def training_curves(histories: Mapping[tuple[str, str], Sequence[Mapping[str, An
         sns.lineplot(part, x="epoch", y="value", hue="dataset", style="split", errorbar=None, ax=ax, **order)
         ax.get_legend().remove()
         ax.set_ylabel({"accuracy": "accuracy, %"}.get(part["metric"].iloc[0], part["metric"].iloc[0]))
+        for y in {*chance} if part["metric"].iloc[0] == "accuracy" else ():
+            ax.axhline(y, color="#777777", linestyle=LINES["chance"], linewidth=1, label=LEVELS["chance"], zorder=0)
         if part["value"].max() > 5 * part["value"].median():  # L-shaped
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -318,6 +318,7 @@ class _Run:
             "git": git_state(),
             "profile": self.settings.profile,
             "seeds": self.settings.seeds,
+            "reviewed_pictures": 0 if self.marks is None else len(self.marks),  # of the table `review`
             "totals": {
                 "seconds_wall_this_run": round(time.monotonic() - self.start, 1),
                 "seconds_compute": round(sum(r.get("seconds_made", 0.0) for r in records), 1),
@@ -345,18 +346,18 @@ def _versions() -> dict[str, str]:
 class _OwnKernel(AsyncKernelManager):
     """The kernel of this interpreter: a `python3` kernel that the user registered elsewhere cannot win.
 
-    It talks over sockets in the temporary folder: of kernels that start at one moment, two may choose one TCP port.
+    It talks over sockets in the run's temporary folder: of kernels that start at a time, two may choose one TCP port.
     """
 
     def _kernel_spec_manager_default(self) -> KernelSpecManager:
         return KernelSpecManager(kernel_dirs=[])
 
     def _transport_default(self) -> str:
-        return "ipc" if len(tempfile.gettempdir()) < 70 else "tcp"  # a socket's path has at most 103 letters on macOS
+        return "ipc" if len(os.environ["EMONB_PROGRESS_FILE"]) < 80 else "tcp"  # macOS takes at most 103 letters
 
     def _ip_default(self) -> str:
-        folder = Path(tempfile.gettempdir())
-        return str(folder / f"emonb-{uuid4().hex[:16]}") if self.transport == "ipc" else super()._ip_default()
+        folder = Path(os.environ["EMONB_PROGRESS_FILE"]).parent
+        return str(folder / uuid4().hex[:8]) if self.transport == "ipc" else super()._ip_default()
 
 
 def _papermill(source: Path, target: Path, parameters: Mapping[str, Any], bar: Bar) -> None:
@@ -384,6 +385,9 @@ def _papermill(source: Path, target: Path, parameters: Mapping[str, Any], bar: B
     except DeadKernelError:
         what = "the kernel died; most often because memory ran out: close programs or choose a smaller PROFILE"
         raise NotebookFailed(source, target, "the cell that was running", what) from None
+    except RuntimeError as error:  # of jupyter_client; it talks over sockets, for which TMPDIR must be good
+        what = f"no kernel started ({error}); look at TMPDIR ({tempfile.gettempdir()}), then start again"
+        raise NotebookFailed(source, target, "the first cell", what) from None
 
 
 class Bar:
@@ -432,7 +436,7 @@ class Bar:
                 family = (process, *process.children(recursive=True))
                 self.peak = max(self.peak, sum(member.memory_info().rss for member in family) / 2**20)
             said = inner.read_text(encoding="utf-8", errors="replace") if inner.is_file() else ""
-            self.bar.n = self.done + min(time.monotonic() - self.since, 0.95 * self.share)
+            self.bar.n = min(self.done + min(time.monotonic() - self.since, 0.95 * self.share), self.bar.total)
             self.bar.set_description_str(", ".join(filter(None, (self.what, said))), refresh=self.seen)
             if not self.seen and time.monotonic() - shown >= 10:
                 shown = time.monotonic()

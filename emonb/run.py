@@ -167,6 +167,11 @@ class Run:
         """A dataset's emotions in their fixed order."""
         return sample_labels(self.find("samples", dataset).path)
 
+    def chance(self, split: str) -> dict[str, float]:
+        """Dataset -> percent of a split's most frequent emotion: what needs no knowledge."""
+        labels = {d: self.samples(d, split, ["label"])["label"] for d in self.datasets}
+        return {d: 100 * x.value_counts(normalize=True).max() for d, x in labels.items()}
+
     @property
     def example(self) -> pd.Series:
         """The picture that we follow through all notebooks: the first of test; of a drawn dataset the sixth trap.

@@ -441,14 +441,15 @@ def answer_distribution(
     output = vlm.model(**batch, use_cache=longest > 1, logits_to_keep=1)
     first = output.logits[:, -1].float().log_softmax(-1)  # [B, V]
     scores = first[:, [t[0] for t in tails]]
-    return scores if longest == 1 else scores + rest_of_answers(vlm, batch, output.past_key_values, tails)
+    return scores if longest == 1 else scores + rest_of_answers(vlm, batch, output.cache, tails)
 
 
 def rest_of_answers(vlm: VLM, batch: dict[str, Any], cache: Any, tails: Sequence[Sequence[int]]) -> Tensor:
     """[B, C] log-probabilities of the candidates' tokens after the first, on the prefix's KV cache."""
-    rows, count, width = len(batch["input_ids"]), len(tails), max(map(len, tails)) - 1
-    padded = torch.tensor([(t + [0] * width)[: width + 1] for t in tails], device=vlm.device)
-    real = torch.tensor([[k + 1 < len(t) for k in range(width)] for t in tails], device=vlm.device)
+    longer = [i for i, tail in enumerate(tails) if len(tail) > 1]
+    rows, count, width = len(batch["input_ids"]), len(longer), max(map(len, tails)) - 1
+    padded = torch.tensor([(tails[i] + [0] * width)[: width + 1] for i in longer], device=vlm.device)
+    real = torch.tensor([[k + 1 < len(tails[i]) for k in range(width)] for i in longer], device=vlm.device)
     cache.reorder_cache(torch.arange(rows, device=vlm.device).repeat_interleave(count))  # linear attention's, too
     mask = batch["attention_mask"].repeat_interleave(count, 0)
     where = {}  # other classes go on where the prefix ended, padding included: rotary positions are relative
@@ -459,13 +460,15 @@ def rest_of_answers(vlm: VLM, batch: dict[str, Any], cache: Any, tails: Sequence
     output = vlm.model(
         input_ids=padded[:, :width].repeat(rows, 1),
         attention_mask=torch.cat([mask, mask.new_ones(rows * count, width)], 1),
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
         **where,
     )
     logp = output.logits.float().log_softmax(-1).view(rows, count, width, -1)
     more = logp.gather(-1, padded[:, 1:].expand(rows, -1, -1)[..., None])[..., 0]
-    return (more * real).sum(-1)
+    scores = more.new_zeros(rows, len(tails))
+    scores[:, longer] = (more * real).sum(-1)
+    return scores
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -181,6 +182,12 @@ def test_a_failure_is_one_message(tmp_path, notebook_folder, name):
         run("smoke", out=str(tmp_path / "out"), folder=notebook_folder(name))
 
 
+def test_a_kernel_that_cannot_start_is_one_message(tmp_path, notebook_folder, monkeypatch):
+    monkeypatch.setattr(headless, "uuid4", lambda: SimpleNamespace(hex="no/where"))  # to put its sockets
+    with pytest.raises(NotebookFailed, match=r"failed in the first cell\n  no kernel started \(.*look at TMPDIR"):
+        run("smoke", out=str(tmp_path / "out"), folder=notebook_folder("users_mistake"))
+
+
 def test_a_run_that_is_stopped_early_tells_so_by_its_code(tmp_path, notebook_folder):
     folder = notebook_folder("users_mistake")
     edit(folder / "01_users_mistake.ipynb", "EmonbError", "StoppedEarly")
@@ -321,6 +328,7 @@ def test_a_review_makes_a_table_beside_the_others_and_goes_with_it(finished, tmp
     said = "Labels of 1 pictures reviewed (mini-fi (drawn): 1 errors of ViT): 1 mislabelled"
     assert said in capsys.readouterr().err
     assert said in (out / "tables" / "review.md").read_text()
+    assert json.loads((out / "run.json").read_text())["reviewed_pictures"] == 1
     review["pictures"][0]["label"] = "none"
     (tmp_path / "review.json").write_text(json.dumps(review))
     with pytest.raises(EmonbError, match=r"review\.json: mini-fi, image_id .*: label 'none'"):

@@ -160,8 +160,10 @@ def seen_before(train: Tensor, val: Tensor) -> tuple[Callable[[Tensor], Tensor],
     Args:
         train, val: [N, D] and [M, D] features.
     """
-    mean = train.double().mean(0)
-    variance, directions = torch.linalg.eigh(torch.cov(train.double().T))  # [D], [D, D]
+    parts = train.split(4096)  # in double precision all would be gigabytes
+    mean = sum(part.double().sum(0) for part in parts) / len(train)
+    spread = sum((part.double() - mean).T @ (part.double() - mean) for part in parts) / (len(train) - 1)
+    variance, directions = torch.linalg.eigh(spread)  # [D], [D, D]
     whitened = directions / (variance.clamp(min=0) + 1e-6 * variance[-1]).sqrt()
 
     def distance(features: Tensor) -> Tensor:
