@@ -101,10 +101,22 @@ def test_runs_of_other_seeds_are_said_not_to_be_paired_and_not_to_be_the_same(ru
     write_predictions(runs[1] / "predictions" / "a__vit.parquet", answers(0.5).assign(seed=7))
     code, text = said_by(*runs)
     assert code == 1
-    assert "  no seed in common, so not paired: ViT on a\n" in text
+    assert "  other seeds or pictures, so compared by their means: ViT on a\n" in text
     (row,) = compare(*runs).answers.to_dict("records")
     assert (row["model"], row["difference"]) == ("ViT", 0)
     assert np.isnan(row["changed"])
+
+
+def test_two_drawings_of_a_name_are_two_pictures(runs):
+    for folder, redraw in zip(runs, (0, 1), strict=True):
+        about = json.loads((folder / "run.json").read_text())
+        about["settings"]["world"] = {"redraw": redraw}
+        write_json(folder / "run.json", about)
+        frame = answers(0.5).iloc[:: 1 - 2 * redraw].assign(image_id=[f"{i:03}" for i in range(100)])
+        write_predictions(folder / "predictions" / "mini-fi__vit.parquet", frame)  # one errs where the other does not
+    row = compare(*runs).answers.set_index("dataset").loc["mini-fi"]
+    assert (row["difference"], row["a"], np.isnan(row["changed"])) == (0, 50, True)
+    assert (row["low"], row["high"]) == pytest.approx((-13.9, 13.9), abs=0.7)  # 1.96 x 5 points x root 2
 
 
 def test_what_cannot_be_compared_is_an_error_of_its_own(runs, tmp_path):

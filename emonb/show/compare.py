@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from emonb.claims import FAILS, HOLDS, UNDECIDED
 from emonb.errors import EmonbError
 from emonb.files import read_json
-from emonb.metrics import correctness, mean_interval
-from emonb.predictions import Predictions, load_all, model_name
+from emonb.metrics import Interval, correctness, mean_interval
+from emonb.predictions import Predictions, is_drawn, load_all, model_name
 
 _TIMED = ("cost", "departures")  # tables of measured times, and of words
 
@@ -25,8 +26,8 @@ class Comparison:
     Attributes:
         causes: settings, versions, machine, code that differ: a line each.
         begins: results of the earliest stage that differs in content, `stage: names`.
-        answers: dataset, model, images, `changed` (percent of answers; NaN: no seed in common), a, b and `difference`
-            (b - a, in points, with `low` and `high`) of models whose answers differ.
+        answers: dataset, model, images, `changed` (percent of answers; NaN: no seed and picture in common), a, b and
+            `difference` (b - a, in points, with `low` and `high`) of models whose answers differ.
         tables: a line for each table that differs.
         verdicts: claim, dataset, a, b, and the deciding comparison with its value and interval in both.
     """
@@ -46,8 +47,9 @@ class Comparison:
         lines = ["the same answers, tables and verdicts" if self.same else "the runs differ"]
         lines += [f"  not alike: {cause}" for cause in self.causes]
         lines += [f"  begins at {stage}" for stage in self.begins if not self.same]
-        others = self.answers[self.answers["changed"].isna()]
-        lines += [f"  no seed in common, so not paired: {row.model} on {row.dataset}" for row in others.itertuples()]
+        others = self.answers[self.answers["changed"].isna()].groupby("dataset", sort=False)["model"].unique()
+        seeds = "other seeds or pictures, so compared by their means:"
+        lines += [f"  {seeds} {', '.join(m) if len(m) < 4 else f'{len(m)} models'} on {d}" for d, m in others.items()]
         for what, found in (("verdicts that changed", self.verdicts), ("accuracies", self.answers)):
             if len(found):
                 lines += ["", what, found.to_string(index=False, float_format="{:.2f}".format)]
@@ -55,7 +57,7 @@ class Comparison:
 
 
 def compare(a: Path, b: Path) -> Comparison:
-    """Compare two results folders; images that both have are paired.
+    """Compare two results folders; images that both have are paired, unless one run has drawn its own (`redraw`).
 
     Raises:
         EmonbError: a folder without run.json or predictions, or runs of different datasets.
@@ -66,7 +68,7 @@ def compare(a: Path, b: Path) -> Comparison:
     return Comparison(
         causes=[*_causes(*(_about(run) for run in runs)), *_alone(*found)],
         begins=_begins(*(_digests(out, run) for out, run in zip((a, b), runs, strict=True))),
-        answers=_answers(*found),
+        answers=_answers(*found, [run["settings"].get("world", {}).get("redraw") for run in runs]),
         tables=_tables(a / "tables", b / "tables"),
         verdicts=_verdicts(*(out / "tables" / "claims.csv" for out in (a, b))),
     )
@@ -124,21 +126,31 @@ def _begins(a: Mapping[tuple[str, str], str], b: Mapping[tuple[str, str], str]) 
     return [f"{stage}: {', '.join(name for s, name in first.values() if s == stage)}" for stage in stages]
 
 
-def _answers(a: Predictions, b: Predictions) -> pd.DataFrame:
+def _answers(a: Predictions, b: Predictions, redrawn: Sequence[Any]) -> pd.DataFrame:
+    """`redrawn`: which drawing of the test pictures each run has; in two drawings one name is two pictures."""
     rows = []
     for dataset, model in (key for key in a if key in b):
         both = a[dataset, model].merge(
             b[dataset, model], on=["image_id", "split", "seed", "repeat"], suffixes=("", "_b")
         )
+        alike = redrawn[0] == redrawn[1] or not is_drawn(dataset)
+        both = both[alike | (both["split"] != "test")]
         changed = both["prediction"] != both["prediction_b"]
-        if len(both) and not changed.any():
+        if len(both) and alike and not changed.any():
             continue
         right = [100 * correctness(run, dataset, [model])[model] for run in (a, b)]
-        gap, low, high = mean_interval((right[1] - right[0]).dropna())
+        gap, low, high = mean_interval((right[1] - right[0]).dropna()) if alike else _apart(*right)
         row = (dataset, model_name(model), len(right[0]), 100 * changed.mean(), *(r.mean() for r in right))
         rows.append((*row, gap, low, high))
     columns = ["dataset", "model", "images", "changed", "a", "b", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _apart(a: pd.Series, b: pd.Series) -> Interval:
+    """b - a of means over different images, with the interval that theirs leave it (Zou and Donner 2008, MOVER)."""
+    (before, *was), (after, *now) = mean_interval(a), mean_interval(b)
+    low, high = np.hypot(after - now[0], was[1] - before), np.hypot(now[1] - after, before - was[0])
+    return after - before, after - before - low, after - before + high
 
 
 def _tables(a: Path, b: Path) -> list[str]:
