@@ -349,6 +349,7 @@ def test_notebooks_go_back_clean_after_a_finished_mini_run(out, tmp_path, monkey
         "tags": ["shown"],
         "emonb": {"shows": "emonb.gate:one_hot"},
     }
+    nb.cells[0].metadata["papermill"] = {"duration": 1.0}  # of a text
     nb.metadata |= {"papermill": {"output_path": str(out)}, "emonb": {"versions": {"torch": "2"}, "fingerprint": "x"}}
     nbformat.write(nb, path)
     assert [p.stem for p in notebooks.copy_back(out)] == list(NAMES)
@@ -359,6 +360,7 @@ def test_notebooks_go_back_clean_after_a_finished_mini_run(out, tmp_path, monkey
     assert data["image/png"]
     assert back["metadata"]["emonb"] == {"versions": {"torch": "2"}}, "a later run says which versions it has instead"
     assert str(out) not in json.dumps(back)
+    assert "papermill" not in json.dumps(back["cells"])
     record("04_teacher", status="failed")(out)
     with pytest.raises(EmonbError, match="unfinished: \\['04_teacher'\\]"):
         notebooks.copy_back(out)

@@ -116,6 +116,8 @@ def copy_back(out: Path) -> list[Path]:
         nb, _ = clean.preprocess(nbformat.read(source, as_version=4), {})
         if any("injected-parameters" in cell.metadata.get("tags", []) for cell in nb.cells):
             raise EmonbError(f"{source}: was run with options; make it again with: make notebooks")
+        for cell in nb.cells:
+            cell.metadata.pop("papermill", None)  # nbconvert clears code cells alone
         for data in (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])):
             if data.get("text/html", "").startswith('<div class="emonb-explorer"'):
                 data["text/html"] = data["text/html"].split("<script", 1)[0]  # the sentence how to switch it on
