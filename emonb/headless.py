@@ -178,10 +178,11 @@ class _Run:
         self.settings, self.parameters, self.sources, self.out = settings, parameters, sources, settings.out_path
         self.marks = marks
         self.store, self.start = Store(self.out / "artifacts"), time.monotonic()
-        earlier: Any = {}
+        self.earlier: Any = {}
         with suppress(EmonbError):
-            earlier = read_json(self.out / "run.json").get("notebooks", {})
-        self.records: dict[str, dict[str, Any]] = {s.stem: earlier.get(s.stem, {}) for s in sources}
+            self.earlier = read_json(self.out / "run.json")
+        records = self.earlier.get("notebooks", {})
+        self.records: dict[str, dict[str, Any]] = {s.stem: records.get(s.stem, {}) for s in sources}
 
     def execute(self, chosen: Sequence[Path], forced: Sequence[str]) -> None:
         """Run what is stale, record each notebook, write the report.
@@ -190,6 +191,7 @@ class _Run:
         after Ctrl-C the report alone. Nothing there hides the error: what fails too is one more line.
         """
         names, failed = [source.stem for source in chosen], None
+        self._put_away()
         bar = Bar({n: self.records[n].get("seconds_made") or NOTEBOOKS.get(n, 10) for n in names})
         for name in names:
             self.records[name] |= {"status": "earlier run"} if self.records[name] else {}
@@ -224,6 +226,16 @@ class _Run:
             raise
         finally:
             bar.close()
+
+    def _put_away(self) -> None:
+        """Take away copies of predictions that a run of other settings put there: no table shall mix the two."""
+        now = self.settings.model_dump(mode="json", exclude={"out", "images"})
+        before = self.earlier.get("settings", now)
+        if any(before.get(name) != value for name, value in now.items()):
+            for file in (self.out / "predictions").glob("*__*.parquet"):
+                noted = f"predictions/{file.name}" in {f for r in self.records.values() for f in r.get("files", ())}
+                if noted and is_ours(file.stem.split("__", 1)[1]):
+                    file.unlink()
 
     def _review(self, bar: Bar) -> None:
         """The table of a review of labels, and who reviewed what; without a review, that of an earlier run goes."""

@@ -39,12 +39,13 @@ def hits_by_seed(frame: pd.DataFrame) -> pd.DataFrame:
 def difference(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
     """[images, seeds] a - b, of tables [images, seeds]: image by image, and seed by seed where both have the same.
 
-    Else every seed of the one with more seeds is compared with the other's mean.
+    Else every seed of the one with more seeds (of `a`, if they have as many) is compared with the other's mean.
     """
     images = a.index.intersection(b.index)
     a, b = a.loc[images], b.loc[images]
     if list(a.columns) != list(b.columns):
-        a, b = (x if x.shape[1] == max(a.shape[1], b.shape[1]) else x.mean(axis=1).to_frame() for x in (a, b))
+        mean = (b if a.shape[1] >= b.shape[1] else a).mean(axis=1).to_frame()
+        a, b = (a, mean) if a.shape[1] >= b.shape[1] else (mean, b)
     return a.to_numpy() - b.to_numpy()
 
 
@@ -225,17 +226,18 @@ def label_distribution(raters: np.ndarray, model: np.ndarray) -> pd.DataFrame:
 
     Returns:
         `kl`: KL(raters || model) in nats; `js`: Jensen-Shannon divergence in nats; `chebyshev`: the largest gap;
-        `cosine`: similarity; `top2`: 100 where the model's answer is among the raters' two strongest (ties count).
+        `cosine`: similarity; `top2`: 100 where the model's answer is among the raters' two strongest (ties count) and
+        somebody gave it.
     """
     raters, model = (np.asarray(x, float) / np.sum(x, axis=1, keepdims=True) for x in (raters, model))
     middle, lengths = (raters + model) / 2, np.linalg.norm(raters, axis=1) * np.linalg.norm(model, axis=1)
-    second = np.sort(raters, axis=1)[:, -2]
+    chosen, second = raters[np.arange(len(raters)), model.argmax(axis=1)], np.sort(raters, axis=1)[:, -2]
     found = {
         "kl": kl_divergence(raters, model),
         "js": (kl_divergence(raters, middle) + kl_divergence(model, middle)) / 2,
         "chebyshev": np.abs(raters - model).max(axis=1),
         "cosine": (raters * model).sum(axis=1) / lengths,
-        "top2": 100.0 * (raters[np.arange(len(raters)), model.argmax(axis=1)] >= second - 1e-9),
+        "top2": 100.0 * ((chosen >= second - 1e-9) & (chosen > 0)),
     }
     return pd.DataFrame(found)
 

@@ -180,10 +180,19 @@ def _written_triplets(dataset: str, samples: Artifact, path: Path) -> Making:
 
 def _base(settings: VLMSettings) -> dict[str, Any]:
     """What features and answers depend on: the base VLM, how it is loaded, and how pictures are batched."""
-    provenance = Path(checkpoint_of(settings.base)) / "provenance.json"  # checkpoints made here have one
-    made = read_json(provenance) if provenance.is_file() else None
+    folder = Path(checkpoint_of(settings.base))
+    provenance = folder / "provenance.json"  # checkpoints made here have one
+    made = read_json(provenance) if provenance.is_file() else {p.name: _ending(p) for p in sorted(folder.glob("*.*"))}
     cached = {"cache_visual_tokens": settings.cache_visual_tokens, "batch_size": settings.batch_size}
-    return {**settings.loading, **cached, "provenance": made}
+    return {**settings.loading, **cached, "provenance": made or None}
+
+
+def _ending(file: Path) -> str:
+    """What tells other weights of the same name: length and a hash of the last 64 kB; the whole may have gigabytes."""
+    with file.open("rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, size - 2**16))
+        return f"{size} {hashlib.sha256(opened.read()).hexdigest()[:16]}"
 
 
 @lru_cache(maxsize=1)
@@ -510,7 +519,8 @@ def head(run: Run, dataset: str, seed: int, *, samples: Artifact, features: Arti
     from emonb.training import mixed_seed, outputs
 
     config, repeats, first = run.settings.distill, run.settings.repeats, seed == run.settings.seed
-    folder, _ = yield {**config.model_dump(), "seed": seed, "repeats": repeats, "first": first}
+    params = {**config.model_dump(), "heads": config.heads, "seed": seed, "repeats": repeats, "first": first}
+    folder, _ = yield params
     data = cached_tensors(samples, features, teacher)
     there = {s: Cached(*(tensor.to(get_device()) for tensor in cached)) for s, cached in data.items()}
 

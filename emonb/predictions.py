@@ -201,6 +201,8 @@ def _check(frame: pd.DataFrame, path: str | Path) -> None:
     columns = [*_FIRST, *(f"p_{name}" for name in labels), *_LAST]
     if list(frame.columns) != columns:
         raise EmonbError(f"{path}: columns are {list(frame)}, expected {columns}; delete the file and run again")
+    if not labels:
+        raise EmonbError(f"{path}: no column p_<label>; each label of the dataset has one, with its probability")
     p, parsed, answers = probabilities(frame), frame["parsed"].to_numpy(bool), frame["prediction"]
     at = pd.Index(labels).get_indexer(answers)  # -1: no label
     likely = p[np.arange(len(p)), at] >= p.max(axis=1) - 1e-6
@@ -243,6 +245,16 @@ def load_all(
                 raise
             why = " ".join(str(error).replace(f"{path}: ", "").replace(str(path), path.name).split())
             found.problems[dataset, model] = f"{dataset}: predictions of {model} are damaged: {why}"
+    for dataset, model in [key for key in found if not is_ours(key[1])]:
+        ours, theirs = asked_of_all(found, dataset), test_rows(found, dataset, model)
+        known = theirs["image_id"].map(ours)
+        if (odd := known.notna() & (known != theirs["label"])).any():
+            at, path = odd.idxmax(), f"{dataset}__{model}.parquet"
+            why = f"column label: {theirs['label'][at]!r} of {theirs['image_id'][at]}, which is {known[at]!r} here"
+            if not partial:
+                raise EmonbError(f"{path}: {why}; write the label of the sample table, delete the file, or run again")
+            found.problems[dataset, model] = f"{dataset}: predictions of {model} are of other labels: {why}"
+            del found[dataset, model]
     if not found:
         what = "; ".join([", ".join(datasets or ["any dataset"]), *found.problems.values()])
         raise EmonbError(f"{folder}: no predictions of {what}; run notebooks 03 to 06")

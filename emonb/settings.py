@@ -226,12 +226,21 @@ class DistillSettings(_Section):
             heads |= {f"head_depth{len(d)}_x{x:g}": {"hidden": d, **schedule} for d in printed}
         return {name: {"hidden": self.hidden, "alpha": self.alpha, **own} for name, own in heads.items()}
 
+    @field_validator("depths", "alphas")
+    @classmethod
+    def _one_name_each(cls, value: tuple, info: ValidationInfo) -> tuple:
+        """Files are called by a head's number of layers, and by alpha in six digits."""
+        names = [f"{x:g}" if info.field_name == "alphas" else str(len(x)) for x in value]
+        if len({*names}) < len(names):
+            raise ValueError(f"files of two would have one name ({', '.join(names)}); leave one out")
+        return value
+
 
 class GateSettings(_Section):
     """Stage 3: the gate (paper: section on the gate)."""
 
     kinds: tuple[Gate, ...] = ("concat", "bilinear", "moe", "dynamic", "cross")  # paper
-    kind: Gate = "concat"  # paper
+    kind: Literal["concat"] = "concat"  # paper; tables and claims call it so
     epochs: int = Field(10, ge=1)  # authors' code
     lr: float = Field(1e-4, gt=0)  # authors' code
     weight_decay: float = Field(1e-4, ge=0)  # authors' code
@@ -350,6 +359,7 @@ def check_dataset_name(name: str) -> None:
     if (
         not name.isprintable()
         or len(name) > 80
+        or name.casefold() == "all"
         or re.search(r"""[/\\:*?"<>|,;{}[\]#%$`]|__|--|^[\W_]|[-_. ]$""", name)
     ):
         raise ValueError(

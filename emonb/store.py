@@ -121,7 +121,7 @@ class Store:
     """
 
     def __init__(self, root: Path, *, force: Collection[str] = (), keep: Collection[str] = ()) -> None:
-        self.root, self.force, self.keep, self.opened = make_folder(Path(root)), force, keep, _now()
+        self.root, self.force, self.keep, self.opened = Path(root), force, keep, _now()
 
     def get(self, stage: str, name: str, recipe: Recipe, code: Mapping[str, str]) -> Artifact:
         """The result of a recipe: the stored one, or built now.

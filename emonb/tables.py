@@ -45,7 +45,7 @@ def main(
         counts = pr.asked_of_all(predictions, dataset).value_counts()  # not of those that this model has seen
         found = {"chance": 100 * counts.max() / counts.sum(), "macro_f1": np.nan, "balanced_accuracy": np.nan}
         found["ceiling"] = np.nan if known is None else 100 * (1 - known["noisy"].mean())
-        if counts.max() > _UNEVEN * counts.min():  # of no images: False
+        if len(rows) and counts.max() > _UNEVEN * counts.min():
             options = {"labels": sorted(counts.index), "average": "macro", "zero_division": 0}
             seeds = (part for _, part in rows.groupby("seed"))
             each = [precision_recall_fscore_support(x["label"], x["prediction"], **options)[1:3] for x in seeds]
@@ -165,7 +165,9 @@ def alpha(predictions: Predictions, settings: Settings) -> pd.DataFrame:
 
     def divergence(dataset: str, model: str) -> dict[str, float]:
         teacher, student = (test_rows(predictions, dataset, m) for m in (settings.teacher.teacher, model))
-        kl = metrics.mean_interval(metrics.kl_by_seed(teacher, student, distill.tau).mean(axis=1), *options)
+        both = not (teacher.empty or student.empty)
+        each = metrics.kl_by_seed(teacher, student, distill.tau).mean(axis=1) if both else pd.Series(dtype=float)
+        kl = metrics.mean_interval(each, *options)
         return {"alpha": alphas[model], **dict(zip(("kl", "kl_low", "kl_high"), kl, strict=True))}
 
     rows = {model: f"alpha = {a:g}" for model, a in alphas.items()}
@@ -219,7 +221,11 @@ def _table(
     own, lead = {}, {}
     for model in rows:
         own[model] = metrics.crossed_estimates({d: x.to_numpy() for d, x in hits[model].items() if not x.empty})
-        gaps = {d: metrics.difference(hits[model][d], hits[reference][d]) for d in both if model != reference}
+        pairs = {d: (hits[model][d], hits[reference][d]) for d in both if model != reference}
+        if model.startswith("gate_"):  # of the reference's pipelines, perhaps not of all: with the same luck
+            pairs = {d: (a[a.columns.intersection(b.columns)], b[b.columns.intersection(a.columns)])
+                     for d, (a, b) in pairs.items()}  # fmt: skip
+        gaps = {d: metrics.difference(*pair) for d, pair in pairs.items()}
         lead[model] = metrics.crossed_estimates({d: gap for d, gap in gaps.items() if len(gap)})
     tail, records = (1 - settings.report.confidence) / 2, []
     for dataset, (model, name) in product(settings.datasets, rows.items()):
@@ -255,8 +261,8 @@ def _hits(predictions: Predictions, whole: Mapping[str, pd.Index], model: str) -
     """Percent right of each dataset's test images (`whole`), [images, seeds]; `oracle`: of the VLM or the ViT."""
     if model != "oracle":
         hits = {d: 100 * metrics.hits_by_seed(test_rows(predictions, d, model)) for d in whole}
-        # a stranger may have seen others, too
-        return {d: x[x.index.isin(whole[d])] if len(whole[d]) else x for d, x in hits.items()}
+        # a stranger may have seen others, too, or with each seed other ones
+        return {d: (x[x.index.isin(whole[d])] if len(whole[d]) else x).dropna() for d, x in hits.items()}
     parts = zip(*(_hits(predictions, whole, part).items() for part in ("vlm_tuned", "vit")), strict=True)
     return {d: (100 - (100 - a) * (100 - b) / 100).dropna(axis=1, how="all").dropna() for (d, a), (_, b) in parts}
 

@@ -187,6 +187,11 @@ def tune(
     Returns:
         Training curve: rows of epoch, step, split, metric, value.
     """
+    if len(triplets) <= batch_size * (accumulation - 1):
+        raise EmonbError(
+            f"setting vlm.gradient_accumulation ({accumulation}): a step of so many parts of {batch_size} needs more "
+            f"than these {len(triplets)} triplets; lower it"
+        )
     plan = plan_steps(len(triplets), epochs, batch_size * accumulation, seed)
     parts = [slice(i * batch_size, (i + 1) * batch_size) for i in _own_parts(accumulation)]
     accelerator = Accelerator(cpu=get_device().type == "cpu")

@@ -108,8 +108,8 @@ def test_runs_of_other_seeds_are_said_not_to_be_paired_and_not_to_be_the_same(ru
 
 
 def test_two_drawings_of_a_name_are_two_pictures(runs):
+    about = json.loads((runs[0] / "run.json").read_text())
     for folder, redraw in zip(runs, (0, 1), strict=True):
-        about = json.loads((folder / "run.json").read_text())
         about["settings"]["world"] = {"redraw": redraw}
         write_json(folder / "run.json", about)
         frame = answers(0.5).iloc[:: 1 - 2 * redraw].assign(image_id=[f"{i:03}" for i in range(100)])
@@ -117,6 +117,11 @@ def test_two_drawings_of_a_name_are_two_pictures(runs):
     row = compare(*runs).answers.set_index("dataset").loc["mini-fi"]
     assert (row["difference"], row["a"], np.isnan(row["changed"])) == (0, 50, True)
     assert (row["low"], row["high"]) == pytest.approx((-13.9, 13.9), abs=0.7)  # 1.96 x 5 points x root 2
+    for world, changed in ({"mikels8": [8, 8, 9], "redraw": 0}, None), ({}, 100):  # of no redrawing: an older run
+        write_json(runs[1] / "run.json", about | {"settings": about["settings"] | {"world": world}})
+        write_json(runs[0] / "run.json", about | {"settings": about["settings"] | {"world": {"redraw": 0}}})
+        row = compare(*runs).answers.set_index("dataset").loc["mini-fi"]
+        assert np.isnan(row["changed"]) if changed is None else row["changed"] == changed, world
 
 
 def test_what_cannot_be_compared_is_an_error_of_its_own(runs, tmp_path):

@@ -49,6 +49,15 @@ def test_label_distribution_measures_by_hand():
     assert found["chebyshev"].tolist() == pytest.approx([0.25, 0.7, 0.4])
     assert found["cosine"][0] == pytest.approx(0.375 / np.sqrt(0.5 * 0.375))
     assert found["top2"].tolist() == [100, 0, 100], "of a tie for the second place each counts"
+    agreed = metrics.label_distribution(np.array([[1.0, 0, 0]] * 2), np.array([[0.5, 0.3, 0.2], [0.3, 0.5, 0.2]]))
+    assert agreed["top2"].tolist() == [100, 0], "what nobody gave is no second place"
+
+
+def test_unpaired_seeds_are_compared_with_the_other_s_mean():
+    a, b = (pd.DataFrame({s: [s, s + 1.0] for s in seeds}, index=["x", "y"]) for seeds in ((1, 2), (3, 7)))
+    assert metrics.difference(a, b).tolist() == [[-4, -3], [-4, -3]]
+    assert metrics.difference(a[[1]], b).tolist() == [[-2, -6], [-2, -6]]
+    assert metrics.difference(a, a + 1).tolist() == [[-1, -1], [-1, -1]]
 
 
 def test_bootstrap_equals_plain_resampling():

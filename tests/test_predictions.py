@@ -125,6 +125,21 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_somebody_s_predictions_of_other_labels_or_without_probabilities_are_told(folder):
+    theirs = pr.read_predictions(folder / "mini-fi__vit.parquet")
+    other = theirs["label"].map({"awe": "anger", "anger": "awe"}).fillna(theirs["label"])
+    theirs.assign(label=other).to_parquet(folder / "mini-fi__mine.parquet")
+    with pytest.raises(EmonbError, match=r"mini-fi__mine\.parquet: column label: '\w+' of \S+, which is '\w+' here"):
+        pr.load_all(folder)
+    found = pr.load_all(folder, partial=True)
+    assert ("mini-fi", "mine") not in found
+    assert "mine are of other labels" in found.problems["mini-fi", "mine"]
+    bare = theirs[[name for name in theirs if not name.startswith("p_")]]
+    bare.to_parquet(folder / "mini-fi__mine.parquet")
+    with pytest.raises(EmonbError, match="no column p_<label>"):
+        pr.load_all(folder)
+
+
 def test_a_damaged_file_is_an_error_unless_partial_is_asked_for(folder):
     assert set(pr.load_all(folder, ["mini-fi"])) == {("mini-fi", m) for m in ("vit", "head", "resnet")}
     with pytest.raises(EmonbError, match="nowhere"):

@@ -21,6 +21,7 @@ from emonb.headless import NotebookFailed, run
 from emonb.predictions import write_predictions
 from emonb.progress import progress
 from emonb.run import open_run
+from emonb.store import STAGES
 
 REPORT = headless.write_report
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
@@ -126,6 +127,20 @@ def test_a_changed_cell_runs_its_notebook_and_those_that_read_what_it_wrote(fini
     run(**arguments)
     assert set(statuses(out).values()) == {"executed"}
     assert "43" in (out / "notebooks" / "02_reads_result.ipynb").read_text()
+
+
+def test_predictions_of_other_settings_are_taken_away_and_somebody_s_stay(finished):
+    arguments, out = finished
+    frame, folder = synthetic(("mini-fi",), n=16, models=["vit"])["mini-fi", "vit"], out / "predictions"
+    for model in ("vit", "head", "mine"):
+        write_predictions(folder / f"mini-fi__{model}.parquet", frame.assign(raw_text=None))
+    about = json.loads((out / "run.json").read_text())
+    about["notebooks"]["01_data"]["files"] += [f"predictions/mini-fi__{model}.parquet" for model in ("vit", "mine")]
+    (out / "run.json").write_text(json.dumps(about))
+    run(**arguments)
+    assert len([*folder.iterdir()]) == 3
+    run(**arguments, seeds="7")
+    assert sorted(path.stem for path in folder.iterdir()) == ["mini-fi__head", "mini-fi__mine"], "noted, and ours"
 
 
 def test_other_settings_run_again_and_force_reaches_the_notebook_of_its_stage(finished):
@@ -304,6 +319,16 @@ def test_weights_that_cannot_be_had_are_named_all_at_once_before_anything_runs(t
     assert f"model.safetensors --local-dir models/{vit}`" in str(caught.value)
     assert f"`teacher: {{networks: {{vit: {{weights: models/{vit}/model.safetensors}}}}}}`" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_other_weights_in_a_folder_of_the_same_name_make_other_features(tmp_path):
+    (tmp_path / "vlm").mkdir()
+    (tmp_path / "mine.yaml").write_text(f"from: smoke\nvlm: {{base: '{tmp_path / 'vlm'}'}}\n")
+    opened, keys = open_run(str(tmp_path / "mine.yaml"), out=str(tmp_path / "out")), set()
+    for weights in (b"one", b"two", b"two", 2**16 * b"." + b"one", 2**17 * b"." + b"one"):
+        (tmp_path / "vlm" / "model.safetensors").write_bytes(weights)
+        keys.add(json.dumps(STAGES["features"].recipe(opened, "mini-fi", samples=None).params))
+    assert len(keys) == 4
 
 
 def test_remarks_on_a_dataset_stand_beside_every_table(tmp_path):

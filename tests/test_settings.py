@@ -97,7 +97,9 @@ WRONG = {
     "teacher.networks": "teacher: {networks: {resnet: {name: resnet18}}}",
     "distill.alpha": "distill: {alpha: 1.5}",
     "distill.tau": "distill: {tau: 0}",
-    "gate.kind": "gate: {kind: magic}",
+    "gate.kind": "gate: {kind: moe}",
+    "distill.depths": "distill: {depths: [[8], [8, 4], [4, 2]]}",
+    "distill.alphas": "distill: {alphas: [0.5, 0.50000001]}",
     "triplets.max_words": "triplets: {min_words: 9, max_words: 8}",
     "triplets.max_cost": "triplets: {max_cost: 0}",
     "datasets": "datasets: []",
@@ -124,7 +126,7 @@ def test_seeds_that_torch_does_not_tell_apart_are_refused_in_one_line(seeds):
     assert load_settings("smoke", seeds=" 7 ,4294967295").seeds == (7, 2**32 - 1)
 
 
-@pytest.mark.parametrize("name", ["a__b", "a--b", "../x", "a/b", "x_", "-x", ".hidden", "a\nb", "a{b}"])
+@pytest.mark.parametrize("name", ["a__b", "a--b", "../x", "a/b", "x_", "-x", ".hidden", "a\nb", "a{b}", "All"])
 def test_a_dataset_s_name_that_would_break_names_of_files_is_refused_at_once(name):
     with pytest.raises(EmonbError, match="would break names of files"):
         load_settings("smoke", datasets=[name], images="x")

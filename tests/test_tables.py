@@ -63,8 +63,8 @@ def test_a_stranger_s_file_is_a_row_with_its_lead(predictions, settings):
     for table in (main, modules):
         assert table["row"].tolist().count("theirs") == 1
     rows, vit = modules.set_index("row"), main.query(f"row == 'vit' and dataset == {FI!r}").iloc[0]
-    lead = tables.gates(predictions | {("mini-fi", "gate_moe"): fi}, settings).query(f"dataset == {FI!r}")
-    lead = lead.set_index("row").loc["gate_moe"]
+    lead = tables.gates(predictions | {("mini-fi", "average_vlm_head"): fi}, settings).query(f"dataset == {FI!r}")
+    lead = lead.set_index("row").loc["average_vlm_head"]
     assert rows.loc["theirs", "ours"] == vit["ours"]
     for column in ("gain", "gain_low", "gain_high"):
         assert rows.loc["theirs", column] == pytest.approx(lead[column])
@@ -209,6 +209,33 @@ def test_uneven_classes_get_macro_f1_and_balanced_accuracy():
     assert (row["row"], row["ours"], row["chance"]) == ("vit", 75, pytest.approx(100 * 8 / 12))
     assert row["balanced_accuracy"] == pytest.approx(100 * (1 + 1 / 4) / 2)
     assert row["macro_f1"] == pytest.approx(100 * (16 / 18 + 2 / 5) / 2)
+    labels = TAXONOMIES["mikels8"].labels
+    few = frame_of([labels[0]] * 9, [labels[0]] * 8 + [labels[1]], labels)
+    fi = tables.main({("fi", "vit"): few}, load_settings("smoke", datasets="fi", images="anywhere")).set_index("row")
+    assert fi["paper"].notna().sum() > fi["ours"].notna().sum() == 1, "of models that only the paper has, no F1"
+
+
+def test_a_gate_of_one_pipeline_is_compared_with_the_paper_s_in_that_pipeline(predictions, settings):
+    ours = predictions["mini-fi", "emovlmkd"]
+    alone = {**predictions, ("mini-fi", "gate_concat_oof"): ours[ours["seed"] == 1]}
+    rows = tables.gates(alone, settings).query("row == 'gate_concat_oof' and dataset == 'mini-fi (drawn)'")
+    assert rows[["gain", "gain_low", "gain_high"]].to_numpy().tolist() == [[0, 0, 0]]
+
+
+def test_a_stranger_that_has_seen_other_images_with_each_seed_counts_on_those_of_all(predictions, settings):
+    frame = predictions["mini-fi", "vit"].assign(seed=0)
+    frame = frame.drop_duplicates(["image_id", "seed"])
+    both = pd.concat([frame, frame.iloc[:60].assign(seed=1)], ignore_index=True)
+    row = tables.main({**predictions, ("mini-fi", "mine"): both}, settings).query("row == 'mine'").iloc[0]
+    right = frame.iloc[:60]["prediction"] == frame.iloc[:60]["label"]
+    assert (row["n"], row["ours"]) == (60, pytest.approx(100 * right.mean()))
+
+
+def test_without_the_teacher_alpha_has_accuracies_and_no_divergence(predictions, settings):
+    found = {key: frame for key, frame in predictions.items() if key[1] != "vit"}
+    table = tables.alpha(found, settings)
+    assert table["kl"].isna().all()
+    assert table["ours"].notna().any()
 
 
 @pytest.mark.parametrize(("better", "found"), [("head", "holds"), ("head_alpha0", "does not hold")])

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from emonb.claims import FAILS, HOLDS, UNDECIDED
+from emonb.data import SPLITS
 from emonb.errors import EmonbError
 from emonb.files import read_json
 from emonb.metrics import Interval, correctness, mean_interval
@@ -57,7 +58,7 @@ class Comparison:
 
 
 def compare(a: Path, b: Path) -> Comparison:
-    """Compare two results folders; images that both have are paired, unless one run has drawn its own (`redraw`).
+    """Compare two results folders; images that both have are paired, unless each run has drawn its own.
 
     Raises:
         EmonbError: a folder without run.json or predictions, or runs of different datasets.
@@ -68,7 +69,7 @@ def compare(a: Path, b: Path) -> Comparison:
     return Comparison(
         causes=[*_causes(*(_about(run) for run in runs)), *_alone(*found)],
         begins=_begins(*(_digests(out, run) for out, run in zip((a, b), runs, strict=True))),
-        answers=_answers(*found, [run["settings"].get("world", {}).get("redraw") for run in runs]),
+        answers=_answers(*found, _drawn_alike(*(run["settings"].get("world", {}) for run in runs))),
         tables=_tables(a / "tables", b / "tables"),
         verdicts=_verdicts(*(out / "tables" / "claims.csv" for out in (a, b))),
     )
@@ -126,15 +127,21 @@ def _begins(a: Mapping[tuple[str, str], str], b: Mapping[tuple[str, str], str]) 
     return [f"{stage}: {', '.join(name for s, name in first.values() if s == stage)}" for stage in stages]
 
 
-def _answers(a: Predictions, b: Predictions, redrawn: Sequence[Any]) -> pd.DataFrame:
-    """`redrawn`: which drawing of the test pictures each run has; in two drawings one name is two pictures."""
+def _drawn_alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
+    """Splits whose drawn pictures are the same in two runs (settings `world`); else one name is two pictures."""
+    worlds = [{"redraw": 0, **world} for world in (a, b)]
+    sizes = [{**world, "redraw": 0} for world in worlds]
+    return SPLITS if worlds[0] == worlds[1] else SPLITS[:2] if sizes[0] == sizes[1] else ()
+
+
+def _answers(a: Predictions, b: Predictions, drawn_alike: Sequence[str]) -> pd.DataFrame:
     rows = []
     for dataset, model in (key for key in a if key in b):
         both = a[dataset, model].merge(
             b[dataset, model], on=["image_id", "split", "seed", "repeat"], suffixes=("", "_b")
         )
-        alike = redrawn[0] == redrawn[1] or not is_drawn(dataset)
-        both = both[alike | (both["split"] != "test")]
+        splits = drawn_alike if is_drawn(dataset) else SPLITS
+        both, alike = both[both["split"].isin(splits)], "test" in splits
         changed = both["prediction"] != both["prediction_b"]
         if len(both) and alike and not changed.any():
             continue
@@ -163,7 +170,7 @@ def _tables(a: Path, b: Path) -> list[str]:
             one, other = map(pd.read_csv, files)
             alike = one.shape == other.shape and list(one) == list(other)
             gaps = (one.select_dtypes("number") - other.select_dtypes("number")).abs().max() if alike else None
-            largest = f"largest difference {gaps.max():.4g} ({gaps.idxmax()})" if alike and gaps.notna().any() else ""
+            largest = f"largest difference {gaps.max():.4g} ({gaps.idxmax()})" if alike and gaps.max() > 0 else ""
             lines.append(f"table {name}: {largest or 'other rows or words'}")
     return lines
 
