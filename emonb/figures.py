@@ -107,7 +107,7 @@ def compact(source: Any, *, width: int = 2000, photo: bool = False) -> bytes:
 def _first_of(frame: pd.DataFrame) -> str:
     """What a picture of a model's first seed rests on, and how far it speaks for the others."""
     alike, seeds = seeds_alike(frame), frame["seed"].nunique()
-    agree = f", first of {seeds} seeds; all say the same of {(alike == seeds).mean():.0%}" if seeds > 1 else ", 1 seed"
+    agree = f", first of {seeds} seeds; all seeds agree on {(alike == seeds).mean():.0%}" if seeds > 1 else ", 1 seed"
     return f"n = {len(alike)} images{agree}"
 
 
@@ -347,6 +347,7 @@ def gate_weights(weights: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Fig
         field.set(aspect="auto", ylabel="speaks for")
         lifts.plot.barh(ax=bars, color=colors, width=0.64, legend=False).invert_yaxis()
         bars.axvline(0, color="black", linewidth=0.6)
+        bars.set_xlabel("logits")
     _legend(fig)
     return fig
 
@@ -484,10 +485,10 @@ def alpha_tradeoff(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
 def depth(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Accuracy by the head's hidden layers, with intervals: gated, and the head alone; one panel per dataset."""
     table = table.assign(layers=table["name"].str.count(",") + 1).dropna(subset="ours")
-    title = "EmoVLM-KD by depth of its head; dotted: the head alone"
+    title = "EmoVLM-KD by depth of its head; dash-dotted: the head alone"
     fig = _accuracy_against(table, levels, "layers", "hidden layers", title, model="emovlmkd")
     for ax, part in zip(fig.axes, _parts(table).values(), strict=True):
-        ax.plot("layers", "alone", "o:", data=part, color=model_color("head"), markersize=3)
+        ax.plot("layers", "alone", "o-.", data=part, color=model_color("head"), markersize=3)
     return fig
 
 

@@ -146,7 +146,7 @@ def test_confusion_shows_all_labels_counts_and_basis(world, made):
     assert notes[18] == f"{share.iloc[2, 2]:.0f}\n{want.iloc[2, 2]}"
     assert tuple(t.get_text() for t in ax.get_yticklabels()) == LABELS
     same = frame.groupby("image_id")["prediction"].nunique().eq(1).mean()
-    assert ax.get_title() == f"EmoVLM-KD\nn = 120 images, first of 3 seeds; all say the same of {same:.0%}"
+    assert ax.get_title() == f"EmoVLM-KD\nn = 120 images, first of 3 seeds; all seeds agree on {same:.0%}"
     free = figures.confusion(world[0]["mini-fi", "vlm_generated"], "generated").axes[0]
     assert [t.get_text() for t in free.get_xticklabels()][-1] == "(unparsable)"
 
