@@ -464,7 +464,9 @@ def format_value(value: Any) -> str:
         return ""
     if isinstance(value, Real) and abs(value) >= 1e4:
         return f"{value:,.0f}"
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    return f"{value:.4g}" if abs(value) > 1e-12 else "0"  # sums of thirds leave a trace
 
 
 def with_interval(row: Mapping[str, Any], column: str, ends: str = "ci", form: str = ".1f") -> str:
