@@ -267,8 +267,8 @@ def test_a_part_of_the_images_is_compared_on_these_alone():
     row = modules.set_index("row").loc["some"]
     assert (row["n"], row["name"]) == (30, "some (part of the images)")
     same = {key: frame[frame["image_id"].isin(some["image_id"])] for key, frame in ours.items()}
-    same["mini-fi", "gate_moe"] = same["mini-fi", "vit"]  # the same answers in a row of ours, where all saw 30 images
-    alike = tables.gates(same, settings).query("dataset == 'mini-fi (drawn)'").set_index("row").loc["gate_moe"]
+    same["mini-fi", "average_vlm_head"] = same["mini-fi", "vit"]  # the same answers in a row of ours, where all saw 30 images
+    alike = tables.gates(same, settings).query("dataset == 'mini-fi (drawn)'").set_index("row").loc["average_vlm_head"]
     assert row["gain"] == pytest.approx(alike["gain"])
     for table in (main, modules):
         assert "some (30 of 120)" in table.attrs["caption"]
