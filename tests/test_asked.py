@@ -267,7 +267,7 @@ def test_a_part_of_the_images_is_compared_on_these_alone():
     row = modules.set_index("row").loc["some"]
     assert (row["n"], row["name"]) == (30, "some (part of the images)")
     same = {key: frame[frame["image_id"].isin(some["image_id"])] for key, frame in ours.items()}
-    same["mini-fi", "average_vlm_head"] = same["mini-fi", "vit"]  # the same answers in a row of ours, where all saw 30 images
+    same["mini-fi", "average_vlm_head"] = same["mini-fi", "vit"]  # all saw 30 images
     alike = tables.gates(same, settings).query("dataset == 'mini-fi (drawn)'").set_index("row").loc["average_vlm_head"]
     assert row["gain"] == pytest.approx(alike["gain"])
     for table in (main, modules):
