@@ -160,11 +160,16 @@ def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Seque
     return fig, panels
 
 
+def _level(ax: Axes, column: str, y: float) -> None:
+    """One of `LEVELS` as a line."""
+    ax.axhline(y, color="#777777", linestyle=LINES[column], linewidth=1, label=LEVELS[column], zorder=0)
+
+
 def _levels(ax: Axes, levels: pd.DataFrame, dataset: str) -> None:
     """What needs no knowledge, and the most that label noise allows: columns of `tables.main`."""
-    for column, line in LINES.items():
+    for column in LINES:
         for y in levels.loc[levels["dataset"] == dataset, column].dropna().head(1):
-            ax.axhline(y, color="#777777", linestyle=line, linewidth=1, label=LEVELS[column], zorder=0)
+            _level(ax, column, y)
 
 
 def _accuracy_against(
@@ -509,9 +514,10 @@ def training_curves(
     for ax, part in panels:
         sns.lineplot(part, x="epoch", y="value", hue="dataset", style="split", errorbar=None, ax=ax, **order)
         ax.get_legend().remove()
-        ax.set_ylabel({"accuracy": "accuracy, %"}.get(part["metric"].iloc[0], part["metric"].iloc[0]))
-        for y in {*chance} if part["metric"].iloc[0] == "accuracy" else ():
-            ax.axhline(y, color="#777777", linestyle=LINES["chance"], linewidth=1, label=LEVELS["chance"], zorder=0)
+        metric = part["metric"].iloc[0]
+        ax.set_ylabel({"accuracy": "accuracy, %"}.get(metric, metric))
+        for y in {*chance} if metric == "accuracy" else ():
+            _level(ax, "chance", y)
         if part["value"].max() > 5 * part["value"].median():  # L-shaped
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -63,6 +63,8 @@ NOTEBOOKS = {
     "08_complementarity": 80,
     "09_try_your_image": 15,
 }
+# What no answer depends on, of the settings; whose pictures they are about, the datasets' names say.
+_NOT_IN_PREDICTIONS = {"profile", "out", "images", "datasets", "remarks", "side_by_side", "report"}
 _SHOWS = ("07_tables", "08_complementarity")  # worth executing over what is there when an earlier one failed
 
 
@@ -229,13 +231,14 @@ class _Run:
 
     def _put_away(self) -> None:
         """Take away copies of predictions that a run of other settings put there: no table shall mix the two."""
-        now = self.settings.model_dump(mode="json", exclude={"out", "images"})
+        now = self.settings.model_dump(mode="json", exclude=_NOT_IN_PREDICTIONS)
         before = self.earlier.get("settings", now)
-        if any(before.get(name) != value for name, value in now.items()):
-            for file in (self.out / "predictions").glob("*__*.parquet"):
-                noted = f"predictions/{file.name}" in {f for r in self.records.values() for f in r.get("files", ())}
-                if noted and is_ours(file.stem.split("__", 1)[1]):
-                    file.unlink()
+        if all(before.get(name) == value for name, value in now.items()):
+            return
+        noted = {file for record in self.records.values() for file in record.get("files", ())}
+        for file in (self.out / "predictions").glob("*__*.parquet"):
+            if f"predictions/{file.name}" in noted and is_ours(file.stem.split("__", 1)[1]):
+                file.unlink()
 
     def _review(self, bar: Bar) -> None:
         """The table of a review of labels, and who reviewed what; without a review, that of an earlier run goes."""

@@ -44,8 +44,10 @@ def difference(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
     images = a.index.intersection(b.index)
     a, b = a.loc[images], b.loc[images]
     if list(a.columns) != list(b.columns):
-        mean = (b if a.shape[1] >= b.shape[1] else a).mean(axis=1).to_frame()
-        a, b = (a, mean) if a.shape[1] >= b.shape[1] else (mean, b)
+        if a.shape[1] >= b.shape[1]:
+            b = b.mean(axis=1).to_frame()
+        else:
+            a = a.mean(axis=1).to_frame()
     return a.to_numpy() - b.to_numpy()
 
 
@@ -207,8 +209,11 @@ def kl_divergence(p: np.ndarray, q: np.ndarray, tau: float = 1.0) -> np.ndarray:
 def kl_by_seed(teacher: pd.DataFrame, student: pd.DataFrame, tau: float) -> pd.DataFrame:
     """KL(teacher^tau || student^tau): a row per image_id (sorted), a column per seed of the student.
 
-    The teacher is that of the same seed, or its first seed where there is none; repeats are averaged.
+    The teacher is that of the same seed, or its first seed where there is none; repeats are averaged. Without answers
+    of one of the two: no rows.
     """
+    if teacher.empty or student.empty:
+        return pd.DataFrame()
     columns, seeds = [f"p_{name}" for name in prediction_labels(student)], set(teacher["seed"])
     taught = student["seed"].where(student["seed"].isin(seeds), teacher["seed"].min())
     keys = pd.MultiIndex.from_arrays([student["image_id"], taught])

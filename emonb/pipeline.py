@@ -182,7 +182,8 @@ def _base(settings: VLMSettings) -> dict[str, Any]:
     """What features and answers depend on: the base VLM, how it is loaded, and how pictures are batched."""
     folder = Path(checkpoint_of(settings.base))
     provenance = folder / "provenance.json"  # checkpoints made here have one
-    made = read_json(provenance) if provenance.is_file() else {p.name: _ending(p) for p in sorted(folder.glob("*.*"))}
+    files = (file for file in sorted(folder.glob("[!.]*")) if file.is_file())
+    made = read_json(provenance) if provenance.is_file() else {file.name: _ending(file) for file in files}
     cached = {"cache_visual_tokens": settings.cache_visual_tokens, "batch_size": settings.batch_size}
     return {**settings.loading, **cached, "provenance": made or None}
 

@@ -363,8 +363,9 @@ def check_dataset_name(name: str) -> None:
         or re.search(r"""[/\\:*?"<>|,;{}[\]#%$`]|__|--|^[\W_]|[-_. ]$""", name)
     ):
         raise ValueError(
-            f"dataset {visible(name)!r} would break names of files: begin with a letter or digit, use no __ or -- and "
-            'none of / \\ : * ? " < > | , ; { } [ ] # % $ `; rename its folder, or import it under another --name'
+            f"dataset {visible(name)!r} would break names of files, or means the mean over all: begin with a "
+            'letter or digit, use no __ or -- and none of / \\ : * ? " < > | , ; { } [ ] # % $ `; '
+            "rename its folder, or import it under another --name"
         )
 
 

@@ -165,9 +165,7 @@ def alpha(predictions: Predictions, settings: Settings) -> pd.DataFrame:
 
     def divergence(dataset: str, model: str) -> dict[str, float]:
         teacher, student = (test_rows(predictions, dataset, m) for m in (settings.teacher.teacher, model))
-        both = not (teacher.empty or student.empty)
-        each = metrics.kl_by_seed(teacher, student, distill.tau).mean(axis=1) if both else pd.Series(dtype=float)
-        kl = metrics.mean_interval(each, *options)
+        kl = metrics.mean_interval(metrics.kl_by_seed(teacher, student, distill.tau).mean(axis=1), *options)
         return {"alpha": alphas[model], **dict(zip(("kl", "kl_low", "kl_high"), kl, strict=True))}
 
     rows = {model: f"alpha = {a:g}" for model, a in alphas.items()}
@@ -219,14 +217,18 @@ def _table(
     hits = {m: _hits(predictions, whole, m) for m in dict.fromkeys([*rows, *filter(None, [reference])])}
     both = [d for d in settings.datasets if not (hits[reference][d].empty if reference else True)]
     own, lead = {}, {}
+
+    def gap(model: str, dataset: str) -> np.ndarray:
+        a, b = hits[model][dataset], hits[reference][dataset]
+        if model.startswith("gate_"):  # of the reference's pipelines, perhaps not of all: with the same luck
+            seeds = a.columns.intersection(b.columns)
+            a, b = a[seeds], b[seeds]
+        return metrics.difference(a, b)
+
     for model in rows:
         own[model] = metrics.crossed_estimates({d: x.to_numpy() for d, x in hits[model].items() if not x.empty})
-        pairs = {d: (hits[model][d], hits[reference][d]) for d in both if model != reference}
-        if model.startswith("gate_"):  # of the reference's pipelines, perhaps not of all: with the same luck
-            pairs = {d: (a[a.columns.intersection(b.columns)], b[b.columns.intersection(a.columns)])
-                     for d, (a, b) in pairs.items()}  # fmt: skip
-        gaps = {d: metrics.difference(*pair) for d, pair in pairs.items()}
-        lead[model] = metrics.crossed_estimates({d: gap for d, gap in gaps.items() if len(gap)})
+        gaps = {d: gap(model, d) for d in both if model != reference}
+        lead[model] = metrics.crossed_estimates({d: x for d, x in gaps.items() if len(x)})
     tail, records = (1 - settings.report.confidence) / 2, []
     for dataset, (model, name) in product(settings.datasets, rows.items()):
         printed, ours = known.get(model) or known.get(name) or {"values": {}}, own[model].get(dataset)

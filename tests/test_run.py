@@ -134,11 +134,19 @@ def test_predictions_of_other_settings_are_taken_away_and_somebody_s_stay(finish
     frame, folder = synthetic(("mini-fi",), n=16, models=["vit"])["mini-fi", "vit"], out / "predictions"
     for model in ("vit", "head", "mine"):
         write_predictions(folder / f"mini-fi__{model}.parquet", frame.assign(raw_text=None))
-    about = json.loads((out / "run.json").read_text())
-    about["notebooks"]["01_data"]["files"] += [f"predictions/mini-fi__{model}.parquet" for model in ("vit", "mine")]
-    (out / "run.json").write_text(json.dumps(about))
+
+    def note():
+        about = json.loads((out / "run.json").read_text())
+        about["notebooks"]["01_data"]["files"] += [f"predictions/mini-fi__{m}.parquet" for m in ("vit", "mine")]
+        (out / "run.json").write_text(json.dumps(about))
+
+    note()
     run(**arguments)
     assert len([*folder.iterdir()]) == 3
+    (out.parent / "mine.yaml").write_text("from: smoke\nreport: {bootstrap: 300}\n")
+    run(**arguments | {"profile": str(out.parent / "mine.yaml")}, datasets="mini-fi")
+    assert len([*folder.iterdir()]) == 3, "no answer depends on these"
+    note()
     run(**arguments, seeds="7")
     assert sorted(path.stem for path in folder.iterdir()) == ["mini-fi__head", "mini-fi__mine"], "noted, and ours"
 
@@ -322,7 +330,8 @@ def test_weights_that_cannot_be_had_are_named_all_at_once_before_anything_runs(t
 
 
 def test_other_weights_in_a_folder_of_the_same_name_make_other_features(tmp_path):
-    (tmp_path / "vlm").mkdir()
+    (tmp_path / "vlm" / ".cache").mkdir(parents=True)  # as `hf download` leaves it
+    (tmp_path / "vlm" / "v1.0").mkdir()
     (tmp_path / "mine.yaml").write_text(f"from: smoke\nvlm: {{base: '{tmp_path / 'vlm'}'}}\n")
     opened, keys = open_run(str(tmp_path / "mine.yaml"), out=str(tmp_path / "out")), set()
     for weights in (b"one", b"two", b"two", 2**16 * b"." + b"one", 2**17 * b"." + b"one"):

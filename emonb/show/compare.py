@@ -49,8 +49,8 @@ class Comparison:
         lines += [f"  not alike: {cause}" for cause in self.causes]
         lines += [f"  begins at {stage}" for stage in self.begins if not self.same]
         others = self.answers[self.answers["changed"].isna()].groupby("dataset", sort=False)["model"].unique()
-        seeds = "other seeds or pictures, so compared by their means:"
-        lines += [f"  {seeds} {', '.join(m) if len(m) < 4 else f'{len(m)} models'} on {d}" for d, m in others.items()]
+        means = "other seeds or pictures, so compared by their means:"
+        lines += [f"  {means} {', '.join(m) if len(m) < 4 else f'{len(m)} models'} on {d}" for d, m in others.items()]
         for what, found in (("verdicts that changed", self.verdicts), ("accuracies", self.answers)):
             if len(found):
                 lines += ["", what, found.to_string(index=False, float_format="{:.2f}".format)]

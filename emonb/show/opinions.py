@@ -162,7 +162,7 @@ def seen_before(train: Tensor, val: Tensor) -> tuple[Callable[[Tensor], Tensor],
     """
     parts = train.split(4096)  # in double precision all would be gigabytes
     mean = sum(part.double().sum(0) for part in parts) / len(train)
-    spread = sum((part.double() - mean).T @ (part.double() - mean) for part in parts) / (len(train) - 1)
+    spread = sum(x.T @ x for x in (part.double() - mean for part in parts)) / (len(train) - 1)
     variance, directions = torch.linalg.eigh(spread)  # [D], [D, D]
     whitened = directions / (variance.clamp(min=0) + 1e-6 * variance[-1]).sqrt()
 
