@@ -43,7 +43,7 @@ class VLMSettings(_Section):
     """Stage 1: the vision-language model and its LoRA tuning (paper: section on instruction tuning)."""
 
     base: str = "Qwen/Qwen2-VL-7B-Instruct"  # paper; "stand-in" is the checkpoint shipped with emonb
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # authors' code
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"  # authors' code; auto: `fast_dtype()`; ours
     quantize_4bit: bool = True  # authors' code: NF4, double quantisation
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"  # auto: FlashAttention 2 or sdpa; ours
     max_side: int = Field(1024, ge=28)  # authors' code: images shrunk to 1024 px on the long side
@@ -66,6 +66,12 @@ class VLMSettings(_Section):
     triplet_kinds: tuple[Kind, ...] = ("categorical", "conversation", "reasoning")  # paper
     reasons: int = Field(64, ge=0)  # test images for which the VLM's reasons are generated; ours
     max_new_tokens: int = Field(256, ge=1)  # authors' code
+
+    @field_validator("dtype")
+    @classmethod
+    def _decided(cls, value: str) -> str:
+        """Keys, models and `run.json` say what was computed in, not that it was left open."""
+        return fast_dtype() if value == "auto" else value
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -367,6 +373,16 @@ def check_dataset_name(name: str) -> None:
             'letter or digit, use no __ or -- and none of / \\ : * ? " < > | , ; { } [ ] # % $ `; '
             "rename its folder, or import it under another --name"
         )
+
+
+def fast_dtype() -> str:
+    """bfloat16 where this machine's GPU or processor has instructions for it (twice as fast), else float32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # before torch 2.10 it does not tell
+    return "bfloat16" if any(there for name, there in known.items() if name.endswith("bf16")) else "float32"
 
 
 def checkpoint_of(base: str) -> str:
