@@ -1,4 +1,4 @@
-# make reproduce | test | lint | style | notebooks | site | bench | doctor | lock | clean; each sets up what it needs.
+# make help | reproduce | test | lint | style | notebooks | site | stability | bench | doctor | lock | clean; each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= mini
@@ -17,7 +17,7 @@ ASK_IMAGES ?=
 MAX_COST ?=
 PRICE ?=
 N ?= 3
-# CPU=1 installs torch without its CUDA libraries: 1 GB instead of 7.
+# CPU=1 installs torch without its CUDA libraries: 2 GB instead of 7.
 CPU ?=
 
 python := $(VENV)/bin/python
@@ -36,7 +36,8 @@ asking = $(call option,ASK,ask) $(call option,ASK_IMAGES,ask-images) $(call opti
 
 help:
 	@echo 'make reproduce   every notebook, table and figure into build/$(PROFILE)'
-	@echo '                 PROFILE=smoke|mini|paper DATASETS=a,b IMAGES=folder OUT=folder SEEDS=0,1,2 FORCE=stage'
+	@echo '                 PROFILE=smoke|mini|photos|paper|paper-2b|FILE.yaml DATASETS=a,b IMAGES=folder'
+	@echo '                 OUT=folder SEEDS=0,1,2 FORCE=stage NOTEBOOKS=01,02; CPU=1 LOCK= when installing'
 	@echo '                 ASK=model (a served one as a row more) ASK_IMAGES=500 MAX_COST=25 PRICE=in,out'
 	@echo '                 REVIEW=emonb-review.json, saved by the explorer: accuracies after that review of labels'
 	@echo 'make test        unit tests, notebook tests, a small end-to-end run'
@@ -53,7 +54,7 @@ $(installed): pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'emonb needs Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.11' >&2; exit 1; }
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
-	@echo 'installing into $(VENV): some minutes and about 7 GB the first time'
+	@echo 'installing into $(VENV): some minutes and about $(if $(CPU),2,7) GB the first time'
 	$(if $(LOCK),grep -vE '^($(if $(CPU),nvidia|cuda|triton|)#)' $(LOCK) >$(VENV)/locked.txt && \
 		$(pip) -r $(VENV)/locked.txt && $(pip) --no-deps -e .,$(pip) -e '.[dev]')
 	@touch $@
