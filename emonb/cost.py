@@ -165,9 +165,7 @@ def parts_of(model: EmoVLMKD) -> dict[str, Measured]:
     }
 
 
-def measure(
-    models: Mapping[str, Measured], paths: Sequence[str], device: torch.device, warm_up: int = WARM_UP
-) -> list[dict[str, Any]]:
+def measure(models: Mapping[str, Measured], paths: Sequence[str], device: torch.device) -> list[dict[str, Any]]:
     """Wall time of an answer, after untimed ones: model, parameters, trainable, ms_median, quartiles, n, device.
 
     The models take turns picture by picture: what else the machine does meanwhile slows all of them alike.
@@ -180,7 +178,7 @@ def measure(
 
     taken: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
-        for path, (name, (answer, *_)) in product([*paths[:warm_up], *paths], models.items()):
+        for path, (name, (answer, *_)) in product([*paths[:WARM_UP], *paths], models.items()):
             start = now()
             answer(path)
             taken[name].append(now() - start)

@@ -46,11 +46,6 @@ class EmoVLMKD(nn.Module):
         self.head.to(tuned.device)
         self.gate.to(tuned.device)
 
-    @property
-    def merge_size(self) -> int:
-        """Patches of a patch grid along a side of one visual token (2 in Qwen2-VL)."""
-        return self.seeing().merge_size
-
     def seeing(self) -> VLM:
         """The tuned VLM in the form in which `emonb.vlm` takes it."""
         return VLM(self.vlm, self.processor, self.max_side)
@@ -102,9 +97,7 @@ class EmoVLMKD(nn.Module):
         return torch.tensor([float(label == named) for label in self.labels])
 
     @torch.inference_mode()
-    def predict(
-        self, images: Sequence[Picture], *, reasons: bool = False, generate: bool = False, batch_size: int = 16
-    ) -> pd.DataFrame:
+    def predict(self, images: Sequence[Picture], *, reasons: bool = False, batch_size: int = 16) -> pd.DataFrame:
         """Emotion and opinions for pictures: one row each.
 
         Columns: `image`, `emotion`, `p_<label>`..., `vlm` and `vlm_confidence` (the VLM's answer),
@@ -114,18 +107,16 @@ class EmoVLMKD(nn.Module):
         rows = []
         for i in range(0, len(images), batch_size):
             batch = images[i : i + batch_size]
-            out = self.parts(batch, generate=generate)
-            p, student = out["logits"].double().softmax(-1).cpu(), out["head"].double().softmax(-1).cpu()
-            answer, unsure = out["vlm_p"].cpu(), out["vlm"].sum(-1).cpu() == 0
-            texts = self.say(batch) if reasons else [""] * len(batch)
+            out = self.parts(batch)
+            p, student = (out[name].double().softmax(-1).cpu() for name in ("logits", "head"))
+            texts = self.say(batch) if reasons else []
             for k, image in enumerate(batch):
                 row = {"image": str(image) if not isinstance(image, Image.Image) else f"image {i + k}"}
                 row["emotion"] = self.labels[int(p[k].argmax())]
                 row |= {f"p_{label}": float(x) for label, x in zip(self.labels, p[k], strict=True)}
-                row["vlm"] = "" if unsure[k] else self.labels[int(answer[k].argmax())]
-                row["vlm_confidence"] = float(answer[k].max())
-                row["head"], row["head_confidence"] = self.labels[int(student[k].argmax())], float(student[k].max())
-                rows.append({**row, **({"reason": texts[k]} if reasons else {})})
+                for name, said in (("vlm", out["vlm_p"][k]), ("head", student[k])):
+                    row |= {name: self.labels[int(said.argmax())], f"{name}_confidence": float(said.max())}
+                rows.append(row | ({"reason": texts[k]} if reasons else {}))
         return pd.DataFrame(rows)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -133,13 +124,12 @@ class EmoVLMKD(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_adapter(self.seeing(), folder / "adapter")
-        for name in ("head", "gate"):
-            save_module(getattr(self, name), folder / f"{name}.safetensors")
-        files = ["config.json", *(f"{name}.safetensors" for name in ("head", "gate"))]
+        save_module(self.head, folder / "head.safetensors")
+        save_module(self.gate, folder / "gate.safetensors")
+        files = ["config.json", "head.safetensors", "gate.safetensors"]
         files += [f"adapter/{path.name}" for path in sorted((folder / "adapter").iterdir())]
-        write_json(
-            folder / "config.json", {**self.config, "sha256": {f: _digest(folder, f, self.config) for f in files}}
-        )
+        digests = {file: _digest(folder, file, self.config) for file in files}
+        write_json(folder / "config.json", {**self.config, "sha256": digests})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> EmoVLMKD:

@@ -80,8 +80,8 @@ def test_models_take_turns_and_the_warm_up_is_not_timed():
         time.sleep(0.005 if len(seen) > 1 else 0.1)
 
     models = {"vit": (slow, 9, 9), "head": (lambda path: seen.append(("fast", path)), 7, 3)}
-    rows = cost.measure(models, ["a", "b", "c"], torch.device("cpu"), warm_up=1)
-    assert seen == [(name, path) for path in "aabc" for name in ("slow", "fast")]
+    rows = cost.measure(models, ["a", "b", "c"], CPU)
+    assert seen == [(name, path) for path in "ababc" for name in ("slow", "fast")]
     assert 5 <= rows[0]["ms_low"] <= rows[0]["ms_median"] <= rows[0]["ms_high"] < 100
     assert [rows[1][key] for key in ("model", "parameters", "trainable", "n", "device")] == ["head", 7, 3, 3, "cpu"]
 

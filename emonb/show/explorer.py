@@ -144,11 +144,8 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
     table = table.iloc[np.r_[chosen, np.delete(np.arange(len(table)), chosen)]]
     few, frames = table.index[: len(chosen)], {m: frame.loc[table.index] for m, frame in firsts.items()}
     seeds = [frame["seed"].nunique() for frame in rows.values()]
-    artifacts = predictions.folder.parent / "artifacts"
-    if not artifacts.is_dir():
-        raise EmonbError(f"{dataset}: where are its pictures? There is no {artifacts}")
-    samples = read_samples(Store(artifacts).find("samples", dataset).path, "test").set_index("image_id")
-    samples = samples.reindex(table.index)
+    samples = Store(predictions.folder.parent / "artifacts").find("samples", dataset).path
+    samples = read_samples(samples, "test").set_index("image_id").reindex(table.index)
     labels = prediction_labels(next(iter(frames.values())))
     columns = [*labels, UNPARSABLE] if (table == "").any(axis=None) else labels
     codes = table.replace("", UNPARSABLE).apply(pd.Index(columns).get_indexer)  # [N, 1 + models] numbers of labels

@@ -92,7 +92,7 @@ def explain_head(
     if label not in (None, *model.labels):
         raise EmonbError(f"label: {label!r} is none of the model's emotions; use one of: {', '.join(model.labels)}")
     head = model.head
-    *_, height, width = 1, *(int(n) // model.merge_size for n in visual.grid[row])
+    *_, height, width = 1, *(int(n) // model.seeing().merge_size for n in visual.grid[row])
     with torch.inference_mode(False), torch.enable_grad():  # also where the caller has switched gradients off
         tokens = visual.tokens[row][:, : visual.width].clone().float().to(head.mean.device)  # [N, D]
         base = head.mean.clone()  # [D]
@@ -195,9 +195,8 @@ def find_stranger(folder: Path) -> Stranger | None:
 def _beside(folder: Path, stage: str, *job: str) -> Path | None:
     """The result of a stage for the model in `OUT/models/<dataset>`, or None: a model folder on its own."""
     folder = folder.resolve()
-    artifacts = folder.parent.parent / "artifacts"
     try:
-        return Store(artifacts).find(stage, "--".join((folder.name, *job))).path if artifacts.is_dir() else None
+        return Store(folder.parent.parent / "artifacts").find(stage, "--".join((folder.name, *job))).path
     except EmonbError:
         return None
 

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from emonb.data import ENDINGS, open_picture
-from emonb.errors import EmonbError, PassingTrouble
+from emonb.errors import EmonbError, PassingTrouble, UnreadablePicture
 from emonb.files import visible
 from emonb.progress import progress
 from emonb.settings import load_settings
@@ -69,7 +69,7 @@ def predict(
             except PassingTrouble:  # the next would fail, too
                 say_all()
                 raise
-            except Exception as error:  # damaged, in a way that nobody foresaw
+            except UnreadablePicture as error:
                 _say(f"emonb: {visible(path)}: could not be answered ({visible(error)})", sys.stderr)
             if len(waiting) == _TOGETHER:
                 say_all()
