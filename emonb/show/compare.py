@@ -137,9 +137,8 @@ def _drawn_alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
 def _answers(a: Predictions, b: Predictions, drawn_alike: Sequence[str]) -> pd.DataFrame:
     rows = []
     for dataset, model in (key for key in a if key in b):
-        both = a[dataset, model].merge(
-            b[dataset, model], on=["image_id", "split", "seed", "repeat"], suffixes=("", "_b")
-        )
+        keys = ["image_id", "split", "seed", "repeat"]
+        both = a[dataset, model].merge(b[dataset, model], on=keys, suffixes=("", "_b"))
         splits = drawn_alike if is_drawn(dataset) else SPLITS
         both, alike = both[both["split"].isin(splits)], "test" in splits
         changed = both["prediction"] != both["prediction_b"]

@@ -109,9 +109,8 @@ def copy_back(out: Path) -> list[Path]:
     if run["profile"] != "mini" or left:
         raise EmonbError(f"{out}: needs a finished run of the profile mini (unfinished: {left or 'none'})")
     marks = {("language_info", "name"), "kernelspec", ("emonb", "versions")}  # a run says if it has other versions
-    clean = ClearMetadataPreprocessor(
-        preserve_nb_metadata_mask=marks, preserve_cell_metadata_mask={"tags", "jupyter", "emonb"}
-    )
+    kept = {"tags", "jupyter", "emonb"}
+    clean = ClearMetadataPreprocessor(preserve_nb_metadata_mask=marks, preserve_cell_metadata_mask=kept)
     for source in sorted((out / "notebooks").glob("*.ipynb")):
         nb, _ = clean.preprocess(nbformat.read(source, as_version=4), {})
         if any("injected-parameters" in cell.metadata.get("tags", []) for cell in nb.cells):

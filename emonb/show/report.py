@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from emonb.files import atomic_write, claim_folder, read_json, resource, resource_path, visible
 from emonb.predictions import (
@@ -70,9 +72,6 @@ def write_report(out: Path) -> list[str]:
     Raises:
         EmonbError: the folder cannot be written to, or is somebody else's. Nothing inside it is an error.
     """
-    import jinja2
-    from markupsafe import Markup
-
     from emonb.figures import MARKERS
 
     results = _Results(claim_folder(out, "--out"))
@@ -156,8 +155,6 @@ def _blocks(
     results: _Results, records: Mapping[str, Any], datasets: list[str], settings: Settings | None
 ) -> dict[str, dict[str, Any] | None]:
     """Everything that the page can show under `table:ID`, `figure:ID`, `explorer:` and `files:`."""
-    from markupsafe import Markup
-
     out, safe, blocks = results.out, results.safe, {}
     predictions = safe("predictions", load_all, out / "predictions", datasets, split="test", partial=True) or {}
     known = dict.fromkeys(model for _, model in predictions)
@@ -171,11 +168,10 @@ def _blocks(
         if build and path.is_file():
             blocks[f"{kind}:{path.stem}"] = safe(f"{kind} {path.stem}", build, results, path)
     for kind, named in (("table", resource("report.yaml", "tables")), ("figure", resource("report.yaml", "figures"))):
-        there = [id for id, said in named.items() if not said.get("optional")]
-        there = [id for id in there if id != "evidence" or any(map(is_drawn, datasets))]
-        lost = [id for id in there if f"{kind}:{id}" not in blocks]
+        lost = [id for id, said in named.items() if f"{kind}:{id}" not in blocks and not said.get("optional")]
+        lost = [id for id in lost if id != "evidence" or any(map(is_drawn, datasets))]
         results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
-    there = [dataset for dataset in datasets if any(dataset == name for name, _ in predictions)]
+    there = [dataset for dataset in datasets if dataset in {name for name, _ in predictions}]
     shown = [d for d in there if safe(f"{d} in the explorer", explorer_html, predictions, [d], limit=1)]
     if shown:
         html = explorer_html(predictions, shown, limit=max(100, _PICTURES // len(shown)))
@@ -229,17 +225,15 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
             known = [part[[*LEVELS]].max().dropna() for _, part in parts] if {*LEVELS} <= {*rows} else []
             block["levels"] = {name: one.to_dict() for (name, _), one in zip(parts, known, strict=False)}
         frame = display(frame, [column for column in ("gain", "kl") if column in frame]).reset_index()
-        frame = frame.replace("\u00a0", " ", regex=True)  # here cells may break before an interval
     elif "evidence" in frame:
         whole = frame[frame["dataset"] == "all"]
         value, n = whole.pivot(index="row", columns="evidence", values="value"), whole.groupby("evidence")["n"].max()
         off, said = 100 * (n["all"] - n["no false mood"]) / n["content"], resource("report.yaml", "evidence")
         block["note"] = said.format(n=100 * n / n["all"], off=off, all=value["all"], rest=value["no false mood"])
         frame = by_evidence(whole).droplevel("dataset").reset_index()
-        frame = frame.replace("\u00a0", " ", regex=True)
     elif {"model", "name"} <= set(frame):
         frame = frame.drop(columns="model")
-    texts = frame.map(format_value)
+    texts = frame.map(format_value).replace("\u00a0", " ", regex=True)  # here cells may break before an interval
     head = [("", c) if isinstance(c, str) else c if c[1] else c[::-1] for c in texts.columns]
     tops = [(top, len(list(part))) for top, part in groupby(top for top, _ in head)]
     return block | {"head": head, "tops": tops, "rows": texts.to_numpy().tolist(), "right": numeric_columns(texts)}
