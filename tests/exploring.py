@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 from synthetic import frame_of, synthetic
 
-from emonb.predictions import LoadedPredictions
+from emonb.predictions import LoadedPredictions, prediction_labels
 from emonb.show.reasons import AGREES, EXCHANGED
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
@@ -43,12 +42,9 @@ def world(folder, datasets=("mini-fi", "mini-flickr"), n=96):
     predictions = synthetic(datasets, n=n, models=SHOWN)
     tuned = predictions[datasets[0], "vlm_tuned"]
     tuned.loc[:2, "raw_text"] = ["", "It looks calm.", "a" * 5000]
-    rows = np.flatnonzero((tuned["label"] == "fear") & (tuned.index % 16 < 8))  # the VLM calls them sad
-    columns = tuned.columns.get_indexer([f"p_{said}" for said in tuned["prediction"].iloc[rows]])
-    for row, column in zip(rows, columns, strict=True):
-        sad = tuned.columns.get_loc("p_sadness")
-        tuned.iloc[row, [sad, column]] = tuned.iloc[row, [column, sad]].tolist()
-    tuned.iloc[rows, tuned.columns.get_loc("prediction")] = "sadness"
+    rows, columns = (tuned["label"] == "fear") & (tuned.index % 16 < 8), ["prediction", *tuned.filter(like="p_")]
+    sad = frame_of(["sadness"] * n, tuned["label"].tolist(), prediction_labels(tuned))
+    tuned.loc[rows, columns] = sad.loc[rows, columns]  # the VLM calls them sad
     judge(folder, datasets[0])
     return loaded(folder, predictions)
 
@@ -64,15 +60,9 @@ def judge(out: Path, dataset: str) -> None:
 def hostile_world(folder):
     """One dataset in which every name and text is markup."""
     labels, name = ["<u>awe</u>", '"fear"&', "</script>"], "<i>mine"
-    truth = [labels[i % 3] for i in range(9)]
-    predictions = {}
-    for k, model in enumerate(SHOWN):
-        answers = [labels[(i + (i + k) // 4) % 3] for i in range(9)]
-        frame = frame_of(answers, truth, labels, rng=np.random.default_rng(k))
-        frame["image_id"] = [HOSTILE, *(f"{i} é'`&quot;.png" for i in range(8))]
-        frame["raw_text"] = TEXT
-        predictions[name, model] = frame
-    return loaded(folder, predictions)
+    truth, names = [labels[i % 3] for i in range(9)], [HOSTILE, *(f"{i} é'`&quot;.png" for i in range(8))]
+    frame = frame_of(truth, truth, labels).assign(image_id=names, raw_text=TEXT)
+    return loaded(folder, {(name, model): frame for model in SHOWN})
 
 
 def store_samples(out: Path, samples: dict[str, pd.DataFrame]) -> None:

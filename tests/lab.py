@@ -7,16 +7,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from conftest import BROWSER
+from conftest import wait_for
 
 from emonb.settings import project_root
 
 
 @contextmanager
 def jupyterlab(folder, *options):
-    """A server with settings of its own for one folder; yields its address."""
+    """A server with settings of its own for one folder; yields its address. What it says is in `lab.log` beside."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,17 +32,13 @@ def jupyterlab(folder, *options):
     with (folder.parent / "lab.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
+
+    def answers():
+        with suppress(OSError), urllib.request.urlopen(f"{address}/api/status", timeout=5) as answer:
+            return answer.status == 200
+
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/api/status", timeout=5).close()
-                break
-            except OSError:
-                said = (folder.parent / "lab.log").read_text()[-2000:]
-                assert server.poll() is None, said
-                assert time.monotonic() < deadline, said
-                time.sleep(0.2)
+        wait_for(answers, server)
         yield address
     finally:
         server.kill()  # it has nothing to keep, and a polite end can wait for open connections
@@ -50,18 +46,15 @@ def jupyterlab(folder, *options):
 
 
 @contextmanager
-def browser_page():
-    """A page, and the list of its requests that leave the machine."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page, outside = chromium.new_page(viewport={"width": 1400, "height": 1000}), []
-        page.set_default_timeout(15_000)
-        inside = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:|about:")
-        page.on("request", lambda request: None if inside.match(request.url) else outside.append(request.url))
-        yield page, outside
-        chromium.close()
+def browser_page(chromium):
+    """A page that must not ask for anything outside this machine."""
+    page, outside = chromium.new_page(viewport={"width": 1400, "height": 1000}), []
+    page.set_default_timeout(15_000)
+    inside = re.compile(r"(https?|wss?)://127\.0\.0\.1[:/]|data:|blob:|about:")
+    page.on("request", lambda request: None if inside.match(request.url) else outside.append(request.url))
+    yield page
+    page.close()
+    assert outside == []
 
 
 @contextmanager

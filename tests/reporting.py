@@ -14,23 +14,17 @@ from synthetic import drawn_of, synthetic
 from emonb import claims, tables
 from emonb.files import resource
 from emonb.predictions import expected_models, write_predictions
-from emonb.settings import Settings, load_settings
+from emonb.settings import load_settings
 
 DATASETS = ("mini-fi", "mini-flickr")
 NAMES = ("01_data", "04_teacher", "07_tables", "08_complementarity")
-
-
-def small_settings(out: Path) -> Settings:
-    """Smoke settings of two datasets with few resamples."""
-    settings = load_settings("smoke", datasets=",".join(DATASETS), out=str(out))
-    return settings.model_copy(update={"report": settings.report.model_copy(update={"bootstrap": 100})})
 
 
 def make_results(out: Path) -> Path:
     """A folder as a finished run leaves it, without models."""
     for folder in ("predictions", "tables", "figures", "notebooks", "pictures"):
         (out / folder).mkdir(parents=True)
-    settings = small_settings(out)
+    settings = load_settings("smoke", datasets=",".join(DATASETS), out=str(out), report={"bootstrap": 100})
     models = expected_models(settings)
     predictions = {key: f for key, f in synthetic(DATASETS, n=24).items() if key[1] in models}
     for (dataset, model), frame in predictions.items():

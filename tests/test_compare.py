@@ -24,6 +24,13 @@ def answers(right):
     return make_predictions([f"{i:03}" for i in range(100)], ["test"] * 100, gold, p, LABELS)
 
 
+def judge(out, *verdicts):
+    """The table of two claims with these verdicts."""
+    claims = {"claim": ["C1", "C2"], "dataset": "all", "verdict": verdicts, "decided_by": "x", "value": 1.0}
+    frame = pd.DataFrame({**claims, "ci_low": 0.5, "ci_high": 1.5})
+    frame.to_csv(out / "tables" / "claims.csv", index=False)
+
+
 @pytest.fixture
 def runs(tmp_path):
     """Two folders of the same results."""
@@ -35,10 +42,7 @@ def runs(tmp_path):
     write_json(a / "run.json", about)
     (a / "tables").mkdir()
     pd.DataFrame({"row": ["vit"], "ours": [50.0]}).to_csv(a / "tables" / "main.csv", index=False)
-    claims = {"claim": ["C1", "C2"], "dataset": "all", "verdict": ["holds", "undecided"], "decided_by": "x"}
-    pd.DataFrame({**claims, "value": 1.0, "ci_low": 0.5, "ci_high": 1.5}).to_csv(
-        a / "tables" / "claims.csv", index=False
-    )
+    judge(a, "holds", "undecided")
     for stage in STAGES:
         folder = a / "artifacts" / stage["stage"] / stage["key"]
         folder.mkdir(parents=True)
@@ -54,15 +58,11 @@ def said_by(*runs):
 
 def test_equal_runs_are_the_same_whatever_made_them(runs):
     about = json.loads((runs[1] / "run.json").read_text())
-    write_json(
-        runs[1] / "run.json", {**about, "versions": {"torch": "2.15.0"}, "settings": {"seeds": [0], "out": "b"}}
-    )
+    about |= {"versions": {"torch": "2.15.0"}, "settings": {"seeds": [0], "out": "b"}}
+    write_json(runs[1] / "run.json", about)
     code, text = said_by(*runs)
     assert code == 0
-    assert text.splitlines() == [
-        "the same answers, tables and verdicts",
-        "  not alike: versions.torch: 2.14.1, 2.15.0",
-    ]
+    assert text == "the same answers, tables and verdicts\n  not alike: versions.torch: 2.14.1, 2.15.0\n"
 
 
 def test_what_differs_is_told_with_paired_differences_and_where_it_begins(runs):
@@ -70,16 +70,14 @@ def test_what_differs_is_told_with_paired_differences_and_where_it_begins(runs):
     write_predictions(b / "predictions" / "a__vit.parquet", answers(0.4))
     write_json(b / "artifacts" / "teacher" / "k2" / "provenance.json", {"digest": "another"})
     (b / "tables" / "main.csv").write_text("row,ours\nvit,40.0\n")
-    claims = pd.read_csv(b / "tables" / "claims.csv").assign(verdict=["holds", "does not hold"])
-    claims.to_csv(b / "tables" / "claims.csv", index=False)
+    judge(b, "holds", "does not hold")
     found = compare(a, b)
     assert found.begins == ["teacher: a--vit"]
     only = found.answers.iloc[0]
     assert (len(found.answers), only["model"], only["changed"], only["difference"]) == (1, "ViT", 10, -10)
     assert -20 < only["low"] < -10 < only["high"] < -2, "paired: only ten images differ"
-    assert found.verdicts[["claim", "verdict a", "verdict b"]].to_numpy().tolist() == [
-        ["C2", "undecided", "does not hold"]
-    ]
+    (changed,) = found.verdicts[["claim", "verdict a", "verdict b"]].to_numpy().tolist()
+    assert changed == ["C2", "undecided", "does not hold"]
     code, text = said_by(a, b)
     assert code == 1
     assert "table main: largest difference 10 (ours)" in text
@@ -88,8 +86,7 @@ def test_what_differs_is_told_with_paired_differences_and_where_it_begins(runs):
 
 def test_of_many_runs_the_verdicts_are_counted(runs, tmp_path):
     third = shutil.copytree(runs[0], tmp_path / "c")
-    claims = pd.read_csv(third / "tables" / "claims.csv").assign(verdict=["holds", "does not hold"])
-    claims.to_csv(third / "tables" / "claims.csv", index=False)
+    judge(third, "holds", "does not hold")
     counts = verdict_counts([*runs, third])
     assert counts.to_numpy().tolist() == [[3, 0, 0], [0, 2, 1]]
     assert said_by(*runs, third)[0] == 1

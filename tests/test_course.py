@@ -22,14 +22,12 @@ from emonb.triplets import check_texts
 WRONG = {
     "new_rule": [
         ("cheerful = rng.random() < 0.5", "cheerful = label == 'positive'"),
-        ("cheerful = rng.random() < 0.5", "cheerful = True"),
         ("alike = label == \"positive\"", "alike = rng.random() < 0.5"),
         ("if cheerful == alike", "if alike"),
     ],
     "same_picture": [
         ("np.abs(small[0] - small[1]).mean() < 10", "a.tobytes() == b.tobytes()"),
         ("np.abs(small[0] - small[1]).mean() < 10", "abs(small[0].mean() - small[1].mean()) < 10"),
-        ("mean() < 10", "mean() < 300"),
     ],
     "says_nothing": [
         (", re.IGNORECASE", ""),
@@ -37,15 +35,12 @@ WRONG = {
         (r"\b{re.escape(name)}s?\b", "{re.escape(name)}"),
         ("re.escape(name)", "name"),
         ("not any", "not all"),
-        ("return not any", "return any"),
     ],
     "expected_requests": [
         ("sum((1 - accepted) ** k for k in range(most))", "1 / max(accepted, 0.01)"),
-        ("range(most)", "range(most + 1)"),
         ("(1 - accepted) ** k", "accepted ** k"),
     ],
     "merged": [
-        ("alpha / len(A) * ", ""),
         ("alpha / len(A)", "alpha / A.shape[1]"),
         ("return W + alpha / len(A) * B @ A", "return W.add_(alpha / len(A) * B @ A)"),
         ("return W +", "return 0 * W +"),
@@ -54,28 +49,21 @@ WRONG = {
         ('token if who == "assistant" else -100', "token"),
         ("-100", "-1"),
         ('if who == "assistant"', "if who == turns[-1][0] and tokens is turns[-1][1]"),
-        ('token if who == "assistant" else -100', 'token if token and who == "assistant" else -100'),
         ("for token in tokens]", "for token in tokens][1:]"),
     ],
     "smoothed_step": [
         ("    optimizer.zero_grad()\n", ""),
-        (", label_smoothing=smoothing", ""),
         ("    optimizer.step()\n", ""),
         ("loss.item()", "nn.functional.cross_entropy(net(images), targets, label_smoothing=smoothing).item()"),
     ],
     "mirrored": [
-        (".flip(-1)", ""),
         (".flip(-1)", ".flip(-2)"),
-        (" / 2", ""),
         ("images.flip(-1)).softmax(-1)", "images.flip(-1))"),
     ],
     "tempered_kl": [
-        ("tau**2 * ", ""),
         ("tau**2", "tau"),
         (".sum(-1).mean()", ".mean()"),
-        (".sum(-1).mean()", ".sum()"),
         ("(log_p - log_q)", "(log_p.exp() / log_q.exp()).log()"),
-        ("log_p, log_q =", "log_q, log_p ="),
     ],
     "smoothed_loss": [
         ("(1 - smoothing) * label", "label"),
@@ -85,38 +73,28 @@ WRONG = {
         ("smoothing * every", "smoothing**2 * every"),
     ],
     "tempered": [
-        (" / temperature", ""),
         (" / temperature", " * temperature"),
         ("(shares[..., None] * answers).sum(1)", "answers.mean(1)"),
-        ("(shares[..., None] * answers).sum(1)", "(shares[..., None] * answers).sum(1) / temperature"),
     ],
     "best_weight": [
         (", key=lambda w: abs(w - 0.5)", ""),
         ("w * vlm + (1 - w) * head", "w * head + (1 - w) * vlm"),
         ("return max(", "return 0.5 * max("),
-        ("return max(", "return min("),
     ],
     "paired_interval": [
         ("gap[drawn]", "100 * (a[drawn] - b[np.random.default_rng(9).permutation(drawn)])"),
-        ("100 * (a - b)", "a - b"),
         ("[2.5, 97.5]", "[5, 95]"),
         ("gap = 100 * (a - b)", "gap = 100 * np.abs(a - b)"),
-        ("return float(low), float(high)", "return float(high), float(low)"),
     ],
     "flip_p": [
-        ("np.abs(signs @ lead) >= abs(lead.sum())", "signs @ lead >= lead.sum()"),
         (">=", ">"),
-        (".mean())", ".mean() / 2)"),
         (".mean())", ".sum())"),
     ],
     "room_to_win": [
-        ("max(", "min("),
         ("100 * ", ""),
         ("(one_right | other_right).mean()", "(one_right ^ other_right).mean()"),
-        ("one_right | other_right", "one_right & other_right"),
     ],
     "only_by_chance": [
-        ("for emotion in np.unique(emotions)", "for emotion in emotions[:1]"),
         ("a, b = one[emotions == emotion], other[emotions == emotion]", "a, b = one, other"),
         ("rng.permutation(b)", "b"),
         ("~a &", "a &"),
@@ -133,7 +111,6 @@ WRONG = {
         ("whole - score(covered)", "score(covered) - whole"),
         ("falls[row, column]", "falls[column, row]"),
         ("= picture.mean((0, 1))", "= 0"),
-        ("(row + 1) * height", "row * height"),
     ],
 }  # fmt: skip
 

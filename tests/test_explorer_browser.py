@@ -7,7 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import BROWSER
-from exploring import HOSTILE, SHOWN, TEXT, hostile_world, store_samples, world
+from exploring import SHOWN, store_samples, world
 from lab import pages_from_disk
 from test_explorer import by_pandas
 
@@ -178,11 +178,11 @@ def test_which_fearful_pictures_does_the_vlm_call_sad_and_what_do_the_others_say
 
 
 def test_no_cell_of_the_csv_is_a_formula(tmp_path, opened):
-    made = world(tmp_path, ("mini-flickr",), n=8)
+    made = world(tmp_path, ("mini-fi",), n=8)
     evil = ['=HYPERLINK("http://x","a")', "+1", "-1", "@a", "\t=1", 'a"b,c\nd', "<b>", "plain"]
     made.update({key: frame.assign(image_id=frame["image_id"].map(lambda name: evil[int(name[5:10])]))
                  for key, frame in made.items()})  # fmt: skip
-    store_samples(tmp_path, {"mini-flickr": pd.DataFrame({"image_id": evil, "path": "gone.png"})})
+    store_samples(tmp_path, {"mini-fi": pd.DataFrame({"image_id": evil, "path": "gone.png"})})
     view = opened(exported(tmp_path, explorer.explorer_html(made))).locator(".emonb-explorer")
     view.get_by_role("button", name="Review labels").click()
     view.get_by_role("button", name="Review a random sample").click()
@@ -295,22 +295,6 @@ def test_runs_where_the_script_is_copied_to_the_end(made, tmp_path, opened):
       document.body.append(copy);
     }""")
     assert page.locator(".emonb-explorer td button").count() == 64
-
-
-def test_names_labels_and_texts_show_as_text(tmp_path, opened):
-    page = opened(exported(tmp_path, explorer.explorer_html(hostile_world(tmp_path))))
-    view = page.locator(".emonb-explorer")
-    assert view.locator("th[scope=row]").all_text_contents() == ["<u>awe</u>", '"fear"&', "</script>"]
-    seen = []
-    for i in range(9):
-        view.locator("td button").nth(i).click()
-        seen += names_in(view)
-        for card in view.locator(".card").all():
-            assert card.locator("details p").all_text_contents() == [TEXT] * len(SHOWN)
-    assert HOSTILE in seen
-    assert len(seen) == 9
-    assert view.locator("img, script, u, i").count() == 0
-    assert view.get_by_text("<i>mine").count() > 0
 
 
 def test_fits_a_phone(made, opened):

@@ -14,7 +14,6 @@ from exploring import judge
 from emonb.errors import EmonbError, PassingTrouble
 from emonb.files import make_folder, write_json
 from emonb.show import opinions as room
-from emonb.show import predict as room_of_predict
 from emonb.show.opinions import opinions
 from emonb.show.predict import default_model, find_pictures, predict
 
@@ -50,14 +49,14 @@ def complaints(err):
 
 
 def test_json_is_all_that_is_printed_and_a_damaged_picture_is_named(made, album, capsys):
-    assert predict([Path("-x.png"), Path()], made[1], as_json=True) == 1
+    assert predict([Path("-x.png"), Path(), Path()], made[1], as_json=True) == 2  # in more than one pass
     out, err = capsys.readouterr()
     found = json.loads(out.encode("ascii"))
-    assert sorted(item["image"] for item in found) == sorted([*NAMES, "-x.png", "more/B.JPG"])
+    assert sorted(item["image"] for item in found) == sorted([*NAMES, "more/B.JPG"] * 2 + ["-x.png"])
     assert found[0]["models"]["ViT"]["answer"] in LABELS
     twice = [item["confidence"] for item in found if item["image"] == "-x.png"]
-    assert twice[0] == twice[1]
-    assert [line[:55] for line in complaints(err)] == ["emonb: damaged.webp: could not be answered (the file: n"]
+    assert twice[0] == twice[1] == twice[2]
+    assert [line[:55] for line in complaints(err)] == ["emonb: damaged.webp: could not be answered (the file: n"] * 2
 
 
 def test_text_names_each_answer_and_cannot_steer_the_terminal(made, album, capsys):
@@ -75,15 +74,12 @@ def test_text_names_each_answer_and_cannot_steer_the_terminal(made, album, capsy
         assert out.count(word) == 5
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
-def test_trouble_of_the_disk_stops_with_its_reason_and_prints_what_was_answered(
-    made, album, capsys, monkeypatch, code
-):
+def test_trouble_of_the_disk_stops_with_its_reason_and_prints_what_was_answered(made, album, capsys, monkeypatch):
     whole = Path.open
 
     def refuse(self, *arguments, **options):
         if self.name == "B.JPG":
-            raise OSError(code, "played trouble")
+            raise OSError(errno.EIO, "played trouble")
         return whole(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
@@ -113,32 +109,6 @@ def test_a_picture_that_fails_late_takes_no_other_along(made, album, as_json, ca
     out, err = capsys.readouterr()
     assert len(json.loads(out)) == 5 if as_json else out.count("Gate:") == 5
     assert complaints(err)[-1] == f"emonb: {album}/zz.png: could not be answered (absolute aspect\\nratio)"
-
-
-def test_of_25_pictures_24_are_answered_where_one_is_bad(made, tmp_path, capsys):
-    for i in range(23):
-        picture((30 + i, 30)).save(tmp_path / f"{i:02}.png")
-    picture((900, 3)).save(tmp_path / "strip.bmp")
-    os.mkfifo(tmp_path / "pipe.jpg")
-    assert predict([tmp_path], made[1], as_json=True) == 1
-    out, err = capsys.readouterr()
-    assert (len(json.loads(out)), len(complaints(err))) == (24, 1)
-    assert "pipe.jpg: could not be answered (the file: not a readable picture ([Errno 22] no regular file" in err
-
-
-def test_an_error_that_nobody_foresaw_costs_one_picture(made, album, capsys, monkeypatch):
-    opened = room_of_predict.open_picture
-
-    def fails(path, what):
-        if path.name == "B.JPG":
-            raise MemoryError("too large")
-        return opened(path, what)
-
-    monkeypatch.setattr(room_of_predict, "open_picture", fails)
-    assert predict([album], made[1], as_json=True) == 2
-    out, err = capsys.readouterr()
-    assert len(json.loads(out)) == 4
-    assert any(line.endswith("B.JPG: could not be answered (too large)") for line in complaints(err))
 
 
 def test_what_was_answered_before_a_stop_is_printed(made, album, capsys, monkeypatch):

@@ -118,15 +118,15 @@ def test_hostile_names_and_texts_are_text(tmp_path, opened):
     page = opened(out)
     assert page.locator("img[src='x'], img[onerror]").count() == 0
     text = page.locator("body").inner_text()
-    for place in (
-        f"notebook 04_teacher failed: {EVIL}\\u202e",
-        f"{EVIL}: predictions of head are damaged",
-        f"{EVIL}, 2 cores",
-    ):
+    failed, damaged = f"notebook 04_teacher failed: {EVIL}\\u202e", f"{EVIL}: predictions of head are damaged"
+    for place in (failed, damaged, f"{EVIL}, 2 cores"):
         assert place in text, place
     for part in ("h1, .eyebrow", "#result", "#claims", "#confusion", "#departures", "#more", "#files", ".problems"):
         found = " ".join(page.locator(part).all_text_contents())
         assert EVIL.lower() in found.lower(), part
     explorer = page.locator(".emonb-explorer")
+    assert explorer.locator("th[scope=row]").all_text_contents() == labels
     explorer.locator("td button:not(.none)").first.click()
-    assert EVIL in explorer.locator(".card").first.inner_text()
+    card = explorer.locator(".card").first
+    assert EVIL in card.inner_text()
+    assert {*card.locator("details p").all_text_contents()} == {f"</script>{EVIL}"}
