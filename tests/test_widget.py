@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import re
 
 import nbformat
 import pandas as pd
@@ -13,18 +14,10 @@ from conftest import ROOT
 
 from emonb.show.opinions import find_teacher, opinions
 
-CELLS = [cell.source for cell in nbformat.read(ROOT / "notebooks" / "09_try_your_image.ipynb", 4).cells]
+NOTEBOOK = nbformat.read(ROOT / "notebooks" / "09_try_your_image.ipynb", 4)
+CELLS = [cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 CODE = [next(text for text in CELLS if part in text) for part in ("def token_map", "def show(", "FileUpload")]
-ABOVE = """
-import os
-from pathlib import Path
-import numpy as np
-import pandas as pd
-from IPython.display import display
-from emonb.data import open_picture, thumbnail
-from emonb.figures import answer_bars, as_image
-from emonb.show.opinions import MODELS, opinions
-"""  # what the notebook has imported before
+IMPORTS = "\n".join(re.findall(r"^(?:import|from) .+", "\n".join(CELLS), re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +37,7 @@ def names(world, monkeypatch):
     """The names that the cells define."""
     monkeypatch.delenv("EMONB_HEADLESS", raising=False)
     found = dict(world)
-    exec(ABOVE, found)
+    exec(IMPORTS, found)
     found["display"] = lambda shown: print(f"[{type(shown).__name__}]")
     for text in CODE:
         exec(text, found)
@@ -99,5 +92,5 @@ def test_one_sample_an_emotion_and_other_faults(names, capsys):
 
 def test_headless_prints_one_sentence(world, monkeypatch, capsys):
     monkeypatch.setenv("EMONB_HEADLESS", "1")
-    exec(f"{ABOVE}\nfrom emonb.files import visible\n{CODE[2]}", dict(world))
+    exec(f"{IMPORTS}\n{CODE[2]}", dict(world))
     assert capsys.readouterr().out == "Run this notebook to choose a picture of your own here.\n"
