@@ -174,8 +174,9 @@ def seen_before(train: Tensor, val: Tensor) -> tuple[Callable[[Tensor], Tensor],
 
 def find_stranger(folder: Path) -> Stranger | None:
     """Why a picture is unlike all of those that the model of `OUT/models/<dataset>` was trained on; None: unknown."""
-    made = _beside(folder, "features")
-    if made is None:
+    try:
+        made = _beside(folder, "features")
+    except EmonbError:
         return None
     pooled = {split: torch.from_numpy(np.load(made / f"{split}.pooled.npy")) for split in ("train", "val")}
     shapes = np.unique(np.load(made / "train.grid.npy"), axis=0).tolist()
@@ -192,13 +193,10 @@ def find_stranger(folder: Path) -> Stranger | None:
     return ask
 
 
-def _beside(folder: Path, stage: str, *job: str) -> Path | None:
-    """The result of a stage for the model in `OUT/models/<dataset>`, or None: a model folder on its own."""
+def _beside(folder: Path, stage: str, *job: str) -> Path:
+    """The result of a stage for the model in `OUT/models/<dataset>`; `EmonbError`: a model folder on its own."""
     folder = folder.resolve()
-    try:
-        return Store(folder.parent.parent / "artifacts").find(stage, "--".join((folder.name, *job))).path
-    except EmonbError:
-        return None
+    return Store(folder.parent.parent / "artifacts").find(stage, "--".join((folder.name, *job))).path
 
 
 def find_teacher(folder: Path, labels: Sequence[str]) -> Teacher | None:
@@ -208,8 +206,6 @@ def find_teacher(folder: Path, labels: Sequence[str]) -> Teacher | None:
     """
     try:
         made = _beside(folder, "teacher", "vit", f"seed{read_json(folder / 'config.json')['seed']}")
-        if made is None:
-            return None
         net, settings, known = load_network(made)
         check_labels(known, labels, str(made))
     except EmonbError:
