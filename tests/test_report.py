@@ -402,7 +402,7 @@ def test_readme_gets_the_runs_numbers_and_picture(made, tmp_path):
     main = pd.read_csv(made / "tables" / "main.csv").query("row == 'emovlmkd'").iloc[0]
     numbers = rf"\| EmoVLM-KD +\| {main['ours']:.1f}.\[{main['ci_low']:.1f},.{main['ci_high']:.1f}\] .*\| +79.51 \|"
     assert re.search(numbers, text)
-    assert "1.5 minutes of computing on 2 cores" in text
+    assert re.search(r"plain average is ahead of EmoVLM-KD.* on \d of \d datasets", text)
     drawn = made / "figures" / "complementarity_venn.png"
     assert (tmp_path / "docs" / "pictures" / "complementarity.png").read_bytes() == drawn.read_bytes()
     notebooks.refresh_readme(made, readme)
