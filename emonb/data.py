@@ -138,46 +138,36 @@ def open_picture(source: Path | str | bytes, name: str = "", *, side: int = 0) -
     """
     name = name or ("picture" if isinstance(source, bytes) else str(source))
 
-    def look(raw: Image.Image) -> Image.Image:
-        if side:
-            raw.draft(None, (2 * side, 2 * side))
-        return as_seen(raw)
+    def look(content: bytes) -> Image.Image:
+        with _opened(content) as raw:
+            if side:
+                raw.draft(None, (2 * side, 2 * side))
+            return as_seen(raw)
 
     try:
-        return _looked_at(source if isinstance(source, bytes) else _content(Path(source)), look, name)
+        return _looked_at(source, look, name)
     except PassingTrouble:
         raise
     except Exception as error:  # PIL's decoders raise what they meet: struct.error, ValueError, SyntaxError, ...
         raise UnreadablePicture(f"{name}: not a readable picture ({error}); replace or remove the file") from None
 
 
-def _looked_at(content: bytes, look: Callable[[Image.Image], Any], name: object) -> Any:
-    """What a function makes of an opened picture."""
-
-    def opened() -> Any:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as raw:
-            return look(raw)
-
-    return _patiently(opened, name)
+def _opened(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content), formats=_FORMATS)
 
 
-def _content(path: Path) -> bytes:
-    """All of a regular file: a pipe would wait for ever, a device never end."""
+def _looked_at(source: Path | str | bytes, look: Callable[[bytes], Any], name: object = "") -> Any:
+    """What `look` makes of a file's content, tried again after trouble that may pass; if it stays, `PassingTrouble`.
 
-    def read() -> bytes:
-        if not stat.S_ISREG((about := path.stat()).st_mode) or about.st_size > 2**30:
-            raise OSError(errno.EINVAL, "no regular file, or over 1 GB")
-        with path.open("rb") as file:
-            return file.read()
-
-    return _patiently(read, path)
-
-
-def _patiently(work: Callable[[], Any], name: object) -> Any:
-    """What `work` returns, tried again after trouble that may pass; if it stays, `PassingTrouble` with the reason."""
+    A regular file: a pipe would wait for ever, a device never end.
+    """
     for wait in _WAITS:
         try:
-            return work()
+            if isinstance(source, bytes):
+                return look(source)
+            if not stat.S_ISREG((about := Path(source).stat()).st_mode) or about.st_size > 2**30:
+                raise OSError(errno.EINVAL, "no regular file, or over 1 GB")
+            return look(Path(source).read_bytes())
         except (OSError, MemoryError) as error:
             trouble = error if isinstance(error, OSError) else OSError(errno.ENOMEM, "out of memory")
             if trouble.errno not in _PASSING:
@@ -185,7 +175,7 @@ def _patiently(work: Callable[[], Any], name: object) -> Any:
             time.sleep(wait)
     files = trouble.errno in (errno.EMFILE, errno.ENFILE)
     remedy = "allow more open files: ulimit -n 4096" if files else "see to the disk, the network drive or the memory"
-    why = f"{trouble.strerror or trouble}, {len(_WAITS)} times"
+    why, name = f"{trouble.strerror or trouble}, {len(_WAITS)} times", name if isinstance(source, bytes) else source
     raise PassingTrouble(f"{name}: cannot be read now ({why}); {remedy}, then run again: what is finished is kept")
 
 
@@ -220,7 +210,7 @@ def sizes_of(paths: Sequence[str], most: int) -> list[tuple[int, int]]:
     sizes = []
     for path in paths[:: max(1, -(-len(paths) // most))]:
         with suppress(Exception):
-            sizes.append(_looked_at(_content(Path(path)), lambda raw: raw.size, path))
+            sizes.append(_looked_at(path, lambda content: _opened(content).size))
     return sizes
 
 
@@ -275,31 +265,30 @@ def inspect_picture(path: Path) -> Inspection:
     Raises `PassingTrouble`, as `open_picture` does.
     """
 
-    def look(image: Image.Image) -> Inspection:
-        with _ONE_LARGE if _ODD["very_large"](image) else nullcontext():
+    def look(content: bytes) -> Inspection:
+        try:
+            image = _opened(content)
+        except UnidentifiedImageError:  # empty, or a known beginning and no more: cut off within the header
+            cut = not content or content.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or content[8:12] == b"WEBP"
+            return Inspection(("damaged" if cut else "not_a_picture",))
+        with image, _ONE_LARGE if _ODD["very_large"](image) else nullcontext():
             measures = brightness_colorfulness(as_seen(image))
-        kinds = [kind for kind, fits in _ODD.items() if fits(image)]
-        with suppress(Exception):  # a later frame is damaged: it is not looked at
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: from a phone
-                kinds.insert(0, "animated")
+            kinds = [kind for kind, fits in _ODD.items() if fits(image)]
+            with suppress(Exception):  # a later frame is damaged: it is not looked at
+                if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: from a phone
+                    kinds.insert(0, "animated")
         return Inspection(tuple(kinds), hashlib.sha256(content).hexdigest(), *measures)
 
-    content = b""
     try:
-        content = _content(Path(path))
-        return _looked_at(content, look, path)
+        return _looked_at(path, look)
     except PassingTrouble:
         raise
     except Image.DecompressionBombError:
         return Inspection(("decompression_bomb",))
-    except UnidentifiedImageError:  # empty, or a known beginning and no more: cut off within the header
-        known = not content or content.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or content[8:12] == b"WEBP"
-        return Inspection(("damaged" if known else "not_a_picture",))
     except Exception as error:  # decoders raise nearly anything on hostile data
         code = getattr(error, "errno", None)
-        return Inspection(
-            ("broken_link" if code in (errno.ENOENT, errno.ELOOP) else "no_access" if code else "damaged",)
-        )
+        kind = "broken_link" if code in (errno.ENOENT, errno.ELOOP) else "no_access" if code else "damaged"
+        return Inspection((kind,))
 
 
 def inspected(frame: pd.DataFrame, root: Path, what: str) -> tuple[pd.DataFrame, dict[str, list[str]]]:
