@@ -179,10 +179,8 @@ def _brightness_word(picture: np.ndarray) -> str:
 def _glyph_mask(name: str) -> Image.Image:
     """A glyph (0-255) in a 128 px square, its larger side filling it."""
     fonts = Path(util.find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"  # no import: it takes 1 s
-    font, character = (
-        ImageFont.truetype(fonts / "DejaVuSans.ttf", 160),
-        chr(resource("lexicon.yaml", "glyphs")[name][0]),
-    )
+    font = ImageFont.truetype(fonts / "DejaVuSans.ttf", 160)
+    character = chr(resource("lexicon.yaml", "glyphs")[name][0])
     left, top, right, bottom = font.getbbox(character)
     side = max(right - left, bottom - top)
     mask = Image.new("L", (side, side))

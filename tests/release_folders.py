@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import pipeline
 from PIL import Image
 
 from emonb.data import TAXONOMIES
@@ -22,8 +23,8 @@ from emonb.store import Store
 MIKELS = TAXONOMIES["mikels8"].labels
 EKMAN = TAXONOMIES["ekman6"].labels
 PAIR = {"positive": (220, 60, 40), "negative": (40, 60, 220)}
-SMALL = (24, 24)
 GREY = (120, 120, 120)
+paint = partial(pipeline.paint, size=(24, 24))
 
 
 def stage(root: Path, name: str, out: Path | None = None, **settings: Any):
@@ -44,13 +45,6 @@ def bring(form: str, source: Path, out: Path, **options):
 def state(root: Path) -> list[tuple]:
     """Names, sizes and times of a folder and everything below it."""
     return sorted((str(p), (s := p.lstat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for p in (root, *root.rglob("*")))
-
-
-def paint(path: Path, color: tuple[int, int, int], seed: int, size: tuple[int, int] = SMALL) -> None:
-    """A picture of one colour with some noise."""
-    noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((np.array(color) + noise).clip(0, 255).astype("uint8")).save(path)
 
 
 def encoded(image: Image.Image, form: str = "JPEG", **options) -> bytes:

@@ -7,19 +7,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from release_folders import PAIR, encoded, make_tree, stage
+from release_folders import PAIR, make_tree, stage
 
-from emonb.data import (
-    TAXONOMIES,
-    brightness_colorfulness,
-    check_labels,
-    open_picture,
-    parse_emotion,
-    question,
-    read_samples,
-    thumbnail,
-)
-from emonb.errors import EmonbError, UnreadablePicture
+from emonb.data import TAXONOMIES, brightness_colorfulness, check_labels, parse_emotion, question, read_samples
+from emonb.errors import EmonbError
 
 ALL = {"train": 4, "val": 2, "test": 3}
 
@@ -54,15 +45,12 @@ def remove(*patterns):
 BAD = [
     (remove("train/negative/*"), ["split 'train' (4 readable pictures)", "negative", "--map NAME="]),
     (remove("test/negative"), ["split 'test'", "negative", "add some"]),
-    (
-        lambda root: (root / "train" / "positive").rename(root / "train" / "gleeful"),
-        ["'gleeful'", "--map 'gleeful=CLASS'"],
-    ),
+    (lambda root: (root / "val" / "positive").rename(root / "val" / "gleeful"), ["--map 'gleeful=CLASS'"]),
     (remove("*"), ["zero pictures", "<train|val|test>"]),
     (remove("val/negative", "val/positive/0.jpg"), ["split 'val' (1 readable pictures)", "negative"]),
     (
         lambda root: [p.write_bytes(b"") for p in root.glob("*/*/*")],
-        ["18 of 18 pictures (100%) cannot be read", "damaged 18", "--max-unreadable 1"],
+        ["18 of 18 pictures (100%)", "--max-unreadable 1"],
     ),
     (remove("test"), ["split 'test' (0 readable pictures)", "--allow-missing-split"]),
     (remove("val", "*/*/3.jpg"), ["has 3 pictures"]),
@@ -77,10 +65,7 @@ def test_bad_trees_give_one_clear_error_and_no_partial_table(tmp_path, damage, w
         stage(tmp_path, "pets")
     assert [w for w in [*words, "pets"] if w not in str(caught.value)] == []
     assert not list((tmp_path / "out").rglob("samples.parquet"))
-
-
-def test_an_unknown_dataset_names_the_drawn_ones():
-    with pytest.raises(EmonbError, match="mini-fi, mini-emoset"):
+    with pytest.raises(EmonbError, match="unknown dataset 'mini-fee'; drawn ones are mini-fi, mini-emoset"):
         stage("", "mini-fee", "out")
 
 
@@ -117,29 +102,6 @@ def test_labels_of_an_artefact_are_checked_with_their_order():
 def test_a_free_answer_names_one_emotion_or_none(text, emotion):
     assert parse_emotion(text, TAXONOMIES["mikels8"].labels) == emotion
     assert "amusement, anger, awe" in question(TAXONOMIES["mikels8"].labels)
-
-
-def test_pictures_as_people_see_them(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees
-    turned = encoded(Image.new("RGB", (400, 200), "red"), exif=exif)
-    (tmp_path / "turned.jpg").write_bytes(turned)
-    assert open_picture(tmp_path / "turned.jpg").size == open_picture(turned).size == (200, 400)
-    assert open_picture(tmp_path / "turned.jpg", side=40).height < 400
-    assert thumbnail(tmp_path / "turned.jpg", 40).size == (20, 40)
-    assert thumbnail(Image.new("RGB", (2, 500)), 100).size == (1, 100)
-    assert thumbnail(Image.new("RGB", (8, 4)), 100).size == (100, 50)
-    clear = open_picture(encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG"))
-    assert (clear.mode, clear.getpixel((0, 0))) == ("RGB", (255, 255, 255))
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
-def test_what_is_no_picture_is_named(tmp_path, content):
-    (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(UnreadablePicture, match=r"a\.png: not a readable picture"):
-        open_picture(tmp_path / "a.png")
-    with pytest.raises(UnreadablePicture, match="yours: not"):
-        open_picture(content, "yours")
 
 
 def test_brightness_and_colorfulness_of_known_pictures():

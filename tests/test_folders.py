@@ -29,7 +29,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path, monkeypatch, capsys, 
     theirs.mkdir()
     (theirs / name).write_text('{"scripts": 1}')
     run.mkdir()
-    (run / "run.json").write_text(json.dumps({"profile": "mini", "notebooks": {}}))
+    (run / "run.json").write_text('{"profile": "mini", "notebooks": {}}')
     if command.startswith("notebooks"):  # a project of their own
         shutil.copytree(theirs, tmp_path / "notebooks")
         monkeypatch.chdir(tmp_path)

@@ -330,12 +330,12 @@ def read_tree(root: Path, names: Mapping[str, str], labels: Sequence[str] | None
         raise _two_ways(root, f"the emotion {level[first][0]!r} or {level[at + 1][0]!r}", "from a folder of one kind")
     if both := [name for name in below if clean(name) in KNOWN]:
         raise _two_ways(root, f"the emotion {level[kind][0]!r} or {both[0]!r} below it", "from a folder of one kind")
-    for name in level[at] if at is not None else ():
+    named = level[at] if at is not None else ()
+    for name in named:
         if splits[name] is None:
-            raise _two_ways(
-                root, f"{name}/ a split", f"with --map '{name}=val' or another, or without it: --map '{name}='"
-            )
-        if same := [other for other in level[at] if splits[other] and splits[other] == splits[name] and other < name]:
+            way = f"with --map '{name}=val' or another, or without it: --map '{name}='"
+            raise _two_ways(root, f"{name}/ a split", way)
+        if same := [other for other in named if splits[other] and splits[other] == splits[name] and other < name]:
             raise _two_ways(root, f"{same[0]}/ or {name}/ {splits[name]}", f"with --map '{name}=' to leave one out")
     rows, left = [], []
     for path, p in deep.items():
@@ -355,8 +355,7 @@ def read_tree(root: Path, names: Mapping[str, str], labels: Sequence[str] | None
         kind: [plain_text(str(path.relative_to(root))) + "/" * path.is_dir() for path in paths]
         for kind, paths in (("unused_file", unused), ("leftover", leftovers), ("left_out_as_told", left))
     }
-    read = level[at] if at is not None else ()
-    notes = [f"{name}/ is read as {splits[name]}" for name in read if splits[name] not in ("", clean(name))]
+    notes = [f"{name}/ is read as {splits[name]}" for name in named if splits[name] not in ("", clean(name))]
     return Release(frame, root, labels or classes_beside(root), notes, problems, {"total": len(frame)})
 
 

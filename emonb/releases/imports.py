@@ -14,7 +14,6 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -66,7 +65,7 @@ UNREADABLE = ("damaged", "not_a_picture", "decompression_bomb", "no_access")  # 
 class Reading(NamedTuple):
     """How a user wants a source to be read; an import records it, so that runs read it the same way."""
 
-    names: Mapping[str, str] = MappingProxyType({})  # cleaned name of a class or split -> what it stands for, "": out
+    names: Mapping[str, str] = {}  # cleaned name of a class or split -> what it stands for, "": out
     classes: Sequence[str] = ()  # an own taxonomy in its order
     allow_missing_class: bool = False  # those without any picture are no classes here; val and test may lack some
     max_unreadable: float = 0.05  # share of the pictures that are there; ours
@@ -91,9 +90,8 @@ def write_table(
     outside the taxonomy, too many unreadable pictures, no usable one, or a class or split missing.
     """
     taxonomy, problems, notes = taxonomy_for_dataset(dataset), dict(release.problems), [*release.notes]
-    fixed = (
-        own_classes(reading.classes, where) if reading.classes else release.labels or (taxonomy and taxonomy.labels)
-    )
+    own = own_classes(reading.classes, where) if reading.classes else None
+    fixed = own or release.labels or (taxonomy and taxonomy.labels)
     if release.frame.empty:
         gone = ", ".join(map(visible, problems.get("listed_but_missing", ())[:3]))
         raise EmonbError(f"{where}: no readable picture; put them where the release has them (not there: {gone}, ...)")
@@ -138,12 +136,11 @@ def write_table(
     within, splits = samples.duplicated(["split", "sha256"], keep=False), samples["split"].groupby(samples["sha256"])
     problems["duplicate"] = samples.loc[within, "image_id"]
     problems["duplicate_across_splits"] = samples.loc[splits.transform("nunique") > 1, "image_id"]
-    every = {kind: sorted(problems.get(kind, ())) for kind in KINDS}
     official = resource("releases.yaml").get(form, {})
     sizes = official.get("sizes")
     report = {
         "counts": counts.to_dict("index"),
-        "problems": {kind: ids for kind, ids in every.items() if ids},
+        "problems": {kind: sorted(ids) for kind in KINDS if len(ids := problems.get(kind, ()))},
         "found": release.found,
         "expected": {**sizes, "about": official.get("about", False)} if sizes else {},
         "notes": notes,
@@ -151,8 +148,7 @@ def write_table(
     meta = {"labels": list(labels), "format": form, "root": str(release.root.resolve())}
     make_folder(folder)
     if source:
-        read_as = {**reading._asdict(), "names": dict(reading.names), "classes": [*reading.classes]}
-        write_json(folder / IMPORT_FILE, {**meta, "source": source, "reading": read_as})
+        write_json(folder / IMPORT_FILE, {**meta, "source": source, "reading": reading._asdict()})
     write_json(folder / "integrity.json", report)
     table = pa.Table.from_pandas(samples, preserve_index=False).replace_schema_metadata(None)  # for any reader
     parquet.write_table(table, folder / "samples.parquet", row_group_size=4096)
@@ -228,11 +224,9 @@ def import_release(
     run refuses such a dataset, other tools need not. `say` gets one line for each finding. Raises `EmonbError` for
     another format, a missing list, a name that is taken, a folder that cannot be written, ...
     """
-    name = name or (
-        source.resolve().stem if source.is_file() else source.resolve().name if form in ("folder", "list") else form
-    )
-    target, root = out / name, source.resolve()
-    drawn = resource("lexicon.yaml", "datasets")
+    root, drawn = source.resolve(), resource("lexicon.yaml", "datasets")
+    name = name or ((root.stem if root.is_file() else root.name) if form in ("folder", "list") else form)
+    target = out / name
     if (plain := plain_text(str(root))) != str(root):
         raise EmonbError(f"{plain}: this folder's name is not valid UTF-8; rename it")
     try:

@@ -96,27 +96,23 @@ def _has_columns(file: Path) -> bool:
     return False
 
 
-def _roles(columns: Sequence[str], file: Path) -> dict[str, str]:
-    """What is in which column: path, label, split; raises `EmonbError` where two could be the same."""
-    roles = {}
+def listed_rows(file: Path) -> pd.DataFrame:
+    """Columns path, label and, where the list has them, split, caption and group, as text without blanks around.
+
+    Raises `EmonbError` where there is no path or label, or two columns could be the same.
+    """
+    table, roles = read_table(file), {}
     for role, known in _COLUMNS.items():
-        found = [name for name in columns if re.fullmatch(known, clean(name))]
+        found = [name for name in table if re.fullmatch(known, clean(name))]
         for better in (lambda name: name == role, lambda name: not name.endswith("id")):  # noqa: B023 (used at once)
             found = [name for name in found if better(clean(name))] or found
         if len(found) > 1:
             raise EmonbError(f"{file}: is the {role} in column {found[0]!r} or {found[1]!r}? Rename it to {role!r}")
-        roles |= {role: found[0]} if found else {}
-    return roles
-
-
-def listed_rows(file: Path) -> pd.DataFrame:
-    """Columns path, label and, where the list has them, split, caption and group, as text without blanks around."""
-    table = read_table(file)
-    roles = _roles(table.columns, file)
-    if lacking := [role for role in ("path", "label") if role not in roles]:
+        roles |= dict.fromkeys(found, role)
+    if lacking := [role for role in ("path", "label") if role not in roles.values()]:
         raise EmonbError(f"{file}: no column for the {lacking[0]} in {', '.join(table.columns)}; name it {lacking[0]}")
     roles |= {name: name for name in ("caption", "group") if name in table}
-    return pd.DataFrame({role: table[name].str.strip() for role, name in roles.items()})
+    return table[[*roles]].rename(columns=roles).apply(lambda column: column.str.strip())
 
 
 def located(paths: Sequence[str], root: Path) -> list[str]:

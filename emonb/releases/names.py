@@ -16,18 +16,8 @@ _SPLITS = {
     "test": ("test", "testing"),
 }  # Hugging Face, Kaggle, fast.ai, torchvision
 _UNSURE = ("eval", "evaluation", "holdout", "hold out", "public test", "publictest", "private test", "privatetest")
-_NOISE = {
-    "",
-    "set",
-    "split",
-    "data",
-    "images",
-    "pictures",
-    "labels",
-    "list",
-    "annotations",
-    "metadata",
-}  # train_labels
+# as in train_labels
+_NOISE = {"", "set", "split", "data", "images", "pictures", "labels", "list", "annotations", "metadata"}
 _LEFTOVERS = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "#snapshot", "@recycle", "@tmp",
     "$recycle.bin", "recycler", "system volume information", "lost+found", "icon\r", "__pycache__",
@@ -62,9 +52,8 @@ def split_of(name: str, names: Mapping[str, str], where: object = "") -> str | N
         return given if given in ("", *_SPLITS) else None
     word = " ".join(part for part in re.split(r"[ .-]+", word.removesuffix("set")) if part not in _NOISE)
     if word in _UNSURE:
-        raise EmonbError(
-            f"{where}: is {name!r} the val or the test split? Say --map '{name}=val' or --map '{name}=test'"
-        )
+        ways = f"--map '{name}=val' or --map '{name}=test'"
+        raise EmonbError(f"{where}: is {name!r} the val or the test split? Say {ways}")
     return next((split for split, others in _SPLITS.items() if word in others), None)
 
 
@@ -107,13 +96,12 @@ def read_classes(
             if any(tried.values()) and {*tried.values()} - {""} <= {*labels}:
                 if table == {}:
                     return tried, labels
-                how = (
-                    f"other words for {', '.join(labels)}"
-                    if table
-                    else "numbers in alphabetical order, as Keras has it"
+                words, numbers = (
+                    f"other words for {', '.join(labels)}",
+                    "numbers in alphabetical order, as Keras has it",
                 )
                 pairs = ",".join(f"{n}={w}" for n, w in tried.items() if w != bare[n])
-                raise EmonbError(f"{where}: {how}? Only if so, import it with --map '{pairs}'")
+                raise EmonbError(f"{where}: {words if table else numbers}? Only if so, import it with --map '{pairs}'")
     near = max(targets, key=lambda labels: len({*bare.values()} & {*labels}))
     odd = [name for name, word in bare.items() if word and word not in near]
     own = ",".join(dict.fromkeys(filter(None, bare.values())))
