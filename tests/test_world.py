@@ -12,24 +12,13 @@ from PIL import Image
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from emonb import world
 from emonb.data import TAXONOMIES, taxonomy_for_dataset
 from emonb.errors import EmonbError
 from emonb.files import resource
 from emonb.run import open_run
 from emonb.triplets import listing, offline_triplets, suggested
 from emonb.vlm import load_processor
-from emonb.world import (
-    DRAWN,
-    SIDE,
-    Background,
-    Camera,
-    draw_background,
-    draw_dataset,
-    draw_scene,
-    glyph_names,
-    measured_words,
-    mood_background,
-)
 
 SMOKE = {"mikels8": (96, 32, 64), "ekman6": (72, 24, 48), "sentiment2": (48, 16, 32)}
 PIXELS = {
@@ -41,18 +30,18 @@ PIXELS = {
 }  # sha256 over the pixels of all pictures of these sizes; a change makes every published number another
 
 
-@pytest.fixture(scope="module", params=DRAWN)
+@pytest.fixture(scope="module", params=world.DRAWN)
 def drawn(request, tmp_path_factory):
     """Name, table and folder of each drawn dataset."""
     sizes = dict(zip(("train", "val", "test"), SMOKE[taxonomy_for_dataset(request.param).name], strict=True))
     folder = tmp_path_factory.mktemp(request.param)
-    return request.param, draw_dataset(request.param, folder, sizes), folder
+    return request.param, world.draw_dataset(request.param, folder, sizes), folder
 
 
 def test_pictures_are_the_same_as_ever(drawn):
     name, frame, folder = drawn
     pixels = [np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
-    assert {p.shape for p in pixels} == {(SIDE, SIDE, 3)}
+    assert {p.shape for p in pixels} == {(world.SIDE, world.SIDE, 3)}
     assert hashlib.sha256(b"".join(p.tobytes() for p in pixels)).hexdigest()[:16] == PIXELS[name]
     assert all((folder / path).is_file() for path in frame["path"])
     counts = frame.groupby(["split", "label"]).size().unstack(fill_value=0)
@@ -63,7 +52,7 @@ def test_descriptions_are_true(drawn):
     name, frame, _ = drawn
     taxonomy, domain = taxonomy_for_dataset(name), resource("lexicon.yaml", "datasets")[name]
     moods, looks = resource("lexicon.yaml", "labels")[taxonomy.name], resource("lexicon.yaml", "moods")
-    told = {label: set(glyph_names(taxonomy.name, label)) for label in taxonomy.labels}
+    told = {label: set(world.glyph_names(taxonomy.name, label)) for label in taxonomy.labels}
     for row in frame[~frame["noisy"]].itertuples():
         assert len(row.objects) in (2, 3)
         assert row.caption.startswith(listing(row.objects))
@@ -83,11 +72,11 @@ def test_descriptions_are_true(drawn):
 
 def test_redrawn_test_pictures_are_others_and_the_training_stays(drawn, tmp_path):
     name, frame, _ = drawn
-    other = draw_dataset(name, tmp_path, frame["split"].value_counts().to_dict(), redraw=1)
+    other = world.draw_dataset(name, tmp_path, frame["split"].value_counts().to_dict(), redraw=1)
     same = frame["caption"].eq(other["caption"]).groupby(frame["split"]).mean()
     assert same["train"] == same["val"] == 1 > 0.2 > same["test"]
     with pytest.raises(EmonbError, match=r"val has 1 images for \d classes"):
-        draw_dataset(name, tmp_path / "few", {"train": 8, "val": 1, "test": 8})
+        world.draw_dataset(name, tmp_path / "few", {"train": 8, "val": 1, "test": 8})
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +103,7 @@ def test_no_sentence_gives_the_label_away_yet_the_reasoning_fits_it(taught):
     often = label.groupby(said.str.findall(r"[^.]+\.").str[-1]).agg(["size", "nunique"]).query("size > 6")
     assert len(often) > 1
     assert often["nunique"].min() >= min(3, len(labels)), often
-    objects = "|".join(sorted(glyph_names(), key=len, reverse=True))
+    objects = "|".join(sorted(world.glyph_names(), key=len, reverse=True))
     words = CountVectorizer().fit_transform(said.str.replace(rf"\b(?:an? )?(?:{objects})\b", "", regex=True))
     half, guess = len(said) // 2, LogisticRegression(max_iter=1000)
     assert guess.fit(words[:half], label[:half]).score(words[half:], label[half:]) < 0.85
@@ -125,9 +114,10 @@ def test_no_sentence_gives_the_label_away_yet_the_reasoning_fits_it(taught):
 
 def test_a_picture_is_drawn_again_without_an_object(tmp_path):
     sizes = {"train": 8, "val": 8, "test": 8}
-    frame = draw_dataset("mini-fi", tmp_path / "whole", sizes).set_index("image_id")
+    frame = world.draw_dataset("mini-fi", tmp_path / "whole", sizes).set_index("image_id")
     (same, less) = frame.query("split == 'test'").index[[2, 5]]
-    again = draw_dataset("mini-fi", tmp_path / "again", sizes, without={same: [], less: frame.at[less, "objects"][:1]})
+    without = {same: [], less: frame.at[less, "objects"][:1]}
+    again = world.draw_dataset("mini-fi", tmp_path / "again", sizes, without=without)
     assert again["image_id"].tolist() == [same, less]
     for image_id, low, high in ((same, -1, 1), (less, 300, 44**2)):  # a sticker's pixels, and no others
         old, new = (np.asarray(Image.open(tmp_path / f / frame.at[image_id, "path"])) for f in ("whole", "again"))
@@ -144,31 +134,34 @@ def test_the_picture_that_is_followed_is_a_trap_and_not_mislabelled(tmp_path, mo
 
 
 def test_lexicon_is_consistent():
-    world = resource("lexicon.yaml")
-    looks = [Background("grey", 0.7, texture, "even") for texture in world["textures"]]
-    drawn = [draw_background(np.random.default_rng(0), look, Camera()) for look in looks]
+    lexicon = resource("lexicon.yaml")
+    looks = [world.Background("grey", 0.7, texture, "even") for texture in lexicon["textures"]]
+    drawn = [world.draw_background(np.random.default_rng(0), look, world.Camera()) for look in looks]
     assert len({pixels.tobytes() for pixels in drawn}) == len(looks) == 17
-    assert tuple(world["datasets"]) == DRAWN
-    assert len({row[0] for row in world["glyphs"].values()}) == len(world["glyphs"]) >= 90
-    for row in world["glyphs"].values():
+    assert tuple(lexicon["datasets"]) == world.DRAWN
+    assert len({row[0] for row in lexicon["glyphs"].values()}) == len(lexicon["glyphs"]) >= 90
+    for row in lexicon["glyphs"].values():
         assert len(row) == 1 or [label in t.labels for label, t in zip(row[1:], TAXONOMIES.values(), strict=True)]
-    for mood in world["moods"].values():
-        assert all(set(mood[kind]) <= set(world[kind]) for kind in ("textures", "hues", "lights"))
+    for mood in lexicon["moods"].values():
+        assert all(set(mood[kind]) <= set(lexicon[kind]) for kind in ("textures", "hues", "lights"))
 
 
 def test_glyphs_look_different_and_none_is_missing_from_the_font():
-    background = Background("grey", 0.7, "plain", "even")
-    draw = [draw_scene(np.random.default_rng(0), [name], background, Camera(grain=0))[0] for name in glyph_names()]
-    assert len({pixels.tobytes() for pixels in draw}) == len(glyph_names())
+    background = world.Background("grey", 0.7, "plain", "even")
+    drawn, camera = set(), world.Camera(grain=0)
+    for name in world.glyph_names():
+        drawn.add(world.draw_scene(np.random.default_rng(0), [name], background, camera)[0].tobytes())
+    assert len(drawn) == len(world.glyph_names())
 
 
 def test_stickers_stay_inside_and_apart_and_background_is_as_bright_as_asked():
     rng = np.random.default_rng(2)
     for _ in range(60):
-        _, scene = draw_scene(rng, ["skull", "atom", "rook"], mood_background(rng, "awe"), Camera())
+        _, scene = world.draw_scene(rng, ["skull", "atom", "rook"], world.mood_background(rng, "awe"), world.Camera())
         for i, (x, y, side) in enumerate(scene.boxes):
-            assert 0 <= min(x, y) <= max(x, y) <= SIDE - side
+            assert 0 <= min(x, y) <= max(x, y) <= world.SIDE - side
             assert all(max(abs(x - u), abs(y - v)) >= min(side, s) - 2 for u, v, s in scene.boxes[:i])
-    looks = (Background("blue", value, "rain", "even") for value in (0.2, 0.85))
-    assert [draw_scene(rng, ["skull"], look, Camera())[1].brightness for look in looks] == ["dark", "bright"]
-    assert measured_words(np.zeros((4, 4, 3), np.uint8)) == ("dark", "grey")
+    for value, word in ((0.2, "dark"), (0.85, "bright")):
+        look = world.Background("blue", value, "rain", "even")
+        assert world.draw_scene(rng, ["skull"], look, world.Camera())[1].brightness == word
+    assert world.measured_words(np.zeros((4, 4, 3), np.uint8)) == ("dark", "grey")

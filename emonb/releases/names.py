@@ -85,8 +85,9 @@ def read_classes(
     """
     read = {name: names.get(clean(name), clean(name)) for name in sorted(found)}
     lost = {name: to for name, to in names.items() if to not in ("", *_SPLITS)} if read else {}
-    for name in lost.keys() - {*map(clean, read)}:
-        raise EmonbError(f"{where}: --map '{name}={lost[name]}': no class has that name; there are {', '.join(read)}")
+    if odd := [name for name in lost if name not in map(clean, read)]:
+        pair = f"{odd[0]}={lost[odd[0]]}"
+        raise EmonbError(f"{where}: --map '{pair}': no class has that name; there are {', '.join(read)}")
     targets = [fixed] if fixed else sorted((t.labels for t in TAXONOMIES.values()), key=len)
     for table in ({}, SYNONYMS, None):
         for labels in targets:
