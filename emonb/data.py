@@ -149,7 +149,8 @@ def open_picture(source: Path | str | bytes, name: str = "", *, side: int = 0) -
     except PassingTrouble:
         raise
     except Exception as error:  # PIL's decoders raise what they meet: struct.error, ValueError, SyntaxError, ...
-        raise UnreadablePicture(f"{name}: not a readable picture ({error}); replace or remove the file") from None
+        why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise UnreadablePicture(f"{name}: not a readable picture ({why}); replace or remove the file") from None
 
 
 def _opened(content: bytes) -> Image.Image:

@@ -414,7 +414,7 @@ def test_class_names_with_numbers_case_and_blanks(found, labels):
     [
         (["happiness", "anger"], "--map 'happiness=joy'"),
         (["pos", "neg"], "--map 'neg=negative,pos=positive'"),
-        (["0", "1"], "alphabetical order, as Keras has it.* --map '0=negative,1=positive'"),
+        (["0", "1"], "alphabetical order, as in Keras.* --map '0=negative,1=positive'"),
         ([*EKMAN, "neutral"], r"'neutral' is none of .*'neutral=' leaves it out.*--classes 'anger,.*neutral"),
     ],
 )

@@ -97,12 +97,9 @@ def read_classes(
             if any(tried.values()) and {*tried.values()} - {""} <= {*labels}:
                 if table == {}:
                     return tried, labels
-                words, numbers = (
-                    f"other words for {', '.join(labels)}",
-                    "numbers in alphabetical order, as Keras has it",
-                )
+                how = f"other words for {', '.join(labels)}" if table else "numbers in alphabetical order, as in Keras"
                 pairs = ",".join(f"{n}={w}" for n, w in tried.items() if w != bare[n])
-                raise EmonbError(f"{where}: {words if table else numbers}? Only if so, import it with --map '{pairs}'")
+                raise EmonbError(f"{where}: {how}? Only if so, import it with --map '{pairs}'")
     near = max(targets, key=lambda labels: len({*bare.values()} & {*labels}))
     odd = [name for name, word in bare.items() if word and word not in near]
     own = ",".join(dict.fromkeys(filter(None, bare.values())))
