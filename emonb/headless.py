@@ -41,11 +41,11 @@ from emonb.pipeline import dataset_folder
 from emonb.predictions import is_ours, load_all, read_review
 from emonb.reach import reached_by
 from emonb.releases.imports import listing_digest
-from emonb.run import Run, parse_stages, stage_code
+from emonb.run import Run, parse_stages
 from emonb.settings import Settings, checkpoint_of, load_settings, project_root
 from emonb.show.notebooks import sign
 from emonb.show.report import write_report
-from emonb.store import STAGES, Store
+from emonb.store import STAGES, Store, stage_code
 from emonb.tables import review as review_table
 
 if TYPE_CHECKING:

@@ -77,10 +77,7 @@ def _find_home() -> None:
         getpass.getuser()
     except (KeyError, OSError, ImportError):
         os.environ["LOGNAME"] = "nobody"
-    try:
-        home = Path.home()
-    except (RuntimeError, KeyError):
-        home = Path("/nonexistent")
+    home = Path(os.path.expanduser("~"))  # unlike Path.home() it goes on without one
     if not os.access(home, os.W_OK | os.X_OK):
         folder = tempfile.mkdtemp(prefix="emonb-home-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -215,16 +212,14 @@ def peak_memory() -> Iterator[list[float]]:
     try:
         yield peak
     finally:
-        try:
-            status = Path("/proc/self/status").read_text(encoding="ascii")
-            size = 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-        except (OSError, StopIteration):
-            size = _peak_elsewhere()
-        peak[0] = round(size / 2**20, 1)
+        peak[0] = round(_peak() / 2**20, 1)
 
 
-def _peak_elsewhere() -> int:
-    """Bytes that this process took at most, where there is no /proc; on Windows what it takes now."""
+def _peak() -> int:
+    """Bytes that this process took at most; on Windows what it takes now."""
+    with suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     if resource := _resource():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     import psutil

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -50,19 +50,10 @@ if TYPE_CHECKING:
     from emonb.distill import Cached
     from emonb.gate import Opinions
     from emonb.model import EmoVLMKD
+    from emonb.run import Run
     from emonb.vlm import VLM, VisualTokens
 
 Trained = tuple[Any, list[dict[str, Any]], dict[str, Any]]  # net, training curve, [N, C] logits of each split
-
-
-class Run(Protocol):
-    """What a stage may ask of the run that it is made for (`emonb.run.Run`)."""
-
-    settings: Settings
-    out: Path
-
-    def find(self, name: str, *job: str) -> Artifact:
-        """The result of another stage."""
 
 
 Tables = Mapping[str, pd.DataFrame]  # of each split: image_id, label and perhaps path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from collections import Counter
@@ -17,7 +16,6 @@ from emonb.errors import EmonbError, StoppedEarly
 from emonb.files import atomic_write, claim_folder, make_folder, read_json
 from emonb.machine import get_device, is_main, library_versions, process_count, side_by_side
 from emonb.progress import progress
-from emonb.reach import reached
 from emonb.settings import Settings, TripletSettings, load_settings
 from emonb.store import STAGES, Artifact, Store
 from emonb.tables import csv_text, latex_text, markdown_text
@@ -85,7 +83,8 @@ class Run:
             self._publish(name, made)
         found: dict[Any, Artifact] = {}
         for job, artifact in made.items():
-            found.setdefault(self._about(name, job), artifact)
+            about = job[:-1] if STAGES[name].seeded else job
+            found.setdefault(about if len(about) > 1 else about[0], artifact)
         return found
 
     def _publish(self, name: str, made: Mapping[tuple[Job, ...], Artifact]) -> None:
@@ -116,19 +115,13 @@ class Run:
         trained = {n: self.seeds if n == teacher.teacher else self.seeds[:1] for n in teacher.networks}
         return [(dataset, n, seed) for dataset in self.datasets for n in trained for seed in trained[n]]
 
-    def _about(self, name: str, job: tuple[Job, ...]) -> Any:
-        """A job as notebooks know it: without its seed; a dataset alone is no tuple."""
-        job = job[:-1] if STAGES[name].seeded else job
-        return job if len(job) > 1 else job[0]
-
     def _order(self, name: str, job: Sequence[Job]) -> tuple:
         """What the store is asked for: the stage's recipe for a job, with the results of its seed that it needs."""
         seed, needs = job[-1:] if STAGES[name].seeded else (self.settings.seed,), {}
         for need in STAGES[name].needs:
             network = [self.settings.teacher.teacher] if need == "teacher" else []
             needs[need] = self.find(need, job[0], *network, *(seed if STAGES[need].seeded else ()))
-        recipe = STAGES[name].recipe(self, *job, **needs)
-        return name, _name_of(*job), recipe, stage_code(recipe.root)
+        return name, _name_of(*job), STAGES[name].recipe(self, *job, **needs)
 
     def ask(self, terms: TripletSettings, images: int = 0, say: Callable[[str], Any] = print) -> None:
         """Ask a served model the question of our VLM about `images` test pictures of each dataset; 0: about all.
@@ -323,12 +316,6 @@ def parse_stages(option: str, names: str) -> tuple[str, ...]:
     if unknown:
         raise EmonbError(f"{option}: unknown stage {', '.join(unknown)}; use one of: {', '.join(STAGES)}, all")
     return tuple(STAGES) if "all" in chosen else chosen
-
-
-@functools.cache
-def stage_code(name: str) -> dict[str, str]:
-    """Code and resource entries that a stage reaches."""
-    return reached((pipeline.__name__, name))
 
 
 def _name_of(*job: Job) -> str:

@@ -10,7 +10,6 @@ import math
 import os
 import re
 from contextlib import suppress
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from emonb.errors import EmonbError
-from emonb.files import read_text, visible
+from emonb.files import read_text, resource_path, visible
 
 DRAWN_SCENES = "drawn-scenes"  # the networks' weights shipped with emonb, as "stand-in" is the VLM's
 SPLITS = ("train", "val", "test")  # of every dataset, in this order
@@ -124,11 +123,10 @@ class TripletSettings(_Section):
     @field_validator("price", mode="before")
     @classmethod
     def _two_prices(cls, value: Any) -> Any:
-        parts = value.split(",") if isinstance(value, str) else value
         if value in (None, "none"):
             return value
         with suppress(TypeError, ValueError):
-            prices = tuple(map(float, parts))
+            prices = tuple(map(float, value.split(",") if isinstance(value, str) else value))
             if len(prices) == 2 and all(0 <= price < math.inf for price in prices):
                 return prices
         raise EmonbError(f"price: {value!r} is not IN,OUT, USD per million tokens in and out, such as --price 0.4,1.6")
@@ -303,24 +301,15 @@ class Settings(_Section):
 
     @field_validator("datasets")
     @classmethod
-    def _emotion6(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _named(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         """By its name every file and table says which labels a dataset has."""
         by = {"emotion6": "emotion6-majority"} if info.data.get("emotion6_labels") == "majority" else {}
-        return tuple(by.get(name, name) for name in value)
-
-    @field_validator("datasets")
-    @classmethod
-    def _unique(cls, value: tuple) -> tuple:
-        if len(set(value)) != len(value):
+        names = tuple(by.get(name, name) for name in value)
+        if len(set(names)) != len(names):
             raise ValueError("names one entry twice")
-        return value
-
-    @field_validator("datasets")
-    @classmethod
-    def _fit_for_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
+        for name in names:
             check_dataset_name(name)
-        return value
+        return names
 
     @property
     def gates(self) -> dict[str, dict[str, str]]:
@@ -388,7 +377,7 @@ def fast_dtype() -> str:
 def checkpoint_of(base: str) -> str:
     """The one place that knows of the stand-in; else a folder (relative: to the project root), else a hub name."""
     if base == "stand-in":
-        return str(resources.files("emonb").joinpath("resources", "base"))
+        return str(resource_path("base"))
     folder = project_root() / Path(base).expanduser()
     return str(folder) if folder.is_dir() else base
 
@@ -396,8 +385,7 @@ def checkpoint_of(base: str) -> str:
 def weights_of(weights: str, name: str) -> Path:
     """The one place that knows of the networks shipped, a file each family (`vit`, ...); else a file, as in a base."""
     if weights == DRAWN_SCENES:
-        family = re.match("[a-z]*", name)[0]
-        return Path(str(resources.files("emonb").joinpath("resources", "networks", f"{family}.safetensors")))
+        return resource_path("networks", f"{re.match('[a-z]*', name)[0]}.safetensors")
     return project_root() / Path(weights).expanduser()
 
 
@@ -438,12 +426,10 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
 
 def _read_profile(profile: str) -> tuple[str, dict[str, Any]]:
     """Name and settings of a profile, on top of those of the profile that its key `from` names."""
-    shipped = {f.name.removesuffix(".yaml"): f for f in resources.files("emonb").joinpath("profiles").iterdir()}
-    path = shipped.get(profile, Path(profile))
-    if profile not in shipped and not (Path(profile).suffix in (".yaml", ".yml") and path.is_file()):
-        raise EmonbError(
-            f"unknown profile {profile!r}; use one of {', '.join(sorted(shipped))} or the path of a .yaml file"
-        )
+    shipped = {file.stem: file for file in Path(__file__).with_name("profiles").glob("*.yaml")}
+    path, known = shipped.get(profile, Path(profile)), ", ".join(sorted(shipped))
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        raise EmonbError(f"unknown profile {profile!r}; use one of {known} or the path of a .yaml file")
     try:
         tree = yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
@@ -452,7 +438,7 @@ def _read_profile(profile: str) -> tuple[str, dict[str, Any]]:
         raise EmonbError(f"profile {profile}: must be a mapping of settings, found {type(tree).__name__}")
     start = tree.pop("from", "")
     if start and start not in shipped:
-        raise EmonbError(f"profile {profile}: from: {start!r} is none of {', '.join(sorted(shipped))}")
+        raise EmonbError(f"profile {profile}: from: {start!r} is none of {known}")
     return Path(profile).stem, _merged(_read_profile(start)[1], tree) if start else tree
 
 

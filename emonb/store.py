@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 from emonb.errors import EmonbError
 from emonb.files import file_digest, link_or_copy, locked, make_folder, read_json, write_json
 from emonb.machine import git_state, is_main, library_versions, peak_memory, process_count, wait_for_all
+from emonb.reach import reached
 
 _PROVENANCE = "provenance.json"
 
@@ -53,17 +54,17 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a stage says of one result: how it is made, and what it depends on besides its code.
+    """What a stage says of one result: how it is made, and what it depends on.
 
     `build(folder, parts)`, called in every process, fills the empty `folder`; what it puts into `parts` (finished
-    shards, checkpoints) outlives a kill. `params` are JSON types or tuples, `inputs` results of earlier stages; `root`
-    is the function of `emonb.pipeline` whose code counts.
+    shards, checkpoints) outlives a kill. `params` are JSON types or tuples, `inputs` results of earlier stages, `code`
+    what `reach.reached` found.
     """
 
     build: Callable[[Path, Path], Any]
     params: Mapping[str, Any]
     inputs: Sequence[Artifact] = ()
-    root: str = ""
+    code: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,18 @@ def stage(notebook: str, *, side_by_side: bool = False) -> Callable[[Callable[..
                 with suppress(StopIteration):
                     making.send(folders)
 
-            return Recipe(build, params, [*inputs.values()], making.__name__)
+            return Recipe(build, params, [*inputs.values()], stage_code(making.__name__))
 
         STAGES[function.__name__] = Stage(function.__name__, notebook, recipe, side_by_side, needs, "seed" in given)
         return recipe
 
     return declare
+
+
+@functools.cache
+def stage_code(name: str) -> dict[str, str]:
+    """Code and resource entries that a stage, or another function of `emonb.pipeline`, reaches."""
+    return reached(("emonb.pipeline", name))
 
 
 class Store:
@@ -123,12 +130,12 @@ class Store:
     def __init__(self, root: Path, *, force: Collection[str] = (), keep: Collection[str] = ()) -> None:
         self.root, self.force, self.keep, self.opened = Path(root), force, keep, _now()
 
-    def get(self, stage: str, name: str, recipe: Recipe, code: Mapping[str, str]) -> Artifact:
+    def get(self, stage: str, name: str, recipe: Recipe) -> Artifact:
         """The result of a recipe: the stored one, or built now.
 
-        `stage` and `name`, e.g. `head` and `mini-fi--seed0`, and `code` (see `reach.reached`) are part of its key.
+        `stage` and `name`, e.g. `head` and `mini-fi--seed0`, are part of its key.
         """
-        made_of, artifact = self._keyed(stage, name, recipe, code)
+        made_of, artifact = self._keyed(stage, name, recipe)
         folder = make_folder(artifact.path.parent)
         temporary, parts = (folder / f".{artifact.key}.{end}" for end in ("tmp", "parts"))
         with locked(folder / f".{artifact.key}.lock") if is_main() else nullcontext():
@@ -144,16 +151,16 @@ class Store:
             wait_for_all()
             wanted = temporary.is_dir()  # so the main process has decided
             if wanted:
-                _build(artifact, recipe.build, made_of, temporary, parts)
+                _build(artifact, recipe, made_of, temporary, parts)
             if is_main():
                 write_json(folder / f"{name}.json", {"key": artifact.key})
                 self._note_use(artifact, hit=not wanted)
             wait_for_all()
         return artifact
 
-    def has(self, stage: str, name: str, recipe: Recipe, code: Mapping[str, str]) -> bool:
+    def has(self, stage: str, name: str, recipe: Recipe) -> bool:
         """Whether `get` would find this result without building."""
-        return self._is_there(self._keyed(stage, name, recipe, code)[1])
+        return self._is_there(self._keyed(stage, name, recipe)[1])
 
     def find(self, stage: str, name: str) -> Artifact:
         """What `get` produced last for this name; raises `EmonbError` naming the notebook that makes it."""
@@ -173,18 +180,15 @@ class Store:
         forced = artifact.stage in self.force
         return _is_sound(artifact.path) and not (forced and artifact.provenance["created"] < self.opened)
 
-    def _keyed(
-        self, stage: str, name: str, recipe: Recipe, code: Mapping[str, str]
-    ) -> tuple[dict[str, Any], Artifact]:
+    def _keyed(self, stage: str, name: str, recipe: Recipe) -> tuple[dict[str, Any], Artifact]:
         made_of = {
             "stage": stage,
             "name": name,
             "params": json.loads(json.dumps(recipe.params)),
             "inputs": [{"stage": a.stage, "name": a.name, "key": a.key, "digest": a.digest} for a in recipe.inputs],
-            "code": code,
+            "code": recipe.code,
         }
-        content = {**made_of, "inputs": [entry["digest"] for entry in made_of["inputs"]]}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(_essence(made_of) | {"code": recipe.code}, sort_keys=True, separators=(",", ":"))
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         return made_of, Artifact(stage, name, key, self.root / stage / key)
 
@@ -198,15 +202,16 @@ class Store:
             file.write(json.dumps(event) + "\n")  # one short write in append mode: lines never mix
 
 
+def _essence(made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """What a key is made of besides the code; of inputs the content counts, not how they were made."""
+    digests = [entry["digest"] for entry in made_of["inputs"]]
+    return {"inputs": digests, **{name: made_of[name] for name in ("stage", "name", "params")}}
+
+
 def _keep(artifact: Artifact, made_of: Mapping[str, Any], temporary: Path) -> None:
     """Put the newest result that differs in its code only under the new key; its files are linked, not copied."""
-
-    def same(old: Mapping[str, Any]) -> bool:
-        digests = [[entry["digest"] for entry in made["inputs"]] for made in (old, made_of)]
-        return digests[0] == digests[1] and all(old[k] == made_of[k] for k in ("stage", "name", "params"))
-
-    found = [path for path in artifact.path.parent.glob("[!.]*/") if _is_complete(path)]
-    found = [old for old in (read_json(path / _PROVENANCE) for path in found) if same(old)]
+    there = [read_json(path / _PROVENANCE) for path in artifact.path.parent.glob("[!.]*/") if _is_complete(path)]
+    found = [old for old in there if _essence(old) == _essence(made_of)]
     if not found:
         return
     old, now = max(found, key=lambda old: old["created"]), made_of["code"]
@@ -218,14 +223,12 @@ def _keep(artifact: Artifact, made_of: Mapping[str, Any], temporary: Path) -> No
     _replace(artifact.path, temporary)
 
 
-def _build(
-    artifact: Artifact, build: Callable[[Path, Path], None], made_of: dict[str, Any], temporary: Path, parts: Path
-) -> None:
+def _build(artifact: Artifact, recipe: Recipe, made_of: Mapping[str, Any], temporary: Path, parts: Path) -> None:
     """Build under the lock: fill the temporary folder, say how, flush it to disk, put it in its place."""
     start = time.perf_counter()
     try:
         with peak_memory() as peak:
-            build(temporary, parts)
+            recipe.build(temporary, parts)
         wait_for_all()
         if is_main():
             hashed = {path.relative_to(temporary).as_posix(): file_digest(path) for path in _files(temporary)}

@@ -45,7 +45,7 @@ def results(out, model):
         save_file(net.state_dict(), folder / "model.safetensors")
         write_json(folder / "config.json", {"labels": LABELS, "network": config.model_dump()})
 
-    Store(out / "artifacts").get("teacher", "mini-fi--vit--seed0", Recipe(teacher, {}), {})
+    Store(out / "artifacts").get("teacher", "mini-fi--vit--seed0", Recipe(teacher, {}))
     model.save_pretrained(out / "models" / "mini-fi")
     return out / "models" / "mini-fi"
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import getpass
 import os
+import pwd
 import resource
 from pathlib import Path
 
@@ -21,13 +22,14 @@ def test_a_user_without_name_and_home_gets_both_for_this_process(monkeypatch):
     def unknown(*_):
         raise KeyError("getpwuid(): uid not found: 12345")
 
-    for name in ("HOME", "LOGNAME", "IPYTHONDIR", "MPLCONFIGDIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(name, "")
-    monkeypatch.setattr(getpass, "getuser", unknown)
-    monkeypatch.setattr(Path, "home", unknown)
+    homes = ("HOME", "IPYTHONDIR", "MPLCONFIGDIR", "JUPYTER_RUNTIME_DIR")
+    for name in (*homes, "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
     settle()
-    assert os.environ["LOGNAME"]
-    for name in ("HOME", "IPYTHONDIR", "MPLCONFIGDIR"):
+    assert getpass.getuser() == "nobody"
+    for name in homes:
         (Path(os.environ[name]) / "written").touch()
 
 

@@ -112,7 +112,7 @@ def test_a_picture_unlike_those_of_training_is_told_by_distance_and_by_shape(wor
 
     out = shutil.copytree(folder.parent.parent, tmp_path / "out")
     assert find_stranger(out / "models" / "mini-fi") is None
-    Store(out / "artifacts").get("features", "mini-fi", Recipe(made, {}), {})
+    Store(out / "artifacts").get("features", "mini-fi", Recipe(made, {}))
     ask = find_stranger(out / "models" / "mini-fi")
     same, wide = ask(visual)
     assert same == ""

@@ -14,16 +14,16 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from emonb.reach import reached_by
-from emonb.run import open_run, stage_code
-from emonb.store import STAGES
+from emonb.run import open_run
+from emonb.store import STAGES, stage_code
 
 def code_of():
     run = open_run("smoke", out="out")
     found = {name: stage_code(name) for name in STAGES}
     disk = open_run("smoke", out="out", images="images")
-    found["samples"] = stage_code(STAGES["samples"].recipe(run, "mini-fi").root)
-    found["imported"] = stage_code(STAGES["samples"].recipe(disk, "mine").root)
-    found["triplets"] = stage_code(STAGES["triplets"].recipe(run, "mini-fi", samples=None).root)
+    found["samples"] = STAGES["samples"].recipe(run, "mini-fi").code
+    found["imported"] = STAGES["samples"].recipe(disk, "mine").code
+    found["triplets"] = STAGES["triplets"].recipe(run, "mini-fi", samples=None).code
     for path in sorted(Path("notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
         found[path.stem[:2]] = reached_by("\\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))

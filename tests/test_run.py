@@ -118,15 +118,21 @@ def test_damage_is_repaired(finished, damage):
     assert set(statuses(out).values()) == {"up to date"}
 
 
-def test_a_changed_cell_runs_its_notebook_and_those_that_read_what_it_wrote(finished):
+def test_a_changed_cell_a_forced_stage_and_other_settings_run_what_depends_on_them(finished):
     arguments, out = finished
+    run(**arguments, force="samples")
+    assert statuses(out) == {"data": "executed", "reads_result": "up to date"}
+    assert [stage["hit"] for stage in records(out)["data"]["stages"]] == [False]
+    assert "injected-parameters" in (out / "notebooks" / "01_data.ipynb").read_text()
     edit(arguments["folder"] / "02_reads_result.ipynb", "# reads_result", "# reads the result")
     run(**arguments)
     assert statuses(out) == {"data": "up to date", "reads_result": "executed"}
     edit(arguments["folder"] / "01_data.ipynb", r"\\n42\\n", r"\\n43\\n")
     run(**arguments)
-    assert set(statuses(out).values()) == {"executed"}
+    assert set(statuses(out).values()) == {"executed"}, "the other one reads what it wrote"
     assert "43" in (out / "notebooks" / "02_reads_result.ipynb").read_text()
+    run(**arguments, seeds="7")
+    assert set(statuses(out).values()) == {"executed"}
 
 
 def test_predictions_of_other_settings_are_taken_away_and_somebody_s_stay(finished):
@@ -149,16 +155,6 @@ def test_predictions_of_other_settings_are_taken_away_and_somebody_s_stay(finish
     note()
     run(**arguments, seeds="7")
     assert sorted(path.stem for path in folder.iterdir()) == ["mini-fi__head", "mini-fi__mine"], "noted, and ours"
-
-
-def test_other_settings_run_again_and_force_reaches_the_notebook_of_its_stage(finished):
-    arguments, out = finished
-    run(**arguments, force="samples")
-    assert statuses(out) == {"data": "executed", "reads_result": "up to date"}
-    assert [stage["hit"] for stage in records(out)["data"]["stages"]] == [False]
-    assert "injected-parameters" in (out / "notebooks" / "01_data.ipynb").read_text()
-    run(**arguments, seeds="7")
-    assert set(statuses(out).values()) == {"executed"}
 
 
 def test_a_selection_and_one_run_at_a_time(finished):
@@ -193,30 +189,24 @@ def test_a_failing_cell_leaves_its_marked_copy_and_a_report(tmp_path, notebook_f
     assert "02_fails failed" not in (out / "index.html").read_text()
 
 
-FAILURES = {
-    "users_mistake": r"01_users_mistake failed in In \[4\]\n  file x: field y is wrong; do z\n",
-    "kernel_dies": r"01_kernel_dies failed in the cell that was running\n  the kernel died; .*memory",
+FAILURES = {  # error -> exit code, message
+    "EmonbError": (1, r"01_users_mistake failed in In \[4\]\n  file x: field y is wrong; do z\n"),
+    "StoppedEarly": (3, r"01_users_mistake failed in In \[4\]\n  file x: field y is wrong; do z\n"),
+    "dead kernel": (1, r"01_kernel_dies failed in the cell that was running\n  the kernel died; .*memory"),
+    "no kernel": (1, r"01_users_mistake failed in the first cell\n  no kernel started \(.*look at TMPDIR"),
 }
 
 
-@pytest.mark.parametrize("name", FAILURES)
-def test_a_failure_is_one_message(tmp_path, notebook_folder, name):
-    with pytest.raises(NotebookFailed, match=FAILURES[name]):
-        run("smoke", out=str(tmp_path / "out"), folder=notebook_folder(name))
-
-
-def test_a_kernel_that_cannot_start_is_one_message(tmp_path, notebook_folder, monkeypatch):
-    monkeypatch.setattr(headless, "uuid4", lambda: SimpleNamespace(hex="no/where"))  # to put its sockets
-    with pytest.raises(NotebookFailed, match=r"failed in the first cell\n  no kernel started \(.*look at TMPDIR"):
-        run("smoke", out=str(tmp_path / "out"), folder=notebook_folder("users_mistake"))
-
-
-def test_a_run_that_is_stopped_early_tells_so_by_its_code(tmp_path, notebook_folder):
-    folder = notebook_folder("users_mistake")
-    edit(folder / "01_users_mistake.ipynb", "EmonbError", "StoppedEarly")
-    with pytest.raises(NotebookFailed, match=r"In \[4\]\n  file x: field y") as caught:
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_failure_is_one_message_and_its_exit_code(tmp_path, notebook_folder, monkeypatch, how):
+    folder = notebook_folder("kernel_dies" if how == "dead kernel" else "users_mistake")
+    if how == "StoppedEarly":
+        edit(folder / "01_users_mistake.ipynb", "EmonbError", how)
+    if how == "no kernel":
+        monkeypatch.setattr(headless, "uuid4", lambda: SimpleNamespace(hex="no/where"))  # to put its sockets
+    with pytest.raises(NotebookFailed, match=FAILURES[how][1]) as caught:
         run("smoke", out=str(tmp_path / "out"), folder=folder)
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == FAILURES[how][0]
 
 
 def partial_folder(folder: Path, **changed: str) -> Path:

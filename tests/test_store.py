@@ -19,10 +19,10 @@ SPAWN = multiprocessing.get_context("spawn")
 NOT_MADE = "result for 'mini-fi'.*; run notebook .* first"
 
 
-def put(store: Store, text: str = "x", *, stage: str = "teacher", code: dict | None = None, **recipe) -> Artifact:
+def put(store: Store, text: str = "x", *, stage: str = "teacher", params: dict = {}, **recipe) -> Artifact:  # noqa: B006
     """A small result."""
-    made = Recipe(lambda folder, parts: write_json(folder / "a.json", text), recipe.pop("params", {}), **recipe)
-    return store.get(stage, "mini-fi", made, code or {})
+    made = Recipe(lambda folder, parts: write_json(folder / "a.json", text), params, **recipe)
+    return store.get(stage, "mini-fi", made)
 
 
 def test_a_hit_is_not_built_again(tmp_path, monkeypatch):
@@ -32,8 +32,8 @@ def test_a_hit_is_not_built_again(tmp_path, monkeypatch):
     monkeypatch.setenv("EMONB_EVENTS", str(tmp_path / "events"))
     first = put(Store(tmp_path), params={"lr": 0.1, "depths": (1, 2)})
     again, store = Recipe(must_not_build, {"depths": [1, 2], "lr": 0.1}), Store(tmp_path)
-    assert store.has("teacher", "mini-fi", again, {})
-    assert store.get("teacher", "mini-fi", again, {}) == first == store.find("teacher", "mini-fi")
+    assert store.has("teacher", "mini-fi", again)
+    assert store.get("teacher", "mini-fi", again) == first == store.find("teacher", "mini-fi")
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
     assert [event["hit"] for event in events] == [False, True, True]
 
@@ -49,7 +49,7 @@ def test_the_key_depends_on_everything(tmp_path):
         put(store, code={"emonb.teacher:train": "0"}),
         put(store, code={"emonb.teacher:train": "1"}),
         put(store, stage="head"),
-        store.get("teacher", "mini-emoset", Recipe(lambda *folders: None, {}), {}),
+        store.get("teacher", "mini-emoset", Recipe(lambda *folders: None, {})),
     ]
     assert len({artifact.key for artifact in artifacts}) == len(artifacts)
     again = put(Store(tmp_path, force=["samples"]), "a", stage="samples", params={"text": "a"})
@@ -74,11 +74,11 @@ def test_a_failed_build_leaves_nothing_but_its_parts(tmp_path):
 
     tries, store = [], Store(tmp_path)
     with pytest.raises(RuntimeError):
-        store.get("head", "mini-fi", Recipe(build, {}), {})
+        store.get("head", "mini-fi", Recipe(build, {}))
     assert [p.suffix for p in (tmp_path / "head").iterdir() if p.is_dir()] == [".parts"]
     with pytest.raises(EmonbError, match=NOT_MADE):
         store.find("head", "mini-fi")
-    made = store.get("head", "mini-fi", Recipe(build, {}), {})
+    made = store.get("head", "mini-fi", Recipe(build, {}))
     assert tries == [False, True]
     assert [p.name for p in (tmp_path / "head").iterdir() if p.is_dir()] == [made.key]
 
@@ -88,7 +88,7 @@ def test_force_makes_anew_what_is_older_than_the_store(tmp_path):
     for _ in range(2):
         store = Store(tmp_path, force=["teacher"])
         for _ in range(2):
-            store.get("teacher", "mini-fi", Recipe(lambda *folders: built.append(1), {}), {})
+            store.get("teacher", "mini-fi", Recipe(lambda *folders: built.append(1), {}))
         others.add(put(store, stage="head").provenance["created"])
     assert (len(built), len(others)) == (2, 1)
 
@@ -148,7 +148,7 @@ def slow_writer(root: Path) -> None:
             file.write(f"{os.getpid()}\n")
         time.sleep(1.0)
 
-    Store(root / "artifacts").get("gate", "mini-fi", Recipe(build, {}), {})
+    Store(root / "artifacts").get("gate", "mini-fi", Recipe(build, {}))
 
 
 def no_flock(root: Path) -> None:
@@ -193,6 +193,6 @@ def test_peak_memory_is_the_stage_s_own(tmp_path):
         with mmap.mmap(-1, 200 << 20) as fresh:  # from the system: a heap may have as much lying free already
             fresh.write(bytes(200 << 20))
 
-    large = Store(tmp_path).get("head", "large", Recipe(build, {}), {})
-    small = Store(tmp_path).get("head", "small", Recipe(lambda *folders: None, {}), {})
+    large = Store(tmp_path).get("head", "large", Recipe(build, {}))
+    small = Store(tmp_path).get("head", "small", Recipe(lambda *folders: None, {}))
     assert large.provenance["peak_memory_mb"] - small.provenance["peak_memory_mb"] > 150
