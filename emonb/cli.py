@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from emonb.errors import EmonbError
 
@@ -38,21 +40,19 @@ def _profile(profile: str) -> str:
 _WHICH = "smoke, mini, photos, paper, paper-2b, or the path of a .yaml file"
 _FORMATS = "emoset, emotion6, fi, flickr, instagram, oasis, bass, folder, or list (CSV, JSONL, parquet)"
 _KEEP = "stages of which an older result is taken in spite of changed code; its provenance says so"
-Profile = Annotated[str, typer.Option(callback=_profile, help=_WHICH)]
-Datasets = Annotated[str, typer.Option(help="comma-separated names; default: the profile's")]
+Profile = Annotated[str, Option(callback=_profile, help=_WHICH)]
+Datasets = Annotated[str, Option(help="comma-separated names; default: the profile's")]
 Images = Annotated[
-    str, typer.Option(callback=_from_root, help="folder of datasets, <images>/<dataset>/...; default: the drawn world")
+    str, Option(callback=_from_root, help="folder of datasets, <images>/<dataset>/...; default: the drawn world")
 ]
-Out = Annotated[str, typer.Option(callback=_from_root, help="results folder; default: build/<profile>")]
-Seeds = Annotated[str, typer.Option(help="comma-separated; default: the profile's")]
-Force = Annotated[str, typer.Option(help="comma-separated stages to recompute, or all")]
-Keep = Annotated[str, typer.Option(help=_KEEP)]
-MaxCost = Annotated[
-    float | None, typer.Option(help="USD for a dataset, earlier runs included; default: the profile's, 25")
-]
-Concurrency = Annotated[int | None, typer.Option(help="requests at a time; default: the profile's")]
-Price = Annotated[str, typer.Option(help="IN,OUT: USD per million tokens of a model without a known price")]
-NoPrice = Annotated[bool, typer.Option("--no-price", help="a model without a price; no limit is kept")]
+Out = Annotated[str, Option(callback=_from_root, help="results folder; default: build/<profile>")]
+Seeds = Annotated[str, Option(help="comma-separated; default: the profile's")]
+Force = Annotated[str, Option(help="comma-separated stages to recompute, or all")]
+Keep = Annotated[str, Option(help=_KEEP)]
+MaxCost = Annotated[float | None, Option(help="USD for a dataset, earlier runs included; default: the profile's, 25")]
+Concurrency = Annotated[int | None, Option(help="requests at a time; default: the profile's")]
+Price = Annotated[str, Option(help="IN,OUT: USD per million tokens of a model without a known price")]
+NoPrice = Annotated[bool, Option("--no-price", help="a model without a price; no limit is kept")]
 
 
 def _terms(no_price: bool, **given: Any) -> dict[str, Any]:
@@ -70,13 +70,13 @@ def run(
     seeds: Seeds = "",
     force: Force = "",
     keep: Keep = "",
-    notebooks: Annotated[str, typer.Option(help="comma-separated numbers, e.g. 01,02; default: all")] = "",
-    review: Annotated[str, typer.Option(callback=_from_root, help="a review of labels that the explorer saved")] = "",
+    notebooks: Annotated[str, Option(help="comma-separated numbers, e.g. 01,02; default: all")] = "",
+    review: Annotated[str, Option(callback=_from_root, help="a review of labels that the explorer saved")] = "",
     ask: Annotated[
-        str, typer.Option(metavar="MODEL", help="first ask a served vision model, which becomes a row of the tables")
+        str, Option(metavar="MODEL", help="first ask a served vision model, which becomes a row of the tables")
     ] = "",
     ask_images: Annotated[
-        int, typer.Option(min=0, help="test pictures of each dataset that it is asked about; 0: all")
+        int, Option(min=0, help="test pictures of each dataset that it is asked about; 0: all")
     ] = 500,
     max_cost: MaxCost = None,
     price: Price = "",
@@ -100,7 +100,7 @@ def run(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="samples, triplets, features, ... (see the README), or all")],
+    name: Annotated[str, Argument(help="samples, triplets, features, ... (see the README), or all")],
     profile: Profile = "mini",
     datasets: Datasets = "",
     images: Images = "",
@@ -118,17 +118,17 @@ def stage(
 
 @app.command()
 def triplets(
-    dataset: Annotated[str, typer.Option(help="name of the dataset")],
+    dataset: Annotated[str, Option(help="name of the dataset")],
     profile: Profile = "mini",
-    annotator: Annotated[str, typer.Option(help="openai, batch or offline; default: the profile's")] = "",
-    estimate: Annotated[bool, typer.Option("--estimate", help="print tokens and price, send nothing")] = False,
+    annotator: Annotated[str, Option(help="openai, batch or offline; default: the profile's")] = "",
+    estimate: Annotated[bool, Option("--estimate", help="print tokens and price, send nothing")] = False,
     max_cost: MaxCost = None,
     price: Price = "",
     no_price: NoPrice = False,
     concurrency: Concurrency = None,
-    model: Annotated[str, typer.Option(help="a vision model of the server; default: the profile's")] = "",
-    import_file: Annotated[str, typer.Option("--import", help="a JSON file of the authors', or EmoVIT-style")] = "",
-    patient: Annotated[bool, typer.Option("--wait/--no-wait", help="batch: wait, or submit and fetch later")] = True,
+    model: Annotated[str, Option(help="a vision model of the server; default: the profile's")] = "",
+    import_file: Annotated[str, Option("--import", help="a JSON file of the authors', or EmoVIT-style")] = "",
+    patient: Annotated[bool, Option("--wait/--no-wait", help="batch: wait, or submit and fetch later")] = True,
     images: Images = "",
     out: Out = "",
 ) -> None:
@@ -174,26 +174,22 @@ def triplets(
 
 @data.command("import")
 def import_data(
-    form: Annotated[str, typer.Argument(metavar="FORMAT", help=_FORMATS)],
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="folder of the release; it is only read")],
-    out: Annotated[Path, typer.Option(help="folder of datasets, later IMAGES; gets <name>/")],
-    name: Annotated[str, typer.Option(help="name of the dataset; default: the format's, or the folder's")] = "",
+    form: Annotated[str, Argument(metavar="FORMAT", help=_FORMATS)],
+    source: Annotated[Path, Argument(metavar="SRC", help="folder of the release; it is only read")],
+    out: Annotated[Path, Option(help="folder of datasets, later IMAGES; gets <name>/")],
+    name: Annotated[str, Option(help="name of the dataset; default: the format's, or the folder's")] = "",
     allow_missing_split: Annotated[
-        bool, typer.Option("--allow-missing-split", help="although train or test is missing")
+        bool, Option("--allow-missing-split", help="although train or test is missing")
     ] = False,
     map_names: Annotated[
-        list[str], typer.Option("--map", help="NAME=CLASS or NAME=SPLIT, with commas or repeated; NAME= leaves it out")
+        list[str], Option("--map", help="NAME=CLASS or NAME=SPLIT, with commas or repeated; NAME= leaves it out")
     ] = [],  # noqa: B006 (typer copies it)
-    classes: Annotated[
-        str, typer.Option(help="an own taxonomy in its order, with commas; or in SRC/classes.txt")
-    ] = "",
+    classes: Annotated[str, Option(help="an own taxonomy in its order, with commas; or in SRC/classes.txt")] = "",
     allow_missing_class: Annotated[
         bool,
-        typer.Option("--allow-missing-class", help="although a class has no picture, or val or test has none of it"),
+        Option("--allow-missing-class", help="although a class has no picture, or val or test has none of it"),
     ] = False,
-    max_unreadable: Annotated[
-        float, typer.Option(min=0, max=1, help="share of unreadable pictures that stops")
-    ] = 0.05,
+    max_unreadable: Annotated[float, Option(min=0, max=1, help="share of unreadable pictures that stops")] = 0.05,
 ) -> None:
     """Check a release as downloaded and write its sample table and an integrity report; no picture is copied."""
     from emonb.releases.imports import Reading, import_release
@@ -209,11 +205,11 @@ def import_data(
 @app.command()
 def rehearse(
     profile: Profile = "paper",
-    model: Annotated[str, typer.Option(help="7b, 2b, stand-in, or a folder; default: the profile's")] = "",
-    dataset_size: Annotated[int, typer.Option(min=10, help="images of Flickr, Instagram or yours")] = 10_000,
-    image_side: Annotated[int, typer.Option(min=56, help="long side of the pictures in pixels")] = 1024,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    out: Annotated[Path, typer.Option(help="folder of report.md and report.json")] = Path("build/rehearsal"),
+    model: Annotated[str, Option(help="7b, 2b, stand-in, or a folder; default: the profile's")] = "",
+    dataset_size: Annotated[int, Option(min=10, help="images of Flickr, Instagram or yours")] = 10_000,
+    image_side: Annotated[int, Option(min=56, help="long side of the pictures in pixels")] = 1024,
+    device: Annotated[str, Option(help="auto, cpu or cuda")] = "auto",
+    out: Annotated[Path, Option(help="folder of report.md and report.json")] = Path("build/rehearsal"),
 ) -> None:
     """What a run of this size would take on this machine: operations counted, speed measured; hours, memory, cost."""
     from emonb.annotate.request import estimate_table
@@ -228,7 +224,7 @@ def rehearse(
 
 
 @app.command()
-def report(out: Annotated[str, typer.Option(help="results folder, whole or partial")] = "build/mini") -> None:
+def report(out: Annotated[str, Option(help="results folder, whole or partial")] = "build/mini") -> None:
     """Write the report of a results folder again: index.html, and the executed notebooks as pages."""
     from emonb.show.report import write_report
 
@@ -241,22 +237,21 @@ def report(out: Annotated[str, typer.Option(help="results folder, whole or parti
 
 
 @app.command()
-def compare(runs: Annotated[list[Path], typer.Argument(help="two or more results folders")]) -> None:
+def compare(runs: Annotated[list[Path], Argument(help="two or more results folders")]) -> None:
     """What differs between two runs, and where it begins; of more, how often each verdict comes out.
 
     Exit code 0: nothing differs, 1: something does, 2: an error.
     """
-    from emonb.show.compare import compare as side_by_side
-    from emonb.show.compare import verdict_counts
+    from emonb.show import compare as comparing
 
     try:
         if len(runs) < 2:
             raise EmonbError("compare: give two results folders, or more")
         if len(runs) == 2:
-            found = side_by_side(*runs)
+            found = comparing.compare(*runs)
             text, same = str(found), found.same
         else:
-            counts = verdict_counts(runs)
+            counts = comparing.verdict_counts(runs)
             text, same = counts.to_string(), (counts == len(runs)).any(axis=1).all()
     except EmonbError as error:
         typer.echo(f"emonb: {error}", err=True)
@@ -266,10 +261,8 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="two or more results
 
 
 @app.command()
-def doctor(out: Annotated[str, typer.Option(help="results folder to check")] = "build") -> None:
+def doctor(out: Annotated[str, Option(help="results folder to check")] = "build") -> None:
     """Check this environment: [OK] or [FAIL] with the remedy, line by line."""
-    import shutil
-
     import psutil
 
     from emonb.files import make_folder
@@ -298,10 +291,10 @@ def doctor(out: Annotated[str, typer.Option(help="results folder to check")] = "
 
 @app.command()
 def predict(
-    image: Annotated[list[Path], typer.Argument(help="pictures, or folders of them; a name like -x.png after --")],
-    model: Annotated[Path | None, typer.Option(help="a saved model; default: the first of build/mini/models")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON list, an entry a picture")] = False,
-    reasons: Annotated[bool, typer.Option("--reasons", help="ask the VLM what it sees and why, too")] = False,
+    image: Annotated[list[Path], Argument(help="pictures, or folders of them; a name like -x.png after --")],
+    model: Annotated[Path | None, Option(help="a saved model; default: the first of build/mini/models")] = None,
+    as_json: Annotated[bool, Option("--json", help="print one JSON list, an entry a picture")] = False,
+    reasons: Annotated[bool, Option("--reasons", help="ask the VLM what it sees and why, too")] = False,
 ) -> None:
     """The emotion of any picture, and what each part of the model says.
 
@@ -314,7 +307,7 @@ def predict(
 
 
 @app.command()
-def notebooks(out: Annotated[str, typer.Option(help="results of a run of the mini profile")] = "build/mini") -> None:
+def notebooks(out: Annotated[str, Option(help="results of a run of the mini profile")] = "build/mini") -> None:
     """Copy the executed notebooks back into notebooks/, clean, and the headline figures into the README."""
     from emonb.settings import project_root
     from emonb.show.notebooks import copy_back, refresh_readme

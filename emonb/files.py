@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +58,8 @@ def refuse_foreign(path: Path, option: str, ours: bool = False) -> None:
     there = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     others = [visible(name) for name in there if not _NOTHING.fullmatch(name)]
     if others and not (ours or _is_ours(path)):  # looked at last: others may be making it just now
-        found = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-        raise EmonbError(
-            f"{visible(path)}: holds {found} and nothing of emonb; choose a new or empty folder with {option}"
-        )
+        what = f"holds {', '.join(others[:3])}{', ...' * (len(others) > 3)} and nothing of emonb"
+        raise EmonbError(f"{visible(path)}: {what}; choose a new or empty folder with {option}")
 
 
 def _is_ours(path: Path) -> bool:
@@ -101,12 +98,11 @@ def read_text(path: Path, otherwise: str = "") -> str:
     except UnicodeDecodeError as error:
         if otherwise and encoding.startswith("utf-8"):
             return content.decode(otherwise, "replace")
-        wrong = f"byte {content[error.start]:#04x} at {error.start} is no {encoding.upper()}, perhaps Latin-1"
-        raise EmonbError(f"{path}: {wrong}; save the file as UTF-8") from None
+        byte = f"byte {content[error.start]:#04x} at {error.start}"
+        wrong = f"{byte} is no {encoding.upper()}, perhaps Latin-1; save the file as UTF-8"
     except OSError as error:
-        raise EmonbError(
-            f"{path}: cannot be read ({error.strerror}); correct the file's name or its permissions"
-        ) from None
+        wrong = f"cannot be read ({error.strerror}); correct the file's name or its permissions"
+    raise EmonbError(f"{path}: {wrong}")
 
 
 def read_json(path: Path, remedy: str = "delete it and run again") -> Any:
@@ -136,7 +132,7 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 
 def resource_path(*parts: str) -> Path:
     """A file or folder below `emonb/resources/`."""
-    return Path(str(resources.files("emonb").joinpath("resources", *parts)))
+    return Path(__file__).with_name("resources").joinpath(*parts)
 
 
 def resource(file: str, *entry: str) -> Any:
@@ -184,9 +180,8 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
 def _say_no_flock() -> None:
     """Once a process; not in a notebook of a run, whose process has said it."""
     if os.environ.get("EMONB_HEADLESS") != "1":
-        print(
-            "emonb: no file locks here (flock): marker files take their place; one machine at a time", file=sys.stderr
-        )
+        said = "no file locks here (flock): marker files take their place; one machine at a time"
+        print(f"emonb: {said}", file=sys.stderr)
 
 
 def visible(text: object) -> str:

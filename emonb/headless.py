@@ -20,11 +20,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import chdir, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
 import nbformat
+import pandas as pd
 import papermill
 import psutil
 from huggingface_hub import try_to_load_from_cache
@@ -35,7 +36,7 @@ from tqdm import tqdm
 
 from emonb import annotate
 from emonb.errors import EmonbError, PassingTrouble, StoppedEarly
-from emonb.files import atomic_write, claim_folder, locked, read_json, visible, write_json
+from emonb.files import atomic_write, claim_folder, file_digest, locked, read_json, visible, write_json
 from emonb.machine import git_state, hub_offline, library_versions, lock_state, machine
 from emonb.pipeline import dataset_folder
 from emonb.predictions import is_ours, load_all, read_review
@@ -47,9 +48,6 @@ from emonb.show.notebooks import sign
 from emonb.show.report import write_report
 from emonb.store import STAGES, Store, stage_code
 from emonb.tables import review as review_table
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Seconds of a first run of the mini profile on 2 cores: shares of the bar of a first run here.
 NOTEBOOKS = {
@@ -177,9 +175,9 @@ class _Run:
     def __init__(
         self, settings: Settings, parameters: Mapping[str, str], sources: Sequence[Path], marks: pd.DataFrame | None
     ) -> None:
-        self.settings, self.parameters, self.sources, self.out = settings, parameters, sources, settings.out_path
-        self.marks = marks
-        self.store, self.start = Store(self.out / "artifacts"), time.monotonic()
+        self.settings, self.parameters, self.sources, self.marks = settings, parameters, sources, marks
+        self.out, self.start = settings.out_path, time.monotonic()
+        self.store = Store(self.out / "artifacts")
         self.earlier: Any = {}
         with suppress(EmonbError):
             self.earlier = read_json(self.out / "run.json")
@@ -315,7 +313,7 @@ class _Run:
             "pictures": [listing_digest(folder) for folder in folders],
             "results": results,
             "stages": {stage: stage_code(stage) for stage, _ in own["used"] if stage in STAGES},
-            "files": [hashlib.sha256(f.read_bytes()).hexdigest() if f.is_file() else _names(f) for f in files],
+            "files": [file_digest(f) if f.is_file() else _names(f) for f in files],
         }
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -25,6 +25,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
+
 from emonb.errors import EmonbError
 from emonb.settings import project_root
 
@@ -40,7 +42,8 @@ _MEMORY = 1.5 * 2**30  # bytes that a process side by side may take: torch, timm
 
 # ---- any machine ---------------------------------------------------------------------------------------------------
 
-_FILES = 256, 4096  # open files that a run needs (two processes with their sockets and libraries), and asks for
+# Open files that a run needs (two processes with their sockets and libraries), and asks for.
+_NEEDED, _ASKED = 256, 4096
 
 
 def settle() -> None:
@@ -60,14 +63,12 @@ def settle() -> None:
             signal.signal(number, signal.default_int_handler)
     if resource := _resource():
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = _FILES[1] if hard == resource.RLIM_INFINITY else min(_FILES[1], hard)
+        most = _ASKED if hard == resource.RLIM_INFINITY else min(_ASKED, hard)
         if soft != resource.RLIM_INFINITY and soft < most:
             with suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < _FILES[0]:
-            raise EmonbError(
-                f"only {most} files may be open at a time here, and {_FILES[0]} are needed: ulimit -n 4096"
-            )
+        if most < _NEEDED:
+            raise EmonbError(f"only {most} files may be open at a time here, and {_NEEDED} are needed: ulimit -n 4096")
     _find_home()
 
 
@@ -162,7 +163,6 @@ def side_by_side(function: Callable[..., T], jobs: Sequence[tuple], what: str) -
     Raises:
         EmonbError: what a job raised; or a process died, most often for lack of memory. `what` names it.
     """
-    import psutil
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -222,8 +222,6 @@ def _peak() -> int:
         return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     if resource := _resource():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    import psutil
-
     return psutil.Process().memory_info().rss
 
 
@@ -278,8 +276,6 @@ def git_state() -> dict[str, Any]:
 @functools.cache
 def machine() -> dict[str, Any]:
     """Processor, cores, memory, GPU and system; no host name and no paths."""
-    import psutil
-
     cpu, gpu = platform.processor() or platform.machine(), None
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

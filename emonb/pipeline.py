@@ -24,7 +24,7 @@ import pandas as pd
 from emonb import annotate
 from emonb.data import open_picture, parse_emotion, question, read_samples, sample_labels, taxonomy_for_dataset
 from emonb.errors import EmonbError, StoppedEarly
-from emonb.files import link_or_copy, read_json, resource, write_json
+from emonb.files import file_digest, link_or_copy, read_json, resource, write_json
 from emonb.machine import get_device, is_main, process_count, process_index, wait_for_all
 from emonb.predictions import (
     first_seed,
@@ -150,9 +150,7 @@ def _written_triplets(dataset: str, samples: Artifact, path: Path) -> Making:
             f"triplets/{path.name}: no triplets yet; the reasons, if any, stand in {path.stem}.rejected.jsonl; "
             f"ask again: python -m emonb triplets --dataset {dataset}"
         )
-    with path.open("rb") as file:
-        written = hashlib.file_digest(file, "sha256").hexdigest()
-    folder, _ = yield {"written": written}
+    folder, _ = yield {"written": file_digest(path)}
     train = read_samples(samples.path, "train", ["image_id"])["image_id"]
     order = {image_id: i for i, image_id in enumerate(train)}
     found = [t for t in triplet_lines(path) if t["image_id"] in order]  # another split: perhaps a test image now

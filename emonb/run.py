@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from emonb import annotate, pipeline, predictions
 from emonb.annotate.request import public_name
 from emonb.data import read_samples, sample_labels, thumbnail
@@ -24,7 +26,6 @@ from emonb.triplets import source_note, triplet_lines
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pandas as pd
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
@@ -58,9 +59,8 @@ class Run:
     def describe(self) -> str:
         """Lines for the top of a notebook: datasets, seeds, who wrote the triplets, versions."""
         versions = ", ".join(f"{name} {v}" for name, v in list(library_versions().items())[:5])
-        said = source_note(self.out, self.datasets)
         about = [f"datasets: {', '.join(self.datasets)}", f"seeds: {', '.join(map(str, self.seeds))}"]
-        about += [said, *self.settings.caveats, versions]
+        about += [source_note(self.out, self.datasets), *self.settings.caveats, versions]
         return "\n".join(filter(None, about))
 
     # ---- results of the stages
@@ -244,8 +244,6 @@ class Run:
 
     def table(self, id: str) -> pd.DataFrame | None:
         """A table that an earlier notebook saved, or None."""
-        import pandas as pd
-
         self.store.note(file=f"tables/{id}.csv")
         path = self.out / "tables" / f"{id}.csv"
         return pd.read_csv(path) if path.is_file() else None

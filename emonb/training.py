@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -72,7 +71,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write the state of a training, from which a killed run goes on; the old or the new file is there, never half."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_checkpoint(path: Path | None, device: torch.device) -> dict[str, Any] | None:

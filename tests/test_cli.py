@@ -29,7 +29,7 @@ MISTAKES = {
     "run --force cooking": "force: unknown stage cooking; use one of: samples, triplets, features",
     "run --keep cooking": "keep: unknown stage cooking",
     "run --seeds one": "seeds",
-    "run --out pyproject.toml/out": "cannot write",
+    "run --out pyproject.toml/out": "out: cannot write (Not a directory); choose another folder with OUT",
     "run --notebooks 12": "none of 01, 02",
     "run --max-cost 1": "--max-cost: is about a served model; name it with --ask MODEL",
     "run --ask m --price 1": "price: '1' is not IN,OUT",

@@ -7,12 +7,13 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from annotating import Asking, make_samples
+from conftest import wait_for
 
 from emonb.files import resource_path
 from emonb.triplets import read_triplets, source_note
@@ -35,16 +36,13 @@ def serving(tmp_path_factory):
     with (folder / "log").open("w") as log:
         command = [program, "serve", "stand-in", "--port", str(port), "--device", "cpu"]
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+
+    def answers() -> object:
+        with suppress(OSError):
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail((folder / "log").read_text()[-3000:])
-                time.sleep(0.2)
+        wait_for(answers, process)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()
