@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write the state of a training, from which a killed run goes on; the old or the new file is there, never half."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    partial.replace(path)
+    os.replace(partial, path)
 
 
 def load_checkpoint(path: Path | None, device: torch.device) -> dict[str, Any] | None:
