@@ -25,13 +25,15 @@ from emonb.data import TAXONOMIES, answer_text, question
 from emonb.errors import EmonbError
 from emonb.files import resource, resource_path
 
+Record = dict[str, Any]
 KINDS = ("categorical", "conversation", "reasoning")
+REJECTED = ".rejected.jsonl"  # beside `<dataset>.jsonl`
 FIELDS = ("image_id", "kind", "instruction", "response", "source", "model", "created", "prompt_sha256", "usage")
 
 # ---- the contract --------------------------------------------------------------------------------------------------
 
 
-def instruction(row: dict[str, Any], kind: str) -> str:
+def instruction(row: Record, kind: str) -> str:
     """What is asked for a kind; the picture's hash chooses the wording: varied, yet reproducible."""
     conversation = resource("prompts.yaml", "conversation", "instructions")
     reasoning = resource("prompts.yaml", "reasoning", "instructions")
@@ -40,8 +42,8 @@ def instruction(row: dict[str, Any], kind: str) -> str:
 
 
 def make_triplets(
-    row: dict[str, Any], labels: Sequence[str], origin: dict[str, Any], texts: dict[str, str], **asked: str
-) -> list[dict[str, Any]]:
+    row: Record, labels: Sequence[str], origin: Record, texts: dict[str, str], **asked: str
+) -> list[Record]:
     """An image's triplets in the order of `KINDS`; the categorical one follows from the label.
 
     `origin` is all that is known of who wrote them (`source`, `model`, ...), `texts` the responses of the other kinds,
@@ -54,8 +56,8 @@ def make_triplets(
     return [dict(zip_longest(FIELDS, values)) | origin for values in said]
 
 
-def triplet_line(triplet: dict[str, Any]) -> str:
-    """A triplet as a line of JSON, newline included."""
+def triplet_line(triplet: Record) -> str:
+    """A triplet, or another record, as a line of JSON, newline included."""
     return json.dumps(triplet, ensure_ascii=False) + "\n"
 
 
@@ -68,7 +70,7 @@ def prompts_sha256(*more: str) -> str:
 # ---- the offline annotator -----------------------------------------------------------------------------------------
 
 
-def offline_triplets(row: dict[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
+def offline_triplets(row: Record, labels: Sequence[str]) -> list[Record]:
     """The three triplets of one training image, composed from what is known of it; every row says so.
 
     `row` is one of the sample table; `objects` and `scene` (else `caption`) are used where present, brightness and
@@ -108,7 +110,7 @@ def listing(objects: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _reasoning(row: dict[str, Any], labels: Sequence[str], known: dict[str, Any], measured: dict[str, str]) -> str:
+def _reasoning(row: Record, labels: Sequence[str], known: Record, measured: dict[str, str]) -> str:
     """Why: the objects and the background that go with the label, and whether either has nothing to do with it.
 
     The lexicon can tell that of drawn pictures only; of others all that is known is given as a reason.
@@ -231,23 +233,18 @@ class NearDuplicates:
     def find(self, text: str) -> tuple[str, float] | None:
         """Name and similarity of an earlier text that is similar enough."""
         sequences = _sequences(text)
-        mine, looked_at = frozenset(sequences), set[str]()
-        for name, others in (other for key in self._first(sequences) for other in self._having.get(key, ())):
-            if name in looked_at:
-                continue
-            looked_at.add(name)
-            shared = len(mine & others)
-            similarity = shared / (len(mine) + len(others) - shared)
-            if similarity >= self._at_least:
-                return name, similarity
-        return None
+        mine, near = frozenset(sequences), dict[str, frozenset[int]]()
+        for key in self._first(sequences):
+            near.update(self._having.get(key, ()))
+        alike = ((name, len(mine & others) / len(mine | others)) for name, others in near.items())
+        return next(((name, similarity) for name, similarity in alike if similarity >= self._at_least), None)
 
     def add(self, name: str, text: str) -> None:
         """Remember a text."""
         sequences = _sequences(text)
-        whole = frozenset(sequences)
+        seen = name, frozenset(sequences)
         for key in self._first(sequences):
-            self._having[key].append((name, whole))
+            self._having[key].append(seen)
 
     def _first(self, sequences: Sequence[int]) -> Sequence[int]:
         return sequences[: len(sequences) - int(self._at_least * len(sequences)) + 1]
@@ -301,7 +298,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                     raise EmonbError(f"{where}: not JSON ({reason}); delete the line and run again") from None
 
 
-def triplet_lines(path: Path) -> Iterator[dict[str, Any]]:
+def triplet_lines(path: Path) -> Iterator[Record]:
     """Validated triplets of a file; raises `EmonbError` naming file, line and field, also for one that is twice."""
     seen: set[int] = set()  # hashes: a third of the memory of the names
     for where, triplet in json_lines(path):
@@ -337,7 +334,7 @@ def triplet_sources(out: Path) -> dict[str, str]:
     """Who wrote the triplets of each dataset of a results folder: dataset -> words; from its `triplets/*.jsonl`."""
     words = {"offline": "offline annotator, no paid model", "openai": "a paid model ({})"}
     words, found = {**words, "imported": "somebody else's file"}, {}
-    for path in sorted({*(out / "triplets").glob("*.jsonl")} - {*(out / "triplets").glob("*.rejected.jsonl")}):
+    for path in sorted({*(out / "triplets").glob("*.jsonl")} - {*(out / "triplets").glob(f"*{REJECTED}")}):
         images = Counter[str]()
         with suppress(EmonbError, AttributeError, TypeError):  # damage is named by those who need the file
             for _, triplet in json_lines(path):
@@ -356,17 +353,12 @@ def source_note(out: Path, datasets: Sequence[str]) -> str:
     return "; ".join(f"triplets of {', '.join(names)}: {who}" for who, names in groups.items())
 
 
-def rejected_path(path: Path) -> Path:
-    """`<dataset>.rejected.jsonl` beside `<dataset>.jsonl`."""
-    return path.with_name(f"{path.stem}.rejected.jsonl")
-
-
 def rejected_answers(path: Path) -> pd.DataFrame:
     """Answers of a paid model that a check rejected, newest last: image_id, reason, detail, text.
 
     `path` is `OUT/triplets/<dataset>.jsonl`; the table is empty where nothing was asked.
     """
-    records = [record for _, record in json_lines(rejected_path(path))]
+    records = [record for _, record in json_lines(path.with_suffix(REJECTED))]
     return pd.DataFrame(records, columns=["image_id", "reason", "detail", "text"], dtype=object).fillna("")
 
 

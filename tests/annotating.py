@@ -38,10 +38,10 @@ def make_samples(root: Path, train: int) -> pd.DataFrame:
 
 
 class Asking:
-    """One dataset `small` whose triplets are asked for; `said` collects the messages."""
+    """One dataset `small` of so many training pictures, whose triplets are asked for; `said` collects the messages."""
 
-    def __init__(self, folder: Path, samples: pd.DataFrame) -> None:
-        self.samples, self.path = samples, folder / "triplets" / "small.jsonl"
+    def __init__(self, folder: Path, train: int) -> None:
+        self.samples, self.path = make_samples(folder / "samples", train), folder / "triplets" / "small.jsonl"
         self.said: list[str] = []
 
     def ask(self, *, batch: bool = False, patient: bool = True, **terms: Any) -> str:
@@ -69,6 +69,13 @@ class Asking:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All records of a JSON Lines file; [] if it is not there."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def completion(content: Any, **more: Any) -> dict[str, Any]:
+    """A chat completion with this content."""
+    usage = {"prompt_tokens": 100, "completion_tokens": 50}
+    choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+    return {"model": "m", "choices": [choice], "usage": usage, **more}
 
 
 @contextmanager

@@ -26,7 +26,6 @@ CONTENT = ("malformed", "refusal", "refusal_text", "wrong_schema", "length", "em
            "filter")  # fmt: skip
 STATUS = {"rate_limit": 429, "server_error": 500, "unavailable": 503}
 SYLLABLES = ("ka", "lo", "mi", "tu", "ne", "po", "ri", "va", "be", "su")  # no emotion is made of these
-MAGIC = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 
 
 @dataclass
@@ -66,8 +65,8 @@ class Server:
         image, question = request["messages"][1]["content"]
         declared, _, encoded = image["image_url"]["url"].partition(";base64,")
         data = base64.b64decode(encoded, validate=True)
-        true = next((name for magic, name in MAGIC.items() if data.startswith(magic)), None)
-        row |= {"image": hashlib.sha256(data).hexdigest(), "media_ok": declared == f"data:image/{true}"}
+        media_ok = declared == "data:image/jpeg" and data.startswith(b"\xff\xd8\xff")
+        row |= {"image": hashlib.sha256(data).hexdigest(), "media_ok": media_ok}
         row["text"], form = question["text"], request.get("response_format")
         limits = {"max_tokens", "max_completion_tokens"} & request.keys()
         if form and not self.schemas:
@@ -101,21 +100,19 @@ class Server:
                 return kind
         return None
 
-    def add_file(self, filename: str, data: bytes) -> Json:
-        """Keep a file; returns what is told about it."""
-        about = {"id": f"file-{len(self.files)}", "object": "file", "filename": filename, "purpose": "batch"}
-        about |= {"bytes": len(data), "created_at": 0, "status": "processed"}
-        self.files[about["id"]] = {**about, "data": data}
-        return about
+    def add_file(self, data: bytes) -> str:
+        """Keep a file; returns its id."""
+        file_id = f"file-{len(self.files)}"
+        self.files[file_id] = {"data": data}
+        return file_id
 
     def add_batch(self, asked: Json) -> Json:
         """Begin a batch, or let it fail."""
-        batch = {"id": f"batch_{len(self.batches)}", "object": "batch", "created_at": time.time(), **asked}
-        code = self.batch_fails(len(self.batches))
-        errors = {"object": "list", "data": [{"code": code, "message": "no", "line": None, "param": None}]}
-        batch |= {"output_file_id": None, "error_file_id": None, "errors": errors if code else None}
-        self.batches[batch["id"]] = {**batch, "status": "failed" if code else "in_progress"}
-        return self.batches[batch["id"]]
+        batch = {"id": f"batch_{len(self.batches)}", "status": "in_progress", "created_at": time.time(), **asked}
+        if code := self.batch_fails(len(self.batches)):
+            batch |= {"status": "failed", "errors": {"data": [{"code": code, "message": "no"}]}}
+        self.batches[batch["id"]] = batch
+        return batch
 
     def look(self, batch: Json) -> Json:
         """A batch as it is now: it is worked through when its time is over."""
@@ -134,7 +131,7 @@ class Server:
             counts = {"completed": len(lines[True]), "failed": len(lines[False])}
             batch |= {"status": "completed", "request_counts": {**counts, "total": sum(counts.values())}}
             for name, kind in (("output_file_id", True), ("error_file_id", False)):
-                batch[name] = self.add_file(name, "\n".join(lines[kind]).encode())["id"] if lines[kind] else None
+                batch[name] = self.add_file("\n".join(lines[kind]).encode()) if lines[kind] else None
         return batch
 
 
@@ -211,8 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
             case "POST", "chat", "completions":
                 return state.chat(json.loads(data), state.faults, row)
             case "POST", "files":
-                name, content = re.search(rb'filename="([^"]+)".*?\r\n\r\n(.*?)\r\n--', data, re.DOTALL).groups()
-                return 200, state.add_file(name.decode(), content)
+                content = re.search(rb'filename="[^"]+".*?\r\n\r\n(.*?)\r\n--', data, re.DOTALL)[1]
+                return 200, {"id": state.add_file(content)}
             case "GET", "files", file_id, "content" if file_id in state.files:
                 return 200, state.files[file_id]["data"]
             case "POST", "batches":

@@ -15,11 +15,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from annotating import KEY, Asking, asked_of, make_samples, read_lines
+from annotating import KEY, Asking, asked_of, completion, read_lines
 from openai_server import CONTENT, error
 
 from emonb.annotate.ask import connect, server_address
-from emonb.annotate.log import open_answers
+from emonb.annotate.log import Answers
 from emonb.errors import EmonbError
 from emonb.machine import settle
 from emonb.settings import TripletSettings
@@ -30,26 +30,15 @@ FAULTS = {"rate_limit": 0.05, "server_error": 0.03, "unavailable": 0.02, "stall"
 USD = (245 * 2 + 90 * 8) / 1e6  # of an answer of the loopback server
 
 
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    return make_samples(tmp_path_factory.mktemp("images"), 24)
-
-
 @pytest.fixture
-def small(tmp_path, samples):
-    return Asking(tmp_path, samples)
+def small(tmp_path):
+    return Asking(tmp_path, 24)
 
 
 @pytest.fixture(autouse=True)
 def _no_key(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-
-
-def completion(content, **more):
-    message = {"role": "assistant", "content": content}
-    usage = {"prompt_tokens": 100, "completion_tokens": 50}
-    return {"model": "m", "choices": [{"finish_reason": "stop", "message": message}], "usage": usage, **more}
 
 
 def text(number, words="stone door lamp field"):
@@ -77,17 +66,14 @@ def test_every_image_gets_its_triplets(small, monkeypatch):
 
 
 def test_500_images_with_30_percent_faults(tmp_path, monkeypatch):
-    many = Asking(tmp_path, make_samples(tmp_path, 500))
+    many = Asking(tmp_path, 500)
     with asked_of(monkeypatch, faults=FAULTS, stall_s=3) as server:
         assert many.ask(concurrency=16, timeout_s=2) == ""
-    outcomes = {}
-    for row in server.log:
-        outcomes.setdefault(row["image"], []).append(row["outcome"])
-    counted = Counter(outcome for found in outcomes.values() for outcome in found)
+    counted = Counter(row["outcome"] for row in server.log)
     assert set(FAULTS) <= set(counted)
-    assert len(outcomes) == 500
-    for found in outcomes.values():
-        assert "good" not in found[:-1]  # none is asked again after a good answer
+    last = {row["image"]: row["outcome"] for row in server.log}
+    assert len(last) == 500
+    assert [*last.values()].count("good") == counted["good"]  # none is asked again after a good answer
     accepted, rejected = many.accepted, many.rejected
     assert len(accepted) >= 495
     assert len({r["image_id"] for r in [*accepted, *rejected]}) == 500  # each has its triplets or a reason
@@ -100,7 +86,7 @@ def test_500_images_with_30_percent_faults(tmp_path, monkeypatch):
 
 
 def test_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
-    asking = Asking(tmp_path, make_samples(tmp_path, 250))
+    asking = Asking(tmp_path, 250)
     rng, before = random.Random(0), set()
     with asked_of(monkeypatch, latency_s=0.1) as server:
         for _ in range(10):
@@ -129,11 +115,11 @@ def test_kills_lose_at_most_the_requests_in_flight(tmp_path, monkeypatch):
 @pytest.fixture
 def settled():
     """A process as the command line makes it; its signals are given back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGHUP)]
     settle()
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    for handled in before:
+        signal.signal(*handled)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -166,7 +152,7 @@ def test_attempts_without_an_answer_count_as_spent(small, monkeypatch):
     with asked_of(monkeypatch, faults={"stall": 1.0}, max_faults_per_image=1, stall_s=0.4) as server:
         terms = {"max_cost": 0.03, "concurrency": 3, "timeout_s": 0.15}
         assert "raise --max-cost" in small.ask(**terms)
-    with open_answers(small.samples, ["fear"], small.path, TripletSettings(**terms)) as answers:
+    with Answers.opened(small.samples, ["fear"], small.path, TripletSettings(**terms)) as answers:
         most, spent = answers.most_usd, answers.spent["usd"]
     stalled = sum(row["outcome"] == "stall" for row in server.log)
     assert 2 <= stalled < 6
@@ -318,9 +304,7 @@ def test_images_that_a_server_refuses_do_not_block_the_others(small, monkeypatch
 
 def test_answers_of_another_model_are_not_mixed_in(small, monkeypatch):
     with asked_of(monkeypatch, answer=lambda number, _: completion("nonsense")) as server:
-        with pytest.raises(
-            EmonbError, match=r"price of tiny-local, .* is unknown.*--price IN,OUT .*--no-price .*or add"
-        ):
+        with pytest.raises(EmonbError, match=r"price of tiny-local, .* unknown.*--price IN,OUT .*--no-price .*or add"):
             small.ask(model="tiny-local")
         with pytest.raises(EmonbError, match="max_cost: is not kept without a price"):
             small.ask(model="tiny-local", price="none", max_cost=5.0)
@@ -342,21 +326,19 @@ def test_answers_of_another_model_are_not_mixed_in(small, monkeypatch):
         assert {t["asked_of"] for t in small.accepted} == {"gpt-4.1", "gpt-4o"}
 
 
+def ended(finish_reason, **message):
+    return completion("", choices=[{"finish_reason": finish_reason, "message": message}])
+
+
 USELESS = {  # body of an answer, and the reason told
     "empty": (completion(""), "8 answers in a row were empty"),
     "null": (completion(None), "8 answers in a row were empty"),
     "only thoughts": (completion("<think>hm"), r"empty \(only thoughts came; raise triplets.max_output_tokens"),
-    "refused": (completion(None, choices=[{"message": {"refusal": "I can't."}}]), r"were refused \(I can't"),
+    "refused": (ended("stop", refusal="I can't."), r"were refused \(I can't"),
     "refused in words": (completion("I'm sorry, but I can't help with that."), "were refused"),
-    "filtered": (
-        completion("", choices=[{"finish_reason": "content_filter", "message": {}}]),
-        "server's content filter",
-    ),
-    "filtered, as an error": (
-        error(400, "prompt triggered a policy", "content_filter"),
-        r"refused \(prompt triggered",
-    ),
-    "cut": (completion("", choices=[{"finish_reason": "length", "message": {"content": "A"}}]), "were cut off"),
+    "filtered": (ended("content_filter"), "server's content filter"),
+    "filtered, as an error": (error(400, "triggered a policy", "content_filter"), r"refused \(triggered"),
+    "cut": (ended("length", content="A"), "were cut off"),
 }
 
 
@@ -377,12 +359,8 @@ def test_eight_useless_answers_in_a_row_end_the_run(small, monkeypatch, body, re
 
 
 def test_useless_answers_of_several_kinds_or_with_others_between_end_nothing(small, monkeypatch):
-    def answer(number, _):
-        return completion(
-            text(number) if number % 8 == 0 else "" if number % 2 else "I'm sorry, I can't help with it."
-        )
-
-    with asked_of(monkeypatch, answer=answer):
+    useless = ("I'm sorry, I can't help with it.", "")
+    with asked_of(monkeypatch, answer=lambda n, _: completion(useless[n % 2] if n % 8 else text(n))):
         assert small.ask(concurrency=1, near_duplicate=1.0, retries=0) == ""
 
 
@@ -408,9 +386,7 @@ def test_addresses_of_servers_as_people_write_them(small, monkeypatch):
             small.ask()
 
 
-@pytest.mark.parametrize(
-    "proxy", ["socks5://me:secret@127.0.0.1:9", "socks://127.0.0.1:9", "ht!tp://x", "http://x:abc"]
-)
+@pytest.mark.parametrize("proxy", ["socks5://me:secret@[::1]:9", "socks://[::1]:9", "ht!tp://x", "http://x:abc"])
 def test_proxies_that_cannot_be_used_are_one_line_at_once(small, monkeypatch, proxy):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("ALL_PROXY", proxy)
@@ -418,39 +394,28 @@ def test_proxies_that_cannot_be_used_are_one_line_at_once(small, monkeypatch, pr
         small.ask()
     assert "secret" not in str(caught.value)
     assert ("httpx[socks]" in str(caught.value)) == ("socks5" in proxy)
-    with asked_of(monkeypatch):
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with asked_of(monkeypatch):  # a server of this machine is asked past it
         assert small.ask() == ""
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    monkeypatch.setenv("NO_PROXY", "api.openai.com")
+    connect(TripletSettings()).close()
 
 
-def test_a_server_of_this_machine_is_asked_past_a_proxy(small, monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    with asked_of(monkeypatch):
-        assert small.ask() == ""
-
-
-def test_a_page_instead_of_answers_is_said_after_few_requests(small, monkeypatch):
+def test_a_page_instead_of_answers_or_nobody_there_is_said_after_few_requests(small, monkeypatch):
     with asked_of(monkeypatch, answer=lambda *_: (200, b"<html>Sign in to the campus network</html>")) as server:
         with pytest.raises(EmonbError, match=r"127.0.0.1: .* not a chat completion; set OPENAI_BASE_URL up to"):
             small.ask(concurrency=2)
         assert len(server.log) <= 6
-    assert not small.accepted
-
-
-def test_where_no_server_listens_few_requests_tell(small, monkeypatch):
-    with asked_of(monkeypatch) as server:
-        pass
     start = time.monotonic()
     with pytest.raises(EmonbError, match=r"127.0.0.1: Connection error"):
         small.ask()
     assert time.monotonic() - start < 3
-    assert not server.log
+    assert not small.accepted
 
 
 def test_an_unreadable_picture_is_left_out_with_its_reason(tmp_path, monkeypatch):
-    asking = Asking(tmp_path, make_samples(tmp_path, 12))
-    broken = Path(asking.samples["path"][3])
-    broken.write_bytes(broken.read_bytes()[:60])
+    asking = Asking(tmp_path, 12)
+    os.truncate(asking.samples["path"][3], 60)
     with asked_of(monkeypatch):
         assert asking.ask() == ""
     assert len(asking.accepted) == 11
@@ -460,7 +425,7 @@ def test_an_unreadable_picture_is_left_out_with_its_reason(tmp_path, monkeypatch
 MODEL = "/home/somebody/models/qwen"
 
 
-def test_neither_key_nor_path_gets_out(small, samples, monkeypatch):
+def test_neither_key_nor_path_gets_out(small, monkeypatch):
     with pytest.raises(EmonbError, match=r"OPENAI_API_KEY is not set: .*--annotator offline"):
         small.ask()
     monkeypatch.setenv("OPENAI_BASE_URL", "")
@@ -486,7 +451,7 @@ def test_neither_key_nor_path_gets_out(small, samples, monkeypatch):
         small.ask(model=MODEL, price="none")
     written = "".join(path.read_text() for path in small.path.parent.glob("*.jsonl"))
     assert {t["asked_of"] for t in small.accepted} == {"qwen"}
-    folder = str(Path(samples["path"][0]).parent)
+    folder = str(Path(small.samples["path"][0]).parent)
     for secret in (KEY, "pass-word", "bWU6cGFzcy13b3Jk", "/srv/private", "somebody", folder):
         assert secret not in "\n".join([shown, written, *small.said]), secret
 
@@ -513,14 +478,14 @@ def test_a_full_disk_is_said_and_leaves_whole_lines(small, monkeypatch):
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """Three images with triplets."""
-    asking = Asking(tmp_path, make_samples(tmp_path, 3))
+    asking = Asking(tmp_path, 3)
     with asked_of(monkeypatch):
         asking.ask()
     return asking
 
 
 def reopened(asking):
-    with open_answers(asking.samples, ["fear"], asking.path, TripletSettings()) as answers:
+    with Answers.opened(asking.samples, ["fear"], asking.path, TripletSettings()) as answers:
         return answers
 
 
@@ -552,7 +517,7 @@ def test_damage_in_the_middle_is_named_not_guessed(written):
 
 
 def test_two_writers_would_pay_twice_and_offline_triplets_give_way(written):
-    held = open_answers(written.samples, ["fear"], written.path, TripletSettings())
+    held = Answers.opened(written.samples, ["fear"], written.path, TripletSettings())
     with held, pytest.raises(EmonbError, match="another process is asking"):
         reopened(written)
     written.path.write_text(written.path.read_text().replace('"openai"', '"offline"'))

@@ -10,21 +10,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from annotating import Asking, asked_of, make_samples
+from annotating import Asking, asked_of
 
 from emonb.errors import EmonbError
 
 KEPT = Path(__file__).parent / "kept" / "triplets"
 
 
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    return make_samples(tmp_path_factory.mktemp("images"), 30)
-
-
 @pytest.fixture
-def small(tmp_path, samples):
-    return Asking(tmp_path, samples)
+def small(tmp_path):
+    return Asking(tmp_path, 30)
 
 
 @pytest.fixture
@@ -162,26 +157,6 @@ def test_large_files_are_split_and_other_forms_found(small, server):
     assert {t["answer_format"] for t in small.accepted} == {"sections"}
 
 
-def test_odd_results_cost_their_images_alone_and_half_a_file_nothing(small, server):
-    server.batch_seconds = 3600
-    ask(small, batch_requests=50, patient=False)
-    server.batch_seconds = 0
-    batch = server.look(next(iter(server.batches.values())))
-    file = server.files[batch["output_file_id"]]
-    whole = file["data"].splitlines()
-    file["data"] = b"\n".join(whole[:20])
-    with pytest.raises(EmonbError, match="20 answers came, and not all of 30; start again"):
-        ask(small)
-    odd = [json.loads(line) for line in whole[:3]]
-    odd[0]["response"], odd[1]["response"]["body"], odd[2]["response"]["body"]["choices"] = "<b>", [1], {"x": 1}
-    file["data"] = b"\n".join([b"[1]", b'{"custom_id": {}}', *(json.dumps(o).encode() for o in odd), *whole[3:], b"{"])
-    ask(small)
-    small.assert_complete(30)
-    assert server.paid == 33
-    assert any("2 answers are of no image of ours" in line for line in small.said)
-    assert sorted(r["reason"] for r in small.rejected) == ["empty", "no answer", "no answer"]
-
-
 def fetched(server, asking, change):
     """A batch that is over, whose lines `change` changes before they are fetched."""
     server.batch_seconds = 3600
@@ -191,6 +166,20 @@ def fetched(server, asking, change):
     file = server.files[batch["output_file_id"]]
     file["data"] = b"\n".join(change(file["data"].splitlines(), batch))
     return ask(asking)
+
+
+def test_odd_results_cost_their_images_alone(small, server):
+    def odd(lines, _):
+        broken = [json.loads(line) for line in lines[:3]]
+        broken[0]["response"], broken[1]["response"]["body"] = "<b>", [1]
+        broken[2]["response"]["body"]["choices"] = {"x": 1}
+        return [b"[1]", b'{"custom_id": {}}', *(json.dumps(line).encode() for line in broken), *lines[3:], b"{"]
+
+    assert fetched(server, small, odd) == ""
+    small.assert_complete(30)
+    assert server.paid == 33
+    assert any("2 answers are of no image of ours" in line for line in small.said)
+    assert sorted(r["reason"] for r in small.rejected) == ["empty", "no answer", "no answer"]
 
 
 def test_custom_ids_that_are_there_twice_are_told_and_kept(small, server):
@@ -213,10 +202,11 @@ def test_an_empty_batch_is_told_and_not_submitted_again(small, server):
     small.assert_complete(30)
 
 
-def test_an_empty_file_of_answers_that_were_paid_is_fetched_again(small, server):
+@pytest.mark.parametrize(("lines", "came"), [(0, "its files are empty"), (20, "20 answers came, and not all")])
+def test_answers_that_were_paid_and_did_not_come_are_fetched_again(small, server, lines, came):
     whole = []
-    with pytest.raises(EmonbError, match=r"its files are empty of 30; start again to fetch them"):
-        fetched(server, small, lambda lines, _: whole.extend(lines) or [])
+    with pytest.raises(EmonbError, match=f"{came} of 30; start again to fetch them"):
+        fetched(server, small, lambda there, _: whole.extend(there) or there[:lines])
     server.files[server.batches["batch_0"]["output_file_id"]]["data"] = b"\n".join(whole)
     assert ask(small) == ""
     assert_complete(small, server)
@@ -244,7 +234,7 @@ def test_what_is_gone_at_the_server_is_said(small, server):
 @pytest.fixture
 def kept(tmp_path, server):
     """That folder, and the server that has its batches."""
-    asking = Asking(tmp_path, make_samples(tmp_path, 18))
+    asking = Asking(tmp_path, 18)
     shutil.copytree(KEPT, asking.path.parent)
     state = json.loads((KEPT / "server.json").read_text())
     server.files |= {name: {**file, "data": file["data"].encode()} for name, file in state["files"].items()}

@@ -16,16 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from emonb.annotate import request as module
-from emonb.annotate.request import (
-    FORMS,
-    Answer,
-    encode_picture,
-    estimate_table,
-    parse_reply,
-    parse_sections,
-    read_reply,
-    without_thoughts,
-)  # fmt: skip
+from emonb.annotate.request import FORMS, Answer, encode_picture, estimate_table, parse_reply, parse_sections
 from emonb.errors import EmonbError
 from emonb.settings import TripletSettings
 
@@ -85,7 +76,7 @@ READABLE = [
     "Conversation: A dark street.\nReasoning: Nobody is near.\nKey elements: street, lamp",
     "**Conversation:** A dark street.\n\n**Reasoning**: Nobody is near.\n\n**Key Elements:** street, lamp",
     "### 1. Conversation\nA dark street.\n\n## Reasoning\nNobody is near.\n### Key visual elements\nlamp",
-    "1) conversation - A dark street.\n2) REASONING - Nobody is near.",
+    "1) conversation - A dark street.\r\n\r\n**2) REASONING** - Nobody is near.",
     "```text\nConversation:\nA dark street.\n\nReasoning:\nNobody is near.\n```",
     "Categorical: fear\nConversation: A dark street.\nReasoning: Nobody is near.",
     '"Conversation": A dark street.\n"Reasoning": Nobody is near.',
@@ -95,14 +86,8 @@ READABLE = [
 MORE = ({**GOOD, "mood": "x"}, {**GOOD, "key_elements": "street"}, [GOOD], {"it": GOOD})
 READABLE += [*map(json.dumps, MORE), repr(GOOD), "{a}: " * 3 + json.dumps(GOOD), json.dumps(GOOD)[:-1] + ",}"]
 READABLE += [json.dumps({"Conversation": GOOD["conversation"], "Reasoning": GOOD["reasoning"], "Key elements": []})]
-UNREADABLE = [
-    "",
-    "text",
-    "{",
-    '{"conversation": "a"}',
-    json.dumps({"conversation": 1, "reasoning": []}),
-    json.dumps(GOOD)[:-9],
-]
+MISSING = {"conversation": 1, "reasoning": []}
+UNREADABLE = ["", "text", "{", '{"conversation": "a"}', json.dumps(MISSING), json.dumps(GOOD)[:-9]]
 
 
 def test_json_and_sections_are_read_tolerantly():
@@ -119,7 +104,7 @@ def test_odd_texts_are_read_quickly():
     for text in ("\n" * 20_000, "* \n" * 20_000, "- " * 20_000, "1. " * 20_000, "#" * 50_000):
         parse_sections(text)
     for text in ("{" * 50_000, "<think>" * 20_000, "</think>" * 20_000, "{'a':" * 5000, "<" * 50_000):
-        parse_reply([without_thoughts(text)], "schema")
+        parse_reply([module.without_thoughts(text)], "schema")
     assert time.process_time() - start < 2
 
 
@@ -138,15 +123,12 @@ THOUGHTS = [
 def test_thoughts_are_no_answer_and_their_tokens_count():
     def said(content, total=150, **more):
         usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": total}
-        return read_reply({"choices": [{"message": {"content": content, **more}}], "usage": usage})
+        return module.read_reply({"choices": [{"message": {"content": content, **more}}], "usage": usage})
 
     for thought in THOUGHTS:
         reply = said(thought.replace("{}", json.dumps(GOOD)))
         assert (reply["text"], reply["thought"]) == (json.dumps(GOOD), True), thought
-        assert reply["usage"] == {
-            "prompt_tokens": 100,
-            "completion_tokens": 50,
-        }  # some count thoughts in the total alone
+        assert [*reply["usage"].values()] == [100, 50]  # some count thoughts in the total alone
     assert said("<think>Conversation: a.\nReasoning: b.")["text"] == ""  # cut, or never ended
     assert said(None, reasoning_content=json.dumps(GOOD))["text"] == ""
     assert said([{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "y"}], total=120)["text"] == "y"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from annotating import EMOTIONS, asked_of, make_samples, read_lines
+from annotating import EMOTIONS, asked_of, completion, make_samples
 from exploring import world
 from synthetic import synthetic
 from test_explorer import data_of
@@ -25,19 +22,13 @@ from emonb.run import open_run
 from emonb.settings import TripletSettings, load_settings
 from emonb.show.explorer import explorer_html
 
-USD = (300 * 2 + 12 * 8) / 1e6  # of an answer below, by gpt-4.1
-
-
-def said(text, **more):
-    usage = {"prompt_tokens": 300, "completion_tokens": 12}
-    message = {"role": "assistant", "content": text}
-    return {"model": "m", "choices": [{"finish_reason": "stop", "message": message}], "usage": usage, **more}
+USD = (100 * 2 + 50 * 8) / 1e6  # of an answer, by gpt-4.1
 
 
 def guess(n, request):
     """A model that names an emotion of those it is offered, and talks of something else every fifth time."""
     offered = request["messages"][1]["content"][1]["text"].split("one of: ")[1].split(".")[0].split(", ")
-    return said("A quiet street." if n % 5 == 0 else f"{{'emotion': '{random.Random(n).choice(offered)}'}}")
+    return completion("A quiet street." if n % 5 == 0 else f"{{'emotion': '{random.Random(n).choice(offered)}'}}")
 
 
 class Served:
@@ -102,58 +93,34 @@ def test_a_part_is_the_same_part_of_every_larger_one(served, monkeypatch):
         assert set(few["image_id"]) != set(served.samples["image_id"][:6]), "not the first, which are of one kind"
 
 
-def test_after_a_kill_nothing_is_paid_twice(served, monkeypatch):
-    with asked_of(monkeypatch, answer=guess, latency_s=0.1) as server:
-        process = os.fork()
-        if not process:
-            served.ask(concurrency=3)
-            os._exit(0)
-        while len(read_lines(served.path)) < 5:
-            time.sleep(0.01)
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        with served.path.open("ab") as file:
-            file.write(b'{"image_id": "half a li')
-        time.sleep(0.3)  # what was in flight is in the server's log
-        there, paid = served.path.read_bytes().count(b"\n"), server.paid
-        frame, stopped = served.ask()
-        assert (len(frame), stopped) == (24, "")
-        assert server.paid - paid == 24 - there
-        assert server.paid - 24 <= 3
-
-
-def test_the_limit_on_the_cost_is_kept_and_counts_earlier_runs(served, monkeypatch):
+def test_the_limit_on_the_cost_is_kept_and_nothing_is_paid_twice(served, monkeypatch):
     with asked_of(monkeypatch, answer=guess) as server:
-        frame, stopped = served.ask(max_cost=0.02, concurrency=2)
+        frame, stopped = served.ask(max_cost=0.015, concurrency=2)
         assert "raise --max-cost" in stopped
         assert 0 < len(frame) == server.paid < 24
-        assert server.paid * USD < 0.02
-        part, _ = served.ask(max_cost=0.02)
+        assert server.paid * USD < 0.015
+        with served.path.open("ab") as file:
+            file.write(b'{"image_id": "half a li')  # as a kill leaves it
+        part, _ = served.ask(max_cost=0.015)
         assert len(part) == len(frame) == server.paid
         assert len(served.ask(max_cost=5.0)[0]) == server.paid == 24
 
 
-@pytest.mark.parametrize(("text", "reason"), [("", "empty"), ("I'm sorry, but I can't help.", "refused"),
-                                              ("A quiet street.", "unparsable")])  # fmt: skip
-def test_eight_useless_answers_in_a_row_end_it(served, monkeypatch, text, reason):
-    with asked_of(monkeypatch, answer=lambda n, request: said(text)) as server:
+def test_a_model_that_names_no_emotion_is_ended_and_one_that_names_some_may_fail_often(served, monkeypatch):
+    named = []
+    with asked_of(monkeypatch, answer=lambda n, _: completion(named.pop() if named else "A street.")) as server:
         frame, stopped = served.ask(concurrency=1)
-        assert f"8 answers in a row were {reason}" in stopped
-        assert len(frame) == server.paid == 8
-        assert not frame["parsed"].any()
-
-
-def test_a_model_that_names_some_emotion_may_fail_often(served, monkeypatch):
-    with asked_of(monkeypatch, answer=lambda n, request: said("joy" if n == 1 else "A street.")) as server:
+        assert "8 answers in a row were unparsable" in stopped
+        assert (len(frame), frame["parsed"].any()) == (server.paid, False) == (8, False)
+        named.append("joy")
         frame, stopped = served.ask(concurrency=1)
-        assert (stopped, server.paid) == ("", 24)
-        assert frame["parsed"].sum() == 1
+        assert (stopped, server.paid, frame["parsed"].sum()) == ("", 24, 1)
 
 
 def test_a_label_in_an_answer_that_is_cut_off_counts_and_one_in_a_refusal_does_not(served, monkeypatch):
     cut = {"finish_reason": "length", "message": {"role": "assistant", "content": "{'emotion': 'joy'} because the"}}
     refused = "I'm sorry, but I can't identify joy in this."
-    with asked_of(monkeypatch, answer=lambda n, r: said("", choices=[cut]) if n % 2 else said(refused)):
+    with asked_of(monkeypatch, answer=lambda n, r: completion("", choices=[cut]) if n % 2 else completion(refused)):
         frame, _ = served.ask(concurrency=1)
     assert frame["prediction"].value_counts().to_dict() == {"joy": 12, "": 12}
 

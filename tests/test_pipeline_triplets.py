@@ -6,7 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from annotating import EMOTIONS, Asking, asked_of, make_samples
+from annotating import EMOTIONS, Asking, asked_of
 
 from emonb.annotate import show_offline
 from emonb.errors import EmonbError
@@ -19,9 +19,8 @@ from emonb.triplets import read_triplets, source_note
 @pytest.fixture
 def small(tmp_path):
     """Twelve training images; `small.stage(...)` is the stage's result as a table."""
-    asking = Asking(tmp_path, make_samples(tmp_path / "samples", 12).assign(brightness=0.5, colorfulness=0.5))
-    folder = tmp_path / "samples"
-    asking.samples.to_parquet(folder / "samples.parquet")
+    asking, folder = Asking(tmp_path, 12), tmp_path / "samples"
+    asking.samples.assign(brightness=0.5, colorfulness=0.5).to_parquet(folder / "samples.parquet")
     (folder / "meta.json").write_text(json.dumps({"labels": EMOTIONS, "root": "."}))
     (folder / "provenance.json").write_text('{"digest": "0"}')
     samples, store = Artifact("samples", "small", "0", folder), Store(tmp_path / "artifacts")

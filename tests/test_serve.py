@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from annotating import Asking, make_samples
+from annotating import Asking
 from conftest import wait_for
 
 from emonb.files import resource_path
@@ -53,7 +53,7 @@ def test_triplets_from_a_server_of_one_s_own(tmp_path, serving, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", serving)
     monkeypatch.setenv("OPENAI_API_KEY", "unused")
     listed = json.load(urllib.request.urlopen(f"{serving}/models"))["data"]
-    asking = Asking(tmp_path, make_samples(tmp_path, 18))
+    asking = Asking(tmp_path, 18)
     terms = {"retries": 0, "min_words": 3, "near_duplicate": 1.0, "timeout_s": 60, "price": "none"}
     assert asking.ask(model="stand-in", concurrency=2, **terms) == ""
     assert len(asking.accepted) >= 3, asking.said

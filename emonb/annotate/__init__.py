@@ -17,15 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emonb.annotate.log import (
-    Log,
-    emotion_records,
-    lock_answers,
-    open_answers,
-    open_batches,
-    open_emotions,
-    refuse_open_batches,
-)
+from emonb.annotate.log import Answers, Emotions, Log, emotion_records, lock_answers, open_batches, refuse_open_batches
 from emonb.errors import EmonbError
 from emonb.files import atomic_write
 from emonb.predictions import one_word_predictions
@@ -55,7 +47,7 @@ def write_triplets(
         EmonbError: nothing can be asked (no key, unknown model, no credit left, server down, damaged files).
             Answers that arrived before are on disk.
     """
-    with open_answers(samples, labels, path, settings, batch=batch) as answers:
+    with Answers.opened(samples, labels, path, settings, batch) as answers:
         return _ask(answers, say, batch, patient)
 
 
@@ -91,8 +83,8 @@ def ask_emotions(
     Raises:
         EmonbError: as in `write_triplets`.
     """
-    with open_emotions(samples, labels, path, settings, images) as answers:
-        stopped, said = _ask(answers, say), answers.said
+    with Emotions.opened(samples, labels, path, settings, images) as answers:
+        stopped, said = _ask(answers, say), answers.done
     seen = samples[samples["image_id"].isin([*said])]
     named, texts = ([said[image_id][field] for image_id in seen["image_id"]] for field in ("emotion", "text"))
     about = (seen["image_id"], ["test"] * len(seen), seen["label"])

@@ -14,19 +14,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import openai
 
-from emonb.annotate.log import Answers, Log, batches_path, open_batches, refuse_open_batches, unassigned_path
+from emonb.annotate.log import BATCHES, UNASSIGNED, Answers, Log, open_batches, refuse_open_batches
 from emonb.annotate.request import dig, encode_picture, read_reply, scrub
 from emonb.errors import EmonbError, UnreadablePicture
 from emonb.files import write_json
 from emonb.progress import progress
 from emonb.settings import TripletSettings
-from emonb.triplets import json_lines, rejected_path
+from emonb.triplets import REJECTED, Record, json_lines
 
 _LIMIT = "the next answer could exceed the limit of ${:g}; raise --max-cost to go on"
 _MINUTE = 61.0  # seconds; requests travel for different times, and the server counts arrivals
@@ -86,9 +85,8 @@ def connect(settings: TripletSettings) -> openai.OpenAI:
     where = {"api_key": key or "none", "base_url": base_url or "https://api.openai.com/v1"}
     host = urlsplit(where["base_url"]).hostname
     try:
-        client = openai.DefaultHttpxClient(trust_env=not proxy_bypass(host))
-        if host in ("localhost", "127.0.0.1", "::1", "0.0.0.0"):
-            client = openai.DefaultHttpxClient(trust_env=False)
+        direct = host in ("localhost", "127.0.0.1", "::1", "0.0.0.0") or proxy_bypass(host)
+        client = openai.DefaultHttpxClient(trust_env=not direct)
         patience = {"max_retries": settings.transport_retries, "timeout": settings.timeout_s}
         return openai.OpenAI(**where, **patience, http_client=client)
     except Exception as error:  # what the SDK's HTTP library, which differs by version, makes of the shell's proxies
@@ -116,11 +114,6 @@ def _said_by(error: Exception) -> str:
     return scrub(str(words or f"{error} ({type(error.__cause__ or error).__name__})"))
 
 
-def _filtered(error: Exception) -> bool:
-    """Whether it is the provider's content filter that refused, which some tell as an error instead of an answer."""
-    return getattr(error, "code", None) in ("content_filter", "content_policy_violation")
-
-
 # ---- one by one ----------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +131,7 @@ class Online:
         self.sdk = connect(self.settings).with_options(max_retries=0)  # retries keep the limits, too
         answers.limit, self.other_limit = _token_limits(self.sdk)
         self.waiting, self.attempts = deque(answers.missing()), Counter[str]()
-        self.under_way = set[Future[dict[str, Any] | None]]()
+        self.under_way = set[Future[Record | None]]()
         self.next_at, self.lost, self.in_a_row = 0.0, 0.0, 0
 
     def run(self) -> str:
@@ -183,9 +176,9 @@ class Online:
             else:
                 return
 
-    def _ask(self, row: dict[str, Any], form: str) -> dict[str, Any] | None:
+    def _ask(self, row: Record, form: str) -> Record | None:
         """In a thread: ask for an image and write down what came; returns the image if it is to be asked for again."""
-        replies, error, start = list[dict[str, Any]](), None, time.monotonic()
+        replies, error, start = list[Record](), None, time.monotonic()
         try:
             picture = encode_picture(row["path"], self.settings.max_side)
             for body in self.answers.requests(row, picture, form):
@@ -203,7 +196,7 @@ class Online:
             self.in_a_row = self.attempts[row["image_id"]] = 0
             return row if self.answers.is_missing(row["image_id"]) else None
 
-    def _failed(self, row: dict[str, Any], form: str, replies: list[dict[str, Any]], error: Exception) -> bool:
+    def _failed(self, row: Record, form: str, replies: list[Record], error: Exception) -> bool:
         """Whether an image that got no (whole) answer is to be asked for again; if not, that is written down.
 
         Raises `EmonbError` where it is not the image's fault: the key, the model, no credit, the server is down.
@@ -224,8 +217,9 @@ class Online:
                 self.answers.limit, again = self.other_limit, self.attempts[image_id] == 1
             elif form == "schema" and re.search("response_format|schema", said):  # or another form
                 self.answers.unread[form], again = math.inf, self.settings.answer_format == "auto"
-        if replies or not again:
-            self.answers.receive(row, replies, form, _said_by(error), filtered=_filtered(error))
+        if replies or not again:  # some providers tell of their content filter by an error instead of an answer
+            filtered = getattr(error, "code", None) in ("content_filter", "content_policy_violation")
+            self.answers.receive(row, replies, form, _said_by(error), filtered)
         # a server that answers others may refuse some images for good
         self.in_a_row += not again and (status not in (400, 413, 422) or not self.answers.spent["answers"])
         nobody = type(error.__cause__).__name__ == "ConnectError" or isinstance(error, ValueError)
@@ -275,9 +269,9 @@ class Batches:
             self.say(f"{len(self.open)} batches are under way at the server; the same command fetches them")
         return stopped or limit
 
-    def _note(self, batches: list[dict[str, Any]]) -> None:
+    def _note(self, batches: list[Record]) -> None:
         self.open = batches
-        write_json(batches_path(self.answers.path), {"parts": batches})
+        write_json(self.answers.path.with_suffix(BATCHES), {"parts": batches})
 
     def _submit_missing(self) -> str:
         """Batches of all that is missing, as large as the API and the money allow; returns why not of all."""
@@ -329,7 +323,7 @@ class Batches:
             time.sleep(self.settings.batch_poll_s if self.open else 0)
         return not self.open
 
-    def _look(self, batch: dict[str, Any]) -> None:
+    def _look(self, batch: Record) -> None:
         """If a batch is over, merge its answers; raises `EmonbError` if it was refused or cancelled."""
         found = self.sdk.batches.retrieve(batch["batch_id"])
         if found.status not in ("completed", "expired", "cancelled", "failed"):
@@ -349,12 +343,12 @@ class Batches:
             why = "; ".join(f"{error.code}: {error.message}" for error in (found.errors and found.errors.data) or [])
             raise EmonbError(f"{self.sdk.base_url.host}: {batch['name']} {found.status} ({scrub(why)}); start again")
 
-    def _merge(self, batch: dict[str, Any], lines: list[bytes]) -> None:
+    def _merge(self, batch: Record, lines: list[bytes]) -> None:
         """Judge the answers of a batch; a merge that was interrupted goes on where it was."""
-        rejected = [record for _, record in json_lines(rejected_path(self.answers.path))]
-        merged = {record["image_id"] for record in rejected if record.get("batch") == batch["name"]}
+        rejected = [record for _, record in json_lines(self.answers.path.with_suffix(REJECTED))]
+        over = self.answers.done.keys() | {r["image_id"] for r in rejected if r.get("batch") == batch["name"]}
         known = {_custom_id(row): row for row in self.answers.rows}
-        rows = {name: row for name, row in known.items() if row["image_id"] not in self.answers.done | merged}
+        rows = {name: row for name, row in known.items() if row["image_id"] not in over}
         more = {"batch": batch["name"], "asked_of": batch["asked_of"], "prompt_sha256": batch["prompt_sha256"]}
         once, odd = set[str](), Counter[str]()
         for text in filter(None, map(bytes.strip, lines)):
@@ -367,7 +361,7 @@ class Batches:
                 self.answers.keep(text)
             once.add(name)
             if row := rows.pop(name, None):
-                replies, body = list[dict[str, Any]](), dig(line, "response", "body")
+                replies, body = list[Record](), dig(line, "response", "body")
                 with suppress(ValueError):
                     replies.append(read_reply(body))
                 why = f"status {dig(line, 'response', 'status_code')}: {json.dumps(body or dig(line, 'error'))}"
@@ -375,11 +369,11 @@ class Batches:
                     self.answers.unread[batch["form"]] = math.inf
                 self.answers.receive(row, replies, batch["form"], "" if replies else why, **more)
         for what, count in odd.items():
-            kept = unassigned_path(self.answers.path).name
+            kept = self.answers.path.with_suffix(UNASSIGNED).name
             self.say(f"{batch['name']}: {count:,} answers {what}; they are kept in {kept}")
         self._note([other for other in self.open if other is not batch])
 
 
-def _custom_id(row: dict[str, Any]) -> str:
+def _custom_id(row: Record) -> str:
     """Short and free of odd characters; the same in every run."""
     return hashlib.sha256(row["image_id"].encode()).hexdigest()[:40]

@@ -14,14 +14,13 @@ import json
 import math
 import os
 import re
-from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -32,7 +31,9 @@ from emonb.data import parse_emotion
 from emonb.errors import EmonbError
 from emonb.files import locked, make_folder
 from emonb.settings import TripletSettings
+from emonb.triplets import Record
 
+BATCHES, UNASSIGNED = ".batches.json", ".unassigned.txt"  # beside `<dataset>.jsonl`; lines that belong to no image
 _NO_ANSWER, _UNREAD, _UNPARSABLE = "no answer", "not in the asked form", "unparsable"
 _USELESS = ("refused", "cut off", "empty")  # a next answer is likely to be the same
 _USELESS_IN_A_ROW = 8  # of one kind, in the order of arrival; ours: few enough to cost cents, with eight at a time
@@ -46,34 +47,14 @@ def lock_answers(path: Path) -> AbstractContextManager[None]:
     return locked(path.with_name(f".{path.stem}.lock"), f"{busy}: nothing shall be paid twice")
 
 
-@contextmanager
-def open_emotions(
-    samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, images: int = 0
-) -> Iterator[Emotions]:
-    """The emotions that a served model names for images, locked and mended; arguments and errors as for `Emotions`."""
-    with lock_answers(path):
-        _mend(path)
-        yield Emotions(samples.to_dict("records"), labels, path, settings, images)
-
-
-@contextmanager
-def open_answers(
-    samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, *, batch: bool = False
-) -> Iterator[Answers]:
-    """The answers of a dataset, locked and mended; raises `EmonbError` for a second writer or a damaged line."""
-    with lock_answers(path):
-        if path.is_file() and not room.has_paid_answers(path):
-            path.unlink()  # the offline annotator's: its artefact is in the store
-        for file in (path, room.rejected_path(path)):
-            _mend(file)
-        yield Answers(samples, labels, path, settings, batch)
-
-
-class Log(ABC):
+class Log:
     """What a paid model is asked about images, what it said and what that cost; `Answers` and `Emotions` are such.
 
+    These say what is asked (`requests`: the bodies for one image), judge what came (`_judge`: the answer, or (reason,
+    detail) why it cannot be used), and put it on disk (`_write`: the answer, or None and the record of why).
+
     Attributes:
-        rows: the images that may be asked for.
+        rows: the images that may be asked for; `done`: image -> the record of its answer, for those that have one.
         asked: model and hash of the prompt that are asked now; `limit`: what the server calls the token limit.
         unread: form -> answers that were not in it; minus infinity once one was, infinity if the server refuses it.
         most, most_usd: tokens in and out that one request takes at most, and what these cost.
@@ -84,35 +65,30 @@ class Log(ABC):
 
     form: str  # to ask in now
 
-    def __init__(
-        self,
-        rows: list[dict[str, Any]],
-        labels: Sequence[str],
-        path: Path,
-        settings: TripletSettings,
-        prompt_sha256: str,
-        forms: Sequence[Sequence[dict[str, Any]]],
-        batch: bool = False,
-    ) -> None:
-        """`forms`: bodies of the requests for an image, in each form that may be asked."""
-        self.rows, self.labels, self.path, self.settings, self.batch = rows, labels, path, settings, batch
-        self.limit = "max_tokens"
-        self.asked = (asking.public_name(settings.model), prompt_sha256)
+    @classmethod
+    @contextmanager
+    def opened(cls, samples: pd.DataFrame, labels: Sequence[str], path: Path, *terms: Any) -> Iterator[Self]:
+        """The log of a dataset, locked and mended; raises `EmonbError` for a second writer or a damaged line."""
+        with lock_answers(path):
+            for file in (path, path.with_suffix(room.REJECTED)):
+                _mend(file)
+            yield cls(samples, labels, path, *terms)
+
+    def __init__(self, path: Path, settings: TripletSettings, prompt: str, bodies: list[Record], batch: bool) -> None:
+        """`bodies`: the requests for an image, in each form that may be asked."""
+        self.path, self.settings, self.batch, self.limit = path, settings, batch, "max_tokens"
+        self.asked = (asking.public_name(settings.model), prompt)
         self.prices = asking.load_prices(settings)
         self.price = asking.find_price(self.prices, self.asked[0])
-        self.most = max(asking.most_tokens(settings, bodies, self.price["image"]) for bodies in forms)
+        self.most = asking.most_tokens(settings, bodies, self.price["image"])
         self.most_usd = asking.cost(self.price, *self.most, batch=batch)
-        self.unread, self.spent = Counter[str](), Counter[str]()
+        self.unread, self.spent, self.done = Counter[str](), Counter[str](), dict[str, Record]()
         self.max_cost = math.inf if settings.price == "none" else settings.max_cost
         self.useless, self._alike = "", ("", 0)
 
-    @abstractmethod
     def is_missing(self, image_id: str) -> bool:
         """Whether an image is to be asked for."""
-
-    @abstractmethod
-    def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
-        """Bodies of the requests for one image."""
+        return image_id not in self.done
 
     def check_fit(self) -> None:
         """Before anything is asked: raise `EmonbError` for a limit on the cost without a price."""
@@ -127,18 +103,12 @@ class Log(ABC):
         """Whether so much more keeps the limit."""
         return math.isinf(self.max_cost) or self.spent["usd"] + usd <= self.max_cost
 
-    def missing(self) -> list[dict[str, Any]]:
+    def missing(self) -> list[Record]:
         """Images that are to be asked for."""
         return [row for row in self.rows if self.is_missing(row["image_id"])]
 
     def receive(
-        self,
-        row: dict[str, Any],
-        replies: Sequence[dict[str, Any]],
-        form: str,
-        problem: str = "",
-        filtered: bool = False,
-        **more: Any,
+        self, row: Record, replies: Sequence[Record], form: str, problem: str = "", filtered: bool = False, **more: Any
     ) -> None:
         """Judge what the server said to a form of the question about one image, and write it down.
 
@@ -168,18 +138,10 @@ class Log(ABC):
             remedy = "choose another model, or other settings of triplets, and start again (what was paid is kept)"
             self.useless = f"{_USELESS_IN_A_ROW} answers in a row were {said}; {remedy}"
 
-    @abstractmethod
-    def _judge(self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str) -> Any:
-        """The answer, or (reason, detail) why it cannot be used."""
-
-    @abstractmethod
-    def _write(self, row: dict[str, Any], verdict: Any, record: dict[str, Any]) -> None:
-        """Put an answer on disk, or, where it is None, the record of why there is none."""
-
     def _is_useless(self, reason: str) -> bool:
         return reason in _USELESS
 
-    def _note_cost(self, record: dict[str, Any]) -> None:
+    def _note_cost(self, record: Record) -> None:
         if usage := record.get("usage"):
             tokens = {name: usage.get(name) or 0 for name in TOKENS}
             price = asking.find_price(self.prices, _asked(record)[0])
@@ -197,31 +159,29 @@ class Log(ABC):
 
 
 class Answers(Log):
-    """Accepted and rejected answers about the training images of one dataset; use `open_answers`.
+    """Accepted and rejected answers about the training images of one dataset; use `opened`.
 
-    Attributes:
-        done: images that have their triplets.
-        tries: image -> why its answers were rejected, and the form of those that could not be read.
+    `tries`: image -> why its answers were rejected, and the form of those that could not be read.
     """
 
     def __init__(
-        self, samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, batch: bool
+        self, samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, batch: bool = False
     ) -> None:
-        rows, prompt = samples[samples["split"] == "train"].to_dict("records"), room.prompts_sha256("annotator.yaml")
-        forms = [asking.sample_requests(settings, labels, form, "x" * 300) for form in FORMS]
-        super().__init__(rows, labels, path, settings, prompt, forms, batch)
-        self.done, self.tries = set[str](), defaultdict[str, list[tuple[str, str]]](list)
+        if path.is_file() and not room.has_paid_answers(path):
+            path.unlink()  # the offline annotator's: its artefact is in the store
+        bodies = [body for form in FORMS for body in asking.sample_requests(settings, labels, form, "x" * 300)]
+        super().__init__(path, settings, room.prompts_sha256("annotator.yaml"), bodies, batch)
+        self.rows, self.labels = samples[samples["split"] == "train"].to_dict("records"), labels
+        self.tries = defaultdict[str, list[tuple[str, str]]](list)
         self._seen = room.NearDuplicates(settings.near_duplicate)
         for _, group in groupby(room.triplet_lines(path), lambda triplet: triplet["image_id"]):
             self._note_accepted([*group])
-        for where, record in room.json_lines(room.rejected_path(path)):
-            if not isinstance(record, dict) or not {"image_id", "reason"} <= record.keys():
-                raise EmonbError(f"{where}: field 'image_id' or 'reason' missing; delete the line")
+        for record in _records(path.with_suffix(room.REJECTED), "image_id", "reason"):
             self._note_rejected(record)
 
     def check_fit(self) -> None:
         """Also for answers, or batches under way, of another model or prompt."""
-        accepted = [triplet for triplet in room.triplet_lines(self.path) if triplet["source"] == "openai"]
+        accepted = [record for record in self.done.values() if record["source"] == "openai"]
         others = {_asked(record) for record in (*accepted, *open_batches(self.path))} - {self.asked}
         if others and not self.settings.mix:
             theirs, now = (f"{model} (prompt {prompt[:8]})" for model, prompt in (min(others), self.asked))
@@ -239,18 +199,18 @@ class Answers(Log):
         return next((form for form in FORMS if self.unread[form] < _FORM_FAILURES), FORMS[-1])
 
     def is_missing(self, image_id: str) -> bool:
-        """Whether an image has neither triplets nor used up its tries; an unread answer is no try in another form."""
+        """Also not where the tries are used up; an unread answer is no try in another form."""
         tries = [form for _, form in self.tries[image_id] if form in ("", self.form)]
-        return image_id not in self.done and len(tries) <= self.settings.retries
+        return super().is_missing(image_id) and len(tries) <= self.settings.retries
 
-    def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
+    def requests(self, row: Record, picture: str, form: str) -> list[Record]:
         """Bodies of the requests for one image; why its last answer could not be used is told."""
         why, _ = (self.tries[row["image_id"]] or [("", "")])[-1]
         return asking.requests_for(row, picture, form, self.settings, why, self.limit)
 
-    def _write(self, row: dict[str, Any], verdict: Answer | None, record: dict[str, Any]) -> None:
+    def _write(self, row: Record, verdict: Answer | None, record: Record) -> None:
         if verdict is None:
-            _append(room.rejected_path(self.path), _line(record))
+            _append(self.path.with_suffix(room.REJECTED), room.triplet_line(record))
             self._note_rejected(record)
             return
         answer = verdict.model_dump()
@@ -262,17 +222,17 @@ class Answers(Log):
 
     def keep(self, line: bytes) -> None:
         """Put what was paid for and belongs to no image on disk, once."""
-        path = unassigned_path(self.path)
+        path = self.path.with_suffix(UNASSIGNED)
         if not path.is_file() or line not in path.read_bytes().splitlines():
             _append(path, line.decode("utf-8", "backslashreplace") + "\n")
 
-    def accept(self, *groups: list[dict[str, Any]]) -> None:
+    def accept(self, *groups: list[Record]) -> None:
         """Append the triplets of an image, or of several; returns when they are on disk."""
         _append(self.path, "".join(room.triplet_line(triplet) for group in groups for triplet in group))
         for group in groups:
             self._note_accepted(group)
 
-    def _judge(self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str) -> Answer | tuple[str, str]:
+    def _judge(self, row: Record, replies: Sequence[Record], form: str) -> Answer | tuple[str, str]:
         for reply in replies:
             if failure := room.check_reply(reply["text"], reply["finish"], reply["refusal"]):
                 return failure
@@ -285,15 +245,15 @@ class Answers(Log):
         similar = self._seen.find(f"{answer.conversation}\n{answer.reasoning}")
         return ("near-duplicate", f"{similar[1]:.2f} like that of {similar[0]}") if similar else answer
 
-    def _note_accepted(self, triplets: list[dict[str, Any]]) -> None:
+    def _note_accepted(self, triplets: list[Record]) -> None:
         image_id, record = triplets[0]["image_id"], next((t for t in triplets if t["usage"]), triplets[-1])
-        self.done.add(image_id)
+        self.done[image_id] = record
         self._seen.add(image_id, "\n".join(t["response"] for t in triplets if t["kind"] != room.KINDS[0]))
         self._note_cost(record)
         if _asked(record) == self.asked:
             self.unread[record.get("answer_format", "")] = -math.inf
 
-    def _note_rejected(self, record: dict[str, Any]) -> None:
+    def _note_rejected(self, record: Record) -> None:
         image_id, reason, form = record["image_id"], record["reason"], record.get("answer_format", "")
         self._note_cost(record)
         if reason != _NO_ANSWER and _asked(record) == self.asked:  # what another model failed at does not count
@@ -315,78 +275,75 @@ class Answers(Log):
 
 
 class Emotions(Log):
-    """The emotion that a served model names for each image; use `open_emotions`. Each is asked for once.
+    """The emotion that a served model names for each image; each is asked for once.
 
     Attributes:
-        said: image -> its record: the `emotion`, "" where none can be read in the text, and why (`reason`).
+        done: image -> its record: the `emotion`, "" where none can be read in the text, and why (`reason`).
         rows: of the images `images`, 0: all. The hash of the image_id decides: a fair sample, part of any larger one.
     """
 
     form = "emotion"
 
     def __init__(
-        self, rows: list[dict[str, Any]], labels: Sequence[str], path: Path, settings: TripletSettings, images: int
+        self, samples: pd.DataFrame, labels: Sequence[str], path: Path, settings: TripletSettings, images: int = 0
     ) -> None:
-        bodies, self.said = [asking.emotion_request(labels, "", settings, "max_tokens")], dict[str, dict[str, Any]]()
+        bodies, rows = [asking.emotion_request(labels, "", settings, "max_tokens")], samples.to_dict("records")
         prompt = hashlib.sha256(json.dumps(bodies[0]["messages"]).encode()).hexdigest()
-        chosen = sorted(rows, key=lambda row: hashlib.sha256(row["image_id"].encode()).digest())[: images or None]
-        super().__init__(chosen, labels, path, settings, prompt, [bodies])
+        super().__init__(path, settings, prompt, bodies, batch=False)
+        chosen = sorted(rows, key=lambda row: hashlib.sha256(row["image_id"].encode()).digest())
+        self.rows, self.labels = chosen[: images or None], labels
         self._pictures = {row["image_id"]: row["sha256"] for row in rows}  # another picture is another question
         for record in emotion_records(path):
             self._note(record)
 
-    def is_missing(self, image_id: str) -> bool:
-        """Whether no answer came, be it one that cannot be parsed."""
-        return image_id not in self.said
-
-    def requests(self, row: dict[str, Any], picture: str, form: str) -> list[dict[str, Any]]:
+    def requests(self, row: Record, picture: str, form: str) -> list[Record]:
         """The body of the one request for an image."""
         return [asking.emotion_request(self.labels, picture, self.settings, self.limit)]
 
-    def _judge(self, row: dict[str, Any], replies: Sequence[dict[str, Any]], form: str) -> str | tuple[str, str]:
+    def _judge(self, row: Record, replies: Sequence[Record], form: str) -> str | tuple[str, str]:
         """The emotion, which counts in an answer that is cut off behind it, too."""
         failure = room.check_reply(replies[0]["text"], replies[0]["finish"], replies[0]["refusal"])
         named = parse_emotion(replies[0]["text"], self.labels) if not failure or failure[0] == "cut off" else None
         return named or failure or (_UNPARSABLE, "")
 
-    def _write(self, row: dict[str, Any], verdict: str | None, record: dict[str, Any]) -> None:
+    def _write(self, row: Record, verdict: str | None, record: Record) -> None:
         usd = asking.cost(self.price, *record["usage"].values()) if record["usage"] else 0.0
         record |= {"emotion": verdict or "", "sha256": row["sha256"], "usd": None if math.isnan(usd) else usd}
-        _append(self.path, _line(record))
+        _append(self.path, room.triplet_line(record))
         self._note(record)
 
-    def _note(self, record: dict[str, Any]) -> None:
+    def _note(self, record: Record) -> None:
         self._note_cost(record)
         same = _asked(record) == self.asked and record.get("sha256") == self._pictures.get(record["image_id"])
         if same and record["reason"] != _NO_ANSWER:
-            self.said[record["image_id"]] = record
+            self.done[record["image_id"]] = record
 
     def _is_useless(self, reason: str) -> bool:
         """Also of a model that has named no emotion yet; how often one cannot be parsed is a result."""
-        never = not any(record["emotion"] for record in self.said.values())
+        never = not any(record["emotion"] for record in self.done.values())
         return super()._is_useless(reason) or (reason == _UNPARSABLE and never)
 
     def __str__(self) -> str:
-        odd = sum(not record["emotion"] for record in self.said.values())
-        done = (
-            f"{len(self.said):,} test images are answered, {odd:,} of them unparsably, {len(self.missing()):,} missing"
+        odd = sum(not record["emotion"] for record in self.done.values())
+        return (
+            f"{len(self.done):,} test images are answered, {odd:,} of them unparsably, "
+            f"{len(self.missing()):,} missing\n{super().__str__()}"
         )
-        return f"{done}\n{super().__str__()}"
 
 
-def emotion_records(path: Path) -> Iterator[dict[str, Any]]:
+def emotion_records(path: Path) -> Iterator[Record]:
     """The lines of a file of `Emotions`; raises `EmonbError` for a damaged one."""
+    return _records(path, "image_id", "reason", "emotion", "usd")
+
+
+def _records(path: Path, *fields: str) -> Iterator[Record]:
     for where, record in room.json_lines(path):
-        if not isinstance(record, dict) or not {"image_id", "reason", "emotion", "usd"} <= record.keys():
-            raise EmonbError(f"{where}: field image_id, reason, emotion or usd missing; delete the line")
+        if not isinstance(record, dict) or not {*fields} <= record.keys():
+            raise EmonbError(f"{where}: field {' or '.join(fields)} missing; delete the line")
         yield record
 
 
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _asked(record: dict[str, Any]) -> tuple[str, str]:
+def _asked(record: Record) -> tuple[str, str]:
     """Model and prompt that a record answers."""
     return str(record.get("asked_of") or record.get("model")), str(record.get("prompt_sha256"))
 
@@ -416,19 +373,9 @@ def _mend(path: Path) -> None:
 # ---- batches under way: `emonb.annotate.ask` -----------------------------------------------------------------------
 
 
-def batches_path(path: Path) -> Path:
-    """`<dataset>.batches.json` beside `<dataset>.jsonl`."""
-    return path.with_name(f"{path.stem}.batches.json")
-
-
-def unassigned_path(path: Path) -> Path:
-    """`<dataset>.unassigned.txt` beside `<dataset>.jsonl`: lines of fetched batches that belong to no image."""
-    return path.with_name(f"{path.stem}.unassigned.txt")
-
-
-def open_batches(path: Path) -> list[dict[str, Any]]:
+def open_batches(path: Path) -> list[Record]:
     """The batches whose answers are not in the log yet; raises `EmonbError` for a damaged note of them."""
-    file, fields = batches_path(path), {"name", "images", "form", "asked_of", "prompt_sha256"}
+    file, fields = path.with_suffix(BATCHES), {"name", "images", "form", "asked_of", "prompt_sha256"}
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         parts = json.loads(file.read_text(encoding="utf-8"))["parts"] if file.is_file() else []
         if all(fields <= part.keys() for part in parts):
@@ -444,6 +391,6 @@ def refuse_open_batches(path: Path) -> None:
     if batches := open_batches(path):
         raise EmonbError(
             f"{len(batches)} batches with {sum(batch['images'] for batch in batches):,} images are not fetched yet; "
-            f"fetch them with --annotator batch (or delete triplets/{batches_path(path).name}: what was submitted is "
-            "paid all the same)"
+            f"fetch them with --annotator batch (or delete triplets/{path.with_suffix(BATCHES).name}: what was "
+            "submitted is paid all the same)"
         )

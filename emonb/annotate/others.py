@@ -19,13 +19,13 @@ from typing import Any
 
 import pandas as pd
 
-from emonb.annotate.log import open_answers
-from emonb.annotate.request import json_answer, parse_sections, without_thoughts
+from emonb.annotate.log import Answers
+from emonb.annotate.request import dig, json_answer, parse_sections, without_thoughts
 from emonb.data import parse_emotion
 from emonb.errors import EmonbError
 from emonb.files import visible, write_json
 from emonb.settings import TripletSettings
-from emonb.triplets import make_triplets, names_emotion
+from emonb.triplets import Record, make_triplets, names_emotion
 
 _NAMES = ("image_id", "img_path", "image", "img")  # not `id`: EmoVIT cuts it to five characters
 _ASKS_WHY = re.compile(r"\b(why|explain|reason|evok|feel)", re.I)
@@ -39,7 +39,7 @@ def import_triplets(
     path: Path,
     settings: TripletSettings,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> Record:
     """Append the triplets of somebody else's file for training images that have none, and report what was not usable.
 
     `file` is JSON, a list of rows; the other arguments are those of `write_triplets`. An image is known by the end of
@@ -72,7 +72,7 @@ def import_triplets(
             "annotations) or image, conversations (EmoVIT), made for this dataset"
         )
     origin = {"source": "imported", "imported_from": file.name, "import_sha256": hashlib.sha256(data).hexdigest()}
-    with open_answers(samples, labels, path, settings) as answers:
+    with Answers.opened(samples, labels, path, settings) as answers:
         new = [image_id for image_id in known if image_id in found and image_id not in answers.done]
         made = []
         for image_id in new:
@@ -85,7 +85,7 @@ def import_triplets(
         **{"file": file.name, "rows": len(rows), "images": len(found), "images_added": len(new)},
         "problems": {why: {"count": len(where), "examples": where[:5]} for why, where in problems.items()},
     }
-    write_json(path.with_name(f"{path.stem}.import.json"), report)
+    write_json(path.with_suffix(".import.json"), report)
     say(f"{file.name}: {len(new):,} images added, {len(found) - len(new):,} had triplets already")
     for why, where in problems.items():
         say(f"  {len(where):,} x {why}, e.g. {where[0]}")
@@ -114,9 +114,7 @@ def _ends(name: str) -> list[str]:
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
-def _usable(
-    row: dict[str, Any], image: dict[str, Any] | None, labels: Sequence[str]
-) -> tuple[list[tuple[str, str, str]], str]:
+def _usable(row: Record, image: Record | None, labels: Sequence[str]) -> tuple[list[tuple[str, str, str]], str]:
     """Kind, question and answer of what a row says about an image; and why not all of it, or nothing, is usable."""
     if image is None:
         return [], "image not in the dataset, or its name is ambiguous"
@@ -135,13 +133,12 @@ def _usable(
     return usable, "no text found" if not turns else "reasoning names the emotion" if usable != turns else ""
 
 
-def _talk(row: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _talk(row: Record) -> list[tuple[str, str, str]]:
     """The questions and answers of LLaVA's messages; a bare label is the categorical answer, which is ours."""
     question, turns = "", []
     messages = row.get("conversations")
     for message in messages if isinstance(messages, list) else []:
-        who, text = (message.get("from"), message.get("value")) if isinstance(message, dict) else ("", "")
-        text = " ".join(_text(text).split())
+        who, text = dig(message, "from"), " ".join(_text(dig(message, "value")).split())
         if who in ("gpt", "assistant") and " " in text:
             turns.append(("reasoning" if _ASKS_WHY.search(question) else "conversation", question, text))
         question = text if who in ("human", "user") else ""

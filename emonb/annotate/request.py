@@ -31,7 +31,7 @@ from emonb.data import open_picture, question, sizes_of
 from emonb.errors import EmonbError
 from emonb.files import read_text, resource, resource_path
 from emonb.settings import TripletSettings, project_root
-from emonb.triplets import KINDS, has_paid_answers, instruction, triplet_lines
+from emonb.triplets import KINDS, Record, has_paid_answers, instruction, triplet_lines
 
 FORMS = ("schema", "sections", "questions")  # in this order: from the strictest to what any model can do
 TOKENS = ("prompt_tokens", "completion_tokens")
@@ -59,8 +59,8 @@ def encode_picture(path: str | Path, max_side: int) -> str:
 
 
 def requests_for(
-    row: dict[str, Any], picture: str, form: str, settings: TripletSettings, again: str = "", limit: str = "max_tokens"
-) -> list[dict[str, Any]]:
+    row: Record, picture: str, form: str, settings: TripletSettings, again: str = "", limit: str = "max_tokens"
+) -> list[Record]:
     """Bodies of the chat completions for one image of the sample table: one, or two in the form `questions`.
 
     `picture` is what `encode_picture` gave, `again` says why the last answer could not be used, and `limit` is what
@@ -77,12 +77,12 @@ def requests_for(
     return [{**_request(system, text, picture, settings, limit), **more} for text in texts]
 
 
-def emotion_request(labels: Sequence[str], picture: str, settings: TripletSettings, limit: str) -> dict[str, Any]:
+def emotion_request(labels: Sequence[str], picture: str, settings: TripletSettings, limit: str) -> Record:
     """Body of the chat completion that asks what our VLM is asked about a picture; arguments as in `requests_for`."""
     return _request(resource("prompts.yaml", "system"), question(labels), picture, settings, limit)
 
 
-def _request(system: str, text: str, picture: str, settings: TripletSettings, limit: str) -> dict[str, Any]:
+def _request(system: str, text: str, picture: str, settings: TripletSettings, limit: str) -> Record:
     image = {"type": "image_url", "image_url": {"url": picture, "detail": settings.detail}}
     user = {"role": "user", "content": [image, {"type": "text", "text": text}]}
     body = {"model": settings.model, limit: settings.max_output_tokens}
@@ -127,7 +127,7 @@ def without_thoughts(text: str) -> str:
     return _LATE.sub("", _THOUGHT.sub("", text)).strip() if re.search(_OPEN + "|" + _SHUT, text, re.I) else text
 
 
-def read_reply(completion: Any) -> dict[str, Any]:
+def read_reply(completion: Any) -> Record:
     """What a chat completion (JSON) says: text, refusal, model, finish, and usage, None where the server counts none.
 
     Thoughts are no text, whether they stand in it, in parts of it or in a field of their own; their tokens count. One
@@ -173,7 +173,7 @@ def parse_reply(texts: list[str], form: str) -> Answer | None:
     """
     first, *more = (_ROLE.sub("", text).strip() for text in texts)
     if form == "questions":
-        said: dict[str, Any] = {"conversation": first, "reasoning": more[0]}
+        said: Record = {"conversation": first, "reasoning": more[0]}
     else:
         said = json_answer(first) or parse_sections(first)
     elements = said.get("key_elements", "")
@@ -184,7 +184,7 @@ def parse_reply(texts: list[str], form: str) -> Answer | None:
     return Answer(conversation=both[0], reasoning=both[1], key_elements=[element for element in elements if element])
 
 
-def json_answer(text: str) -> dict[str, Any]:
+def json_answer(text: str) -> Record:
     """Conversation, reasoning and key elements of the first object that has one of them, {} where none has.
 
     As models write JSON: fenced, with words around it, other keys, capitals in keys, a comma too many, line breaks in
@@ -201,7 +201,7 @@ def json_answer(text: str) -> dict[str, Any]:
     return {}
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
+def _objects(text: str) -> Iterator[Record]:
     """The objects of a text that look like JSON, and those inside them; a few tries, so that no text takes long."""
     start, decoder = text.find("{"), json.JSONDecoder(strict=False)
     whole = re.sub(r",(\s*[}\]])", r"\1", text[start : text.rfind("}") + 1])
@@ -213,7 +213,7 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
         yield from _inside(ast.literal_eval(whole[:20_000]))
 
 
-def _inside(tree: Any, depth: int = 3) -> Iterator[dict[str, Any]]:
+def _inside(tree: Any, depth: int = 3) -> Iterator[Record]:
     if isinstance(tree, dict):
         yield tree
     for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
@@ -243,7 +243,7 @@ _UNKNOWN = {"input": math.nan, "output": math.nan, "batch": 1.0, "image": {"rule
 _SHORT, _LONG = 2 * 2 * 10 * 1.25 + 6, 2 * 4 * 25 * 1.6 + 40
 
 
-def load_prices(settings: TripletSettings) -> dict[str, Any]:
+def load_prices(settings: TripletSettings) -> Record:
     """The price file: `as_of`, and `models` with the input, output, batch and image of each.
 
     Raises `EmonbError` naming file and model if it cannot be read or lacks something.
@@ -266,7 +266,7 @@ def load_prices(settings: TripletSettings) -> dict[str, Any]:
     return {"as_of": "an unknown day", **prices}
 
 
-def find_price(prices: dict[str, Any], model: str) -> dict[str, Any]:
+def find_price(prices: Record, model: str) -> Record:
     """Price of a model, NaN if unknown; a dated name (`gpt-4.1-2025-04-14`) has that of its family."""
     family = re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model)
     return prices["models"].get(model) or prices["models"].get(family) or _UNKNOWN
@@ -281,13 +281,13 @@ def unknown_price(model: str, settings: TripletSettings) -> str:
     )
 
 
-def cost(price: dict[str, Any], prompt_tokens: float, completion_tokens: float, *, batch: bool = False) -> float:
+def cost(price: Record, prompt_tokens: float, completion_tokens: float, *, batch: bool = False) -> float:
     """USD of so many tokens."""
     usd = (prompt_tokens * price["input"] + completion_tokens * price["output"]) / 1e6
     return usd * price["batch"] if batch else usd
 
 
-def picture_tokens(rule: dict[str, Any], size: tuple[int, int], settings: TripletSettings) -> int:
+def picture_tokens(rule: Record, size: tuple[int, int], settings: TripletSettings) -> int:
     """Input tokens of a picture of this size (width, height), after our shrinking and the provider's own scaling."""
     scale = min(1.0, settings.max_side / max(size))
     width, height = (max(1, round(side * scale)) for side in size)
@@ -300,14 +300,12 @@ def picture_tokens(rule: dict[str, Any], size: tuple[int, int], settings: Triple
     return rule["base"] + (0 if settings.detail == "low" else rule["tile"] * tiles)
 
 
-def sample_requests(
-    settings: TripletSettings, labels: Sequence[str], form: str, again: str = ""
-) -> list[dict[str, Any]]:
+def sample_requests(settings: TripletSettings, labels: Sequence[str], form: str, again: str = "") -> list[Record]:
     """Bodies of the requests for an image of the longest label, without the picture."""
     return requests_for({"image_id": "", "label": max(labels, key=len), "sha256": "0" * 8}, "", form, settings, again)
 
 
-def _text_tokens(bodies: Sequence[dict[str, Any]]) -> list[float]:
+def _text_tokens(bodies: Sequence[Record]) -> list[float]:
     """Input tokens of the text of each request, at most."""
     sizes = []
     for body in bodies:
@@ -316,7 +314,7 @@ def _text_tokens(bodies: Sequence[dict[str, Any]]) -> list[float]:
     return sizes
 
 
-def most_tokens(settings: TripletSettings, bodies: Sequence[dict[str, Any]], rule: dict[str, Any]) -> tuple[int, int]:
+def most_tokens(settings: TripletSettings, bodies: Sequence[Record], rule: Record) -> tuple[int, int]:
     """Input and output tokens that one of these requests takes at most."""
     side = settings.max_side
     shapes = ((side, side), (side, min(side, 768)))  # of the tiles rule, a square is not always the dearest
