@@ -266,7 +266,6 @@ def test_rejected_answers_are_asked_again_with_the_reason_told(small, monkeypatc
 ODD = {  # whether it is accepted, answer
     "a lone surrogate": (True, lambda n: completion(text(n).replace("stone", "\ud83d"))),
     "no choice": (False, lambda n: completion("", choices=[])),
-    "a list of parts": (True, lambda n: completion([{"type": "text", "text": text(n)}])),
     "odd counts": (True, lambda n: completion(text(n), usage={"prompt_tokens": "many"})),
     "negative counts": (True, lambda n: completion(text(n), usage={"prompt_tokens": -5, "completion_tokens": 1})),
     "deep": (False, lambda n: completion('{"conversation": ' + "[" * 50_000)),
@@ -332,10 +331,8 @@ def ended(finish_reason, **message):
 
 USELESS = {  # body of an answer, and the reason told
     "empty": (completion(""), "8 answers in a row were empty"),
-    "null": (completion(None), "8 answers in a row were empty"),
     "only thoughts": (completion("<think>hm"), r"empty \(only thoughts came; raise triplets.max_output_tokens"),
     "refused": (ended("stop", refusal="I can't."), r"were refused \(I can't"),
-    "refused in words": (completion("I'm sorry, but I can't help with that."), "were refused"),
     "filtered": (ended("content_filter"), "server's content filter"),
     "filtered, as an error": (error(400, "triggered a policy", "content_filter"), r"refused \(triggered"),
     "cut": (ended("length", content="A"), "were cut off"),

@@ -54,7 +54,7 @@ class Log:
     detail) why it cannot be used), and put it on disk (`_write`: the answer, or None and the record of why).
 
     Attributes:
-        rows: the images that may be asked for; `done`: image -> the record of its answer, for those that have one.
+        rows: the images that may be asked for; `done`: those with an answer -> what is known of it.
         asked: model and hash of the prompt that are asked now; `limit`: what the server calls the token limit.
         unread: form -> answers that were not in it; minus infinity once one was, infinity if the server refuses it.
         most, most_usd: tokens in and out that one request takes at most, and what these cost.
@@ -82,7 +82,7 @@ class Log:
         self.price = asking.find_price(self.prices, self.asked[0])
         self.most = asking.most_tokens(settings, bodies, self.price["image"])
         self.most_usd = asking.cost(self.price, *self.most, batch=batch)
-        self.unread, self.spent, self.done = Counter[str](), Counter[str](), dict[str, Record]()
+        self.unread, self.spent, self.done = Counter[str](), Counter[str](), dict[str, Any]()
         self.max_cost = math.inf if settings.price == "none" else settings.max_cost
         self.useless, self._alike = "", ("", 0)
 
@@ -161,7 +161,9 @@ class Log:
 class Answers(Log):
     """Accepted and rejected answers about the training images of one dataset; use `opened`.
 
-    `tries`: image -> why its answers were rejected, and the form of those that could not be read.
+    Attributes:
+        done: image with triplets -> model and prompt that these answer.
+        tries: image -> why its answers were rejected, and the form of those that could not be read.
     """
 
     def __init__(
@@ -181,8 +183,7 @@ class Answers(Log):
 
     def check_fit(self) -> None:
         """Also for answers, or batches under way, of another model or prompt."""
-        accepted = [record for record in self.done.values() if record["source"] == "openai"]
-        others = {_asked(record) for record in (*accepted, *open_batches(self.path))} - {self.asked}
+        others = {*self.done.values(), *map(_asked, open_batches(self.path))} - {self.asked}
         if others and not self.settings.mix:
             theirs, now = (f"{model} (prompt {prompt[:8]})" for model, prompt in (min(others), self.asked))
             raise EmonbError(
@@ -247,7 +248,7 @@ class Answers(Log):
 
     def _note_accepted(self, triplets: list[Record]) -> None:
         image_id, record = triplets[0]["image_id"], next((t for t in triplets if t["usage"]), triplets[-1])
-        self.done[image_id] = record
+        self.done[image_id] = _asked(record) if record["source"] == "openai" else self.asked  # imported: fits any
         self._seen.add(image_id, "\n".join(t["response"] for t in triplets if t["kind"] != room.KINDS[0]))
         self._note_cost(record)
         if _asked(record) == self.asked:
