@@ -331,11 +331,10 @@ class Batches:
         files = [file_id for file_id in (found.output_file_id, found.error_file_id) if file_id]
         lines = b"\n".join(self.sdk.files.content(file_id).content for file_id in files).splitlines()
         counts, refused = found.request_counts, found.status in ("cancelled", "failed")
-        if counts and len(lines) < counts.completed + counts.failed and not refused:
+        due = counts.completed + counts.failed if counts and not refused else 0
+        if len(lines) < due:
             came = f"{len(lines):,} answers came, and not all" if lines else "its files are empty"
-            raise EmonbError(
-                f"{batch['name']}: {came} of {counts.completed + counts.failed:,}; start again to fetch them"
-            )
+            raise EmonbError(f"{batch['name']}: {came} of {due:,}; start again to fetch them")
         self._merge(batch, lines)
         if not lines and not refused:
             self.empty = f"{batch['name']} came back {found.status} without one answer; start again to ask anew"

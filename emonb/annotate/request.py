@@ -144,12 +144,10 @@ def read_reply(completion: Any) -> Record:
     if isinstance(content, list):
         content = "".join(str(dig(part, "text") or "") for part in content if dig(part, "type") != "thinking")
     said = {"text": content, "refusal": dig(message, "refusal"), "model": dig(completion, "model")}
-    reply = {name: str(text or "").encode("utf-8", "replace").decode() for name, text in said.items()}
-    answer = without_thoughts(reply["text"])
-    thought = (
-        len(answer) < len(reply["text"].strip()) or dig(message, "reasoning_content") or dig(message, "reasoning")
-    )
-    return {**reply, "text": answer, "thought": bool(thought), "finish": finish, "usage": usage if counted else None}
+    reply = {name: str(words or "").encode("utf-8", "replace").decode() for name, words in said.items()}
+    text = without_thoughts(reply["text"])
+    thought = len(text) < len(reply["text"].strip()) or dig(message, "reasoning_content") or dig(message, "reasoning")
+    return {**reply, "text": text, "thought": bool(thought), "finish": finish, "usage": usage if counted else None}
 
 
 def parse_sections(text: str) -> dict[str, str]:
