@@ -28,7 +28,7 @@ def small(tmp_path):
     def stage(**terms):
         settings = SimpleNamespace(triplets=TripletSettings(**{"batch_poll_s": 0.05, **terms}))
         recipe = triplets(SimpleNamespace(out=tmp_path, settings=settings, store=store), "small", samples=samples)
-        artifact = store.get("triplets", "small", recipe, {})
+        artifact = store.get("triplets", "small", recipe)
         show_offline(artifact.path / "triplets.jsonl", asking.path)
         return read_triplets(artifact.path / "triplets.jsonl")
 
