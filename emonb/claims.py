@@ -29,8 +29,6 @@ _MARGIN = 1.0  # points of accuracy that "not worse" allows (C4, C7); our choice
 _TINY = 1.0  # percent of all parameters that counts as tiny; our choice
 _DETECTABLE = 2.8  # standard errors: a true difference of so many is found with a probability of 80 %
 
-Frames = Mapping[str, pd.DataFrame]  # model -> its predictions on test
-
 
 class Comparison(NamedTuple):
     """A difference that a claim says is above `threshold`, from the predictions of `models` on a dataset.
@@ -152,22 +150,15 @@ def shares(samples: Samples, settings: Settings, resamplings: int = 20) -> pd.Se
     Test images and pipelines are drawn again with replacement, the same ones for all comparisons of a dataset; what is
     an estimate already (C1) is drawn with its error. Our choice: it says which verdicts hang on luck.
     """
-    tail, found = (1 - settings.report.confidence) / 2, []
+    found = []
     for number in range(resamplings):
-        for claim, several in samples.items():
-            verdicts: dict[str, list[str]] = {}
-            for one, drawn in several:
-                estimates = _estimates({title: _redrawn(sample, title, number) for title, sample in drawn.items()})
-                if any(isinstance(sample, str) for sample in drawn.values()):
-                    estimates.pop("all", None)
-                for title in [*drawn, "all"] if drawn else ():
-                    options = {"rivals": len(several), "tail": tail}
-                    known = title in estimates
-                    said = verdict(estimates[title], one.threshold, **options) if known else UNDECIDED
-                    verdicts.setdefault(title, []).append(said)
-            found += [(claim, title, combine(said)) for title, said in verdicts.items()]
-    table = pd.DataFrame(found, columns=["claim", "dataset", "verdict"])
-    return (100 * table.value_counts(["claim", "dataset", "verdict"], sort=False) / resamplings).rename("share")
+        again = {
+            claim: [(one, {title: _redrawn(x, title, number) for title, x in given.items()}) for one, given in several]
+            for claim, several in samples.items()
+        }
+        verdicts = comparisons(again, settings).groupby(["claim", "dataset"])["verdict"]
+        found.append(verdicts.agg(list).map(combine).reset_index())
+    return (100 * pd.concat(found).value_counts(["claim", "dataset", "verdict"]) / resamplings).rename("share")
 
 
 def _redrawn(sample: np.ndarray | Estimate | str, title: str, number: int) -> np.ndarray | Estimate | str:
@@ -198,14 +189,13 @@ def _sample(
 
 def _estimates(samples: Mapping[str, np.ndarray | Estimate | str]) -> dict[str, Estimate]:
     """An estimate for each dataset that has a sample, and of their mean (`all`)."""
-    given = {title: sample for title, sample in samples.items() if isinstance(sample, Estimate)}
-    if not given:
-        return crossed_estimates(
-            {title: sample for title, sample in samples.items() if isinstance(sample, np.ndarray)}
-        )
-    error = math.sqrt(sum(one.error**2 for one in given.values())) / len(given)
-    value, images = np.mean([one.value for one in given.values()]), sum(one.images for one in given.values())
-    return {**given, "all": Estimate(float(value), error, math.inf, images, max(one.seeds for one in given.values()))}
+    given = {title: sample for title, sample in samples.items() if not isinstance(sample, str)}
+    parts = [sample for sample in given.values() if isinstance(sample, Estimate)]
+    if not parts:
+        return crossed_estimates(given)
+    error = math.sqrt(sum(one.error**2 for one in parts)) / len(parts)
+    value, images = np.mean([one.value for one in parts]), sum(one.images for one in parts)
+    return {**given, "all": Estimate(float(value), error, math.inf, images, max(one.seeds for one in parts))}
 
 
 def claims(detail: pd.DataFrame, parameters: pd.DataFrame | None, resampled: pd.Series | None = None) -> pd.DataFrame:
