@@ -21,21 +21,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator
 
+from emonb import predictions as pr
 from emonb.files import resource_path
 from emonb.metrics import calibration_error, reliability
-from emonb.predictions import (
-    CASES,
-    GROUPS,
-    MAIN,
-    QUARTET,
-    UNPARSABLE,
-    first_seed,
-    intersections,
-    model_color,
-    model_name,
-    prediction_labels,
-    seeds_alike,
-)
+from emonb.predictions import CASES, GROUPS, MAIN, QUARTET, UNPARSABLE, model_color, model_name
 from emonb.tables import LEVELS
 
 if TYPE_CHECKING:
@@ -106,7 +95,7 @@ def compact(source: Any, *, width: int = 2000, photo: bool = False) -> bytes:
 
 def _first_of(frame: pd.DataFrame) -> str:
     """What a picture of a model's first seed rests on, and how far it speaks for the others."""
-    alike, seeds = seeds_alike(frame), frame["seed"].nunique()
+    alike, seeds = pr.seeds_alike(frame), frame["seed"].nunique()
     agree = f", first of {seeds} seeds; all seeds agree on {(alike == seeds).mean():.0%}" if seeds > 1 else ", 1 seed"
     return f"n = {len(alike)} images{agree}"
 
@@ -173,15 +162,9 @@ def _levels(ax: Axes, levels: pd.DataFrame, dataset: str) -> None:
 
 
 def _accuracy_against(
-    table: pd.DataFrame,
-    levels: pd.DataFrame,
-    column: str,
-    xlabel: str,
-    title: str,
-    notes: str = "",
-    model: str = "head",
+    table: pd.DataFrame, levels: pd.DataFrame, column: str, xlabel: str, title: str, model: str
 ) -> Figure:
-    """Accuracy with its interval against a column, that of the paper's in red-orange; a panel per dataset."""
+    """Accuracy with its interval against a column, the paper's `model` in red-orange; `alpha`, if any, beside it."""
     fig, panels = _panels(_parts(table.dropna(subset=["ours", column])), 1.9)
     look = {"color": model_color(model), "marker": "o", "markersize": 4, "capsize": 2}
     for ax, part in panels:
@@ -190,7 +173,7 @@ def _accuracy_against(
         ax.errorbar(part[column], part["ours"], yerr=errors, **look)
         paper = {"color": "#D55E00", "zorder": 3, "label": "as in the paper"}
         ax.plot(column, "ours", "o", data=part[part["row"] == model], **paper)
-        for i, (x, y, note) in enumerate(part[[column, "ours", notes]].to_numpy() if notes else ()):
+        for i, (x, y, note) in enumerate(part[[column, "ours", "alpha"]].to_numpy() if "alpha" in part else ()):
             place = {"xytext": (0, 10 if i % 2 else -12), "ha": "center", "va": "center"}  # neighbours may be close
             ax.annotate(f"{note:g}", (x, y), textcoords="offset points", fontsize=NOTE, **place)
         _levels(ax, levels, part["dataset"].iloc[0])
@@ -206,7 +189,7 @@ def _accuracy_against(
 
 def _confusion(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Counts, and percent of their row: rows = true, columns = answered, a last one for those without a label."""
-    labels, answers = prediction_labels(frame), frame["prediction"].replace("", UNPARSABLE)
+    labels, answers = pr.prediction_labels(frame), frame["prediction"].replace("", UNPARSABLE)
     columns = [*labels, *({UNPARSABLE} & set(answers))]
     counts = pd.crosstab(frame["label"], answers).reindex(index=labels, columns=columns, fill_value=0)
     return counts, 100 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
@@ -222,7 +205,7 @@ def _matrix(title: str, *cells: Any) -> Figure:
 @styled
 def confusion(frame: pd.DataFrame, title: str) -> Figure:
     """Confusion matrix of the first seed of a prediction frame: row percent as colour, percent and counts as text."""
-    counts, percent = _confusion(first_seed(frame))
+    counts, percent = _confusion(pr.first_seed(frame))
     notes = (percent.round().astype(int).astype(str) + "\n" + counts.astype(str)).where(counts > 0, "")
     title = f"{title}\n{_first_of(frame)}"
     fig = _matrix(title, percent, notes, "Blues", 0, 100, "% of the true emotion")
@@ -238,7 +221,7 @@ def confusion_difference(a: pd.DataFrame, b: pd.DataFrame, title: str) -> Figure
     less. A difference that rounds to zero has no number. Of several seeds the first is taken.
     """
     shared = set(a["image_id"]) & set(b["image_id"])
-    (_, first), (_, second) = (_confusion(first_seed(frame[frame["image_id"].isin(shared)])) for frame in (a, b))
+    (_, first), (_, second) = (_confusion(pr.first_seed(frame[frame["image_id"].isin(shared)])) for frame in (a, b))
     points = first.sub(second, fill_value=0.0).loc[first.index, max(first.columns, second.columns, key=len)]
     limit = max(1.0, float(points.abs().to_numpy().max()))
     digits = 0 if limit >= 3 else 1
@@ -285,7 +268,7 @@ def complementarity_upset(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
 
     As in UpSet (Lex et al. 2014); `tables`: {dataset's title: output of `predictions.joint`}.
     """
-    counts = intersections(tables)
+    counts = pr.intersections(tables)
     if counts.empty:
         return None
     right = counts.index.to_frame(index=False)  # [combinations, models]
@@ -483,7 +466,7 @@ def evidence(table: pd.DataFrame) -> Figure:
 def alpha_tradeoff(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Accuracy against KL(teacher || head), one point per alpha with its interval; one panel per dataset."""
     title = "weight of distillation: alpha beside each point"
-    return _accuracy_against(table, levels, "kl", "KL from the teacher (nats)", title, "alpha")
+    return _accuracy_against(table, levels, "kl", "KL from the teacher (nats)", title, "head")
 
 
 @styled
@@ -491,7 +474,7 @@ def depth(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Accuracy by the head's hidden layers, with intervals: gated, and the head alone; one panel per dataset."""
     table = table.assign(layers=table["name"].str.count(",") + 1).dropna(subset="ours")
     title = "EmoVLM-KD by depth of its head; dash-dotted: the head alone"
-    fig = _accuracy_against(table, levels, "layers", "hidden layers", title, model="emovlmkd")
+    fig = _accuracy_against(table, levels, "layers", "hidden layers", title, "emovlmkd")
     for ax, part in zip(fig.axes, _parts(table).values(), strict=True):
         ax.plot("layers", "alone", "o-.", data=part, color=model_color("head"), markersize=3)
     return fig

@@ -306,9 +306,8 @@ def first_seed(frame: pd.DataFrame) -> pd.DataFrame:
 
 def seeds_alike(frame: pd.DataFrame) -> pd.Series:
     """By image_id (sorted): on how many of the model's seeds, counting the first, the answer is that of the first."""
-    answers = frame[frame["repeat"] == frame["repeat"].min()].pivot(
-        index="image_id", columns="seed", values="prediction"
-    )
+    once = frame[frame["repeat"] == frame["repeat"].min()]
+    answers = once.pivot(index="image_id", columns="seed", values="prediction")
     return answers.eq(answers.iloc[:, 0], axis=0).sum(axis=1)
 
 

@@ -28,6 +28,7 @@ from timm.models.vgg import VGG
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from emonb.data import open_picture, sizes_of
 from emonb.errors import EmonbError
@@ -50,9 +51,6 @@ def vgg_small(num_classes: int = 8, **kwargs: Any) -> VGG:
     return net
 
 
-OWN_NETWORKS = {"vgg_small": vgg_small}
-
-
 def build_network(
     name: str,
     classes: int,
@@ -62,7 +60,7 @@ def build_network(
     weights: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """A network by its timm name (or of `OWN_NETWORKS`) with a fresh classifier for `classes` emotions.
+    """A network by its timm name (or `vgg_small`) with a fresh classifier for `classes` emotions.
 
     Args:
         image_size: pixels along a side.
@@ -74,8 +72,8 @@ def build_network(
     """
     if pretrained and weights == DRAWN_SCENES:
         return _seen_drawn_scenes(classes, {"name": name, "image_size": image_size, **kwargs})
-    if name in OWN_NETWORKS and not pretrained:
-        return OWN_NETWORKS[name](classes, **kwargs)
+    if name == "vgg_small" and not pretrained:
+        return vgg_small(classes, **kwargs)
     try:
         there = timm.is_model(name)
         known = timm.get_pretrained_cfg(name) if there else None
@@ -184,7 +182,7 @@ class Pictures(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         picture = None if self.cache is None else self.cache.get(i)
         if picture is None:
-            picture = as_tensor(open_picture(self.paths[i]))
+            picture = pil_to_tensor(open_picture(self.paths[i]))
             if self.cache is not None:
                 self.cache[i] = picture
         if self.crop:
@@ -202,11 +200,6 @@ class Pictures(Dataset):
         return 0 if self.cache is not None else min(8, cores())
 
 
-def as_tensor(picture: Image.Image) -> Tensor:
-    """[3, H, W] bytes of an RGB picture."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
 def centre(side: int) -> Callable[[Tensor], Tensor]:
     """What is looked at outside training: the short side resized to `side`, the centre cropped (authors' code)."""
     return v2.Compose([v2.Resize(side, antialias=True), v2.CenterCrop(side)])
@@ -217,7 +210,7 @@ def network_input(pictures: Sequence[Image.Image], settings: NetworkSettings) ->
     mean, deviation = (
         255 * torch.tensor(c)[:, None, None] for c in colours_of(settings.name, settings.pretrained, settings.weights)
     )
-    seen = torch.stack([centre(settings.image_size)(as_tensor(picture)) for picture in pictures])
+    seen = torch.stack([centre(settings.image_size)(pil_to_tensor(picture)) for picture in pictures])
     return seen.float().sub_(mean).div_(deviation)
 
 
