@@ -25,6 +25,11 @@ def truth(dataset: str, n: int) -> list[str]:
     return [labels[i % len(labels)] for i in range(n)]
 
 
+def partly(label, hits, labels):
+    """Answers that are right where `hits` says so, else the emotion before."""
+    return [name if hit else labels[labels.index(name) - 1] for name, hit in zip(label, hits, strict=True)]
+
+
 def rated(dataset: str, n: int) -> pd.DataFrame:
     """A sample table with raters' shares: true emotion 0.5, the next 0.25, neutral 0.25; of one image all neutral."""
     labels = list(taxonomy_for_dataset(dataset).labels)
@@ -75,7 +80,6 @@ def drawn_of(predictions, datasets):
         label = predictions[dataset, "vit"].drop_duplicates("image_id").set_index("image_id")["label"]
         order, names = np.arange(len(label)), list(taxonomy_for_dataset(dataset).labels)
         table = pd.DataFrame({"label": label, "evidence": np.array(["content", "mood", "both"])[order // 2 % 3]})
-        noise, other = order % 10 == 9, [names[names.index(name) - 1] for name in label]
-        table = table.assign(off_mood=(table["evidence"] == "content") & (order % 2 == 0), noisy=noise)
-        found[dataset] = table.assign(drawn_as=label.where(~noise, other))
+        table = table.assign(off_mood=(table["evidence"] == "content") & (order % 2 == 0), noisy=order % 10 == 9)
+        found[dataset] = table.assign(drawn_as=partly(label, ~table["noisy"], names))
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
-from synthetic import drawn_of, frame_of, rated, synthetic, truth
+from synthetic import drawn_of, frame_of, partly, rated, synthetic, truth
 
 from emonb import claims, tables
 from emonb.data import TAXONOMIES
@@ -36,6 +36,21 @@ def settings():
 @pytest.fixture(scope="module")
 def predictions():
     return synthetic(DATASETS)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def named(request, predictions, settings):
+    """The name of each table of models, and the table."""
+    return request.param, getattr(tables, request.param)(predictions, settings)
+
+
+def details(predictions, settings, evidence=None):
+    return claims.comparisons(claims.collect(predictions, settings, evidence), settings)
+
+
+def judged(predictions, settings):
+    """The claims' table by claim and dataset."""
+    return claims.claims(details(predictions, settings), None).set_index(["claim", "dataset"])
 
 
 def test_models_against_the_raters_of_the_images_of_whom_some_felt_something(predictions, settings):
@@ -70,9 +85,8 @@ def test_a_stranger_s_file_is_a_row_with_its_lead(predictions, settings):
         assert rows.loc["theirs", column] == pytest.approx(lead[column])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_number_of_ours_follows_from_the_prediction_files(predictions, settings, name):
-    table = getattr(tables, name)(predictions, settings)
+def test_every_number_of_ours_follows_from_the_prediction_files(predictions, named):
+    _, table = named
     for row in table[table["ours"].notna() & (table["row"] != "oracle")].to_dict("records"):
         frame = predictions[row["dataset"].removesuffix(" (drawn)"), row["row"]]
         right = frame["prediction"] == frame["label"]
@@ -95,6 +109,9 @@ def test_only_test_rows_count_and_missing_models_leave_gaps(predictions, setting
     assert tables.main(some, settings).query("row == 'emovlmkd'")["ours"].isna().all()
     assert tables.gates({}, settings)["ours"].isna().all()
     assert tables.display(tables.alpha({}, settings)).empty
+    alpha = tables.alpha({key: f for key, f in predictions.items() if key[1] != "vit"}, settings)
+    assert alpha["kl"].isna().all(), "without the teacher there is no divergence from it"
+    assert alpha["ours"].notna().any()
 
 
 def test_paper_column_is_the_papers_and_empty_where_not_reported(predictions, settings):
@@ -164,8 +181,7 @@ def test_what_a_second_seed_knows_stands_beside_what_the_other_model_knows(setti
     gold, names = ["joy", "anger"] * 4, TAXONOMIES["ekman6"].labels
 
     def said(right, seed=0):
-        answers = [label if hit == "1" else "fear" for label, hit in zip(gold, right, strict=True)]
-        return frame_of(answers, gold, names, seed=seed)
+        return frame_of(partly(gold, [hit == "1" for hit in right], names), gold, names, seed=seed)
 
     dataset, vlm, vit = "mini-emotion6", said("11110000"), said("11001110")
     one = settings.model_copy(update={"datasets": (dataset,)})
@@ -209,8 +225,7 @@ def test_uneven_classes_get_macro_f1_and_balanced_accuracy():
     assert (row["row"], row["ours"], row["chance"]) == ("vit", 75, pytest.approx(100 * 8 / 12))
     assert row["balanced_accuracy"] == pytest.approx(100 * (1 + 1 / 4) / 2)
     assert row["macro_f1"] == pytest.approx(100 * (16 / 18 + 2 / 5) / 2)
-    labels = TAXONOMIES["mikels8"].labels
-    few = frame_of([labels[0]] * 9, [labels[0]] * 8 + [labels[1]], labels)
+    few = frame_of([LABELS[0]] * 9, [LABELS[0]] * 8 + [LABELS[1]], LABELS)
     fi = tables.main({("fi", "vit"): few}, load_settings("smoke", datasets="fi", images="anywhere")).set_index("row")
     assert fi["paper"].notna().sum() > fi["ours"].notna().sum() == 1, "of models that only the paper has, no F1"
 
@@ -223,40 +238,27 @@ def test_a_gate_of_one_pipeline_is_compared_with_the_paper_s_in_that_pipeline(pr
 
 
 def test_a_stranger_that_has_seen_other_images_with_each_seed_counts_on_those_of_all(predictions, settings):
-    frame = predictions["mini-fi", "vit"].assign(seed=0)
-    frame = frame.drop_duplicates(["image_id", "seed"])
+    frame = predictions["mini-fi", "vit"]
     both = pd.concat([frame, frame.iloc[:60].assign(seed=1)], ignore_index=True)
     row = tables.main({**predictions, ("mini-fi", "mine"): both}, settings).query("row == 'mine'").iloc[0]
     right = frame.iloc[:60]["prediction"] == frame.iloc[:60]["label"]
     assert (row["n"], row["ours"]) == (60, pytest.approx(100 * right.mean()))
 
 
-def test_without_the_teacher_alpha_has_accuracies_and_no_divergence(predictions, settings):
-    found = {key: frame for key, frame in predictions.items() if key[1] != "vit"}
-    table = tables.alpha(found, settings)
-    assert table["kl"].isna().all()
-    assert table["ours"].notna().any()
-
-
-@pytest.mark.parametrize(("better", "found"), [("head", "holds"), ("head_alpha0", "does not hold")])
-def test_contrasts_of_evidence_are_judged_where_it_is_known(settings, better, found):
-    one, rng = settings.model_copy(update={"datasets": ("mini-fi", "mini-flickr")}), np.random.default_rng(0)
-    right = dict(zip(("head", "head_alpha0"), (0.8, 0.5) if better == "head" else (0.5, 0.8), strict=True))
-    label, predictions = truth("mini-fi", 300), {}
-    evidence = pd.Series(["mood", "content", "both"] * 100, [f"test/{i:05d}.png" for i in range(300)])
-    for model, share in right.items():
-        chance = np.where(evidence == "mood", share, np.where(evidence == "content", 1.3 - share, 0.6))
-        said = [
-            t if hit else LABELS[LABELS.index(t) - 1] for t, hit in zip(label, rng.random(300) < chance, strict=True)
-        ]
-        predictions["mini-fi", model] = frame_of(said, label, LABELS)
-    table = claims.comparisons(claims.collect(predictions, one, {"mini-fi": evidence}), one).query(
-        "claim in ('E1', 'E2')"
-    )
+@pytest.mark.parametrize(("right", "found"), [((0.8, 0.5), "holds"), ((0.5, 0.8), "does not hold")])
+def test_contrasts_of_evidence_are_judged_where_it_is_known(settings, right, found):
+    """Shares that the head gets right by mood and by content; without the teacher the other way round."""
+    one, predictions = settings.model_copy(update={"datasets": ("mini-fi", "mini-flickr")}), {}
+    label, kinds = truth("mini-fi", 300), np.array(["mood", "content", "both"] * 100)
+    for model, shares in (("head", right), ("head_alpha0", right[::-1])):
+        hits = np.arange(300) // 3 % 10 < 10 * np.select([kinds == "mood", kinds == "content"], shares, 0.6)
+        predictions["mini-fi", model] = frame_of(partly(label, hits, LABELS), label, LABELS)
+    evidence = pd.Series(kinds, predictions["mini-fi", "head"]["image_id"])
+    table = details(predictions, one, {"mini-fi": evidence}).query("claim in ('E1', 'E2')")
     assert table["dataset"].tolist() == [FI, "all"] * 2
     assert table["verdict"].tolist() == [found] * 4
     assert table["n"].tolist() == [100] * 4
-    assert set(claims.comparisons(claims.collect(predictions, one), one)["claim"]).isdisjoint({"E1", "E2"})
+    assert set(details(predictions, one)["claim"]).isdisjoint({"E1", "E2"})
 
 
 def test_models_of_other_images_are_not_compared(predictions, settings):
@@ -266,21 +268,14 @@ def test_models_of_other_images_are_not_compared(predictions, settings):
     assert np.isnan(table.loc[("vit", FI), "gain"])
     assert ("oracle", FI) not in table.index
     assert tables.alpha(mixed, settings).query("dataset == @FI")["kl"].isna().all()
-    detail = claims.comparisons(claims.collect(mixed, settings), settings).query("claim == 'C2'").set_index("dataset")
-    assert detail.loc[FI, "verdict"] == "undecided"
+    assert judged(mixed, settings).loc[("C2", FI), "verdict"] == "undecided"
 
 
 def pair(right_a, right_b, n=400):
     """Two single-seed models that are right on these shares of images, as little together as possible."""
     label, index = truth("mini-fi", n), np.arange(n)
     hits = (index < right_a * n, index >= (1 - right_b) * n)
-    other = {name: LABELS[i - 1] for i, name in enumerate(LABELS)}
-    answers = [[t if h else other[t] for t, h in zip(label, hit, strict=True)] for hit in hits]
-    return [frame_of(a, label, LABELS) for a in answers]
-
-
-def judged(predictions, settings, parameters=None):
-    return claims.claims(claims.comparisons(claims.collect(predictions, settings), settings), parameters)
+    return [frame_of(partly(label, hit, LABELS), label, LABELS) for hit in hits]
 
 
 @pytest.mark.parametrize(("value", "error", "rivals", "found"), [
@@ -300,8 +295,7 @@ def test_verdict_of_an_interval_among_rivals_and_of_the_weakest_link(value, erro
 def test_claims_on_constructed_predictions(settings, claim, rival, tuned, other, found):
     one = settings.model_copy(update={"datasets": ("mini-fi",)})
     a, b = pair(tuned, other)
-    table = judged({("mini-fi", "vlm_tuned"): a, ("mini-fi", rival): b}, one)
-    row = table.query("claim == @claim and dataset == @FI").iloc[0]
+    row = judged({("mini-fi", "vlm_tuned"): a, ("mini-fi", rival): b}, one).loc[(claim, FI)]
     assert row["verdict"] == found
     if claim == "C5":
         assert row["value"] == pytest.approx(100 * (tuned - other))
@@ -311,12 +305,9 @@ def test_claims_on_constructed_predictions(settings, claim, rival, tuned, other,
 def test_c4_allows_a_point_and_fails_if_one_gate_is_better_in_the_mean(settings):
     found = synthetic(DATASETS, n=600)
     same = {key: found[key[0], "emovlmkd"] if key[1].startswith("gate_") else frame for key, frame in found.items()}
-    assert judged(same, settings).set_index(["claim", "dataset"]).loc[("C4", "all"), "verdict"] == "holds"
-    better = dict(found)
-    for dataset in DATASETS:
-        better[dataset, "gate_moe"] = found[dataset, "emovlmkd"]
-        better[dataset, "emovlmkd"] = found[dataset, "vlm_zero_shot"]
-    table = judged(better, settings).set_index(["claim", "dataset"])
+    assert judged(same, settings).loc[("C4", "all"), "verdict"] == "holds"
+    better = {"gate_moe": "emovlmkd", "emovlmkd": "vlm_zero_shot"}
+    table = judged({(d, m): found[d, better.get(m, m)] for d, m in found}, settings)
     assert table.loc[[("C4", FI), ("C4", "all"), ("C6", "all")], "verdict"].unique().tolist() == ["does not hold"]
     assert "mixture" in table.loc[("C4", "all"), "decided_by"]
 
@@ -332,20 +323,17 @@ def test_c3_is_about_the_gated_model_and_c3b_about_the_head_alone(settings, foun
         changed |= {(dataset, model): frame for model, frame in zip(("emovlmkd", "head"), frames, strict=True)}
         for n in (2, 3, 4, 5):
             changed[dataset, f"head_depth{n}"], changed[dataset, f"gate_depth{n}"] = frames
-    verdicts = judged(changed, settings).query("dataset == 'all'").set_index("claim")["verdict"]
+    verdicts = judged(changed, settings)["verdict"].xs("all", level="dataset")
     assert verdicts["C3"] == found
     assert {verdicts["C3"], verdicts["C3b"]} == {"holds", "does not hold"}
 
 
 def test_seeds_that_disagree_make_a_verdict_less_sure(settings, predictions):
-    calm, one = dict(predictions), settings.model_copy(update={"datasets": ("mini-fi",)})
-    head = predictions["mini-fi", "head"]
-    calm["mini-fi", "head"] = pd.concat([head[head["seed"] == 0].assign(seed=seed) for seed in (0, 1, 2)])
-    wild = {**calm, ("mini-fi", "head"): pd.concat([head[head["seed"] == 0], *[
-        predictions["mini-fi", "vlm_zero_shot"].assign(seed=seed) for seed in (1, 2)]])}  # fmt: skip
-    widths = []
-    for found in (calm, wild):
-        row = claims.comparisons(claims.collect(found, one), one).query("claim == 'C2' and dataset == 'all'").iloc[0]
+    one, widths = settings.model_copy(update={"datasets": ("mini-fi",)}), []
+    head = predictions["mini-fi", "head"].query("seed == 0")
+    for others in (head, predictions["mini-fi", "vlm_zero_shot"]):
+        three = pd.concat([head, *(others.assign(seed=seed) for seed in (1, 2))])
+        row = judged({**predictions, ("mini-fi", "head"): three}, one).loc[("C2", "all")]
         widths.append(row["ci_high"] - row["ci_low"])
     assert widths[1] > 1.5 * widths[0]
 
@@ -353,9 +341,8 @@ def test_seeds_that_disagree_make_a_verdict_less_sure(settings, predictions):
 def test_a_clear_verdict_comes_out_of_every_resampling_and_a_close_one_does_not(settings):
     one, shares = settings.model_copy(update={"datasets": ("mini-fi",)}), {}
     for name, tuned in (("clear", 0.9), ("close", 0.575)):
-        a, b = pair(tuned, 0.5)
-        found = {("mini-fi", "vlm_tuned"): a, ("mini-fi", "vlm_zero_shot"): b}
-        samples = claims.collect(found, one)
+        found = zip((("mini-fi", "vlm_tuned"), ("mini-fi", "vlm_zero_shot")), pair(tuned, 0.5), strict=True)
+        samples = claims.collect(dict(found), one)
         table = claims.claims(claims.comparisons(samples, one), None, claims.shares(samples, one))
         shares[name] = table.query("claim == 'C5' and dataset == @FI")["share"].item()
         assert table.query("claim == 'C2' and dataset == @FI")["share"].item() == 100, "undecided for lack of a head"
@@ -364,7 +351,7 @@ def test_a_clear_verdict_comes_out_of_every_resampling_and_a_close_one_does_not(
 
 
 def test_all_claims_are_judged_with_rule_and_numbers(predictions, settings):
-    detail = claims.comparisons(claims.collect(predictions, settings), settings)
+    detail = details(predictions, settings)
     table = claims.claims(detail, PARAMETERS)
     assert list(table["claim"].unique()) == ["C1", "C2", "C2b", "C3", "C3b", *(f"C{i}" for i in range(4, 10))]
     assert table[["statement", "rule", "decided_by", "value"]].notna().all().all()
@@ -373,14 +360,13 @@ def test_all_claims_are_judged_with_rule_and_numbers(predictions, settings):
     rules = table.drop_duplicates("claim").set_index("claim")["rule"]
     assert "below 1 %" in rules["C8"], "as the code has it"
     assert all("above -1 point" in rules[claim] for claim in ("C4", "C7")), "as the code has it"
-    for claim, kind, said in (
-        ("C3", "gate", "accuracy of EmoVLM-KD with"),
-        ("C3b", "head", "accuracy of the head of"),
+    for claim, one, deep, said in (
+        ("C3", "emovlmkd", "gate", "EmoVLM-KD with"),
+        ("C3b", "head", "head", "the head of"),
     ):
-        one = {"gate": "emovlmkd"}.get(kind, kind)
         models = {comparison.models for comparison in claims.compared(settings)[claim]}
-        assert models == {(one, f"{kind}_depth{n}") for n in (2, 3, 4, 5)}, "as the rule says"
-        assert rules[claim].startswith(said)
+        assert models == {(one, f"{deep}_depth{n}") for n in (2, 3, 4, 5)}, "as the rule says"
+        assert rules[claim].startswith(f"accuracy of {said}")
     too_many = PARAMETERS.assign(parameters=[1000, 5, 30, 1])
     assert claims.claims(detail, too_many).set_index("claim").loc["C8", "verdict"] == "does not hold"
     detail = detail.query("claim == 'C2'").set_index("dataset")
@@ -391,8 +377,7 @@ def test_all_claims_are_judged_with_rule_and_numbers(predictions, settings):
 
 
 def test_claims_name_what_they_lack(predictions, settings):
-    some = {key: f for key, f in predictions.items() if key != ("mini-flickr", "vit")}
-    table = judged(some, settings).set_index(["claim", "dataset"])
+    table = judged({key: f for key, f in predictions.items() if key != ("mini-flickr", "vit")}, settings)
     why = "not tested, no predictions of ViT on mini-flickr (drawn): distilled head - ViT"
     said = {("C2", FLICKR): why, ("C2", "all"): why, ("C8", "all"): "not tested, no table of parameters"}
     assert table.loc[list(said), "decided_by"].to_dict() == said
@@ -417,9 +402,8 @@ def latex_rows(text):
     return kinds, [re.split(r"(?<!\\)&", line.removesuffix(r" \\")) for line in lines]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_result_table_has_numbers_to_the_right_and_paper_beside_ours(predictions, settings, name):
-    table = getattr(tables, name)(predictions, settings)
+def test_a_result_table_has_numbers_to_the_right_and_paper_beside_ours(named):
+    name, table = named
     text = tables.latex_text(table, name)
     kinds, (groups, *rows) = latex_rows(text)
     assert re.fullmatch(r"[lp]r+", kinds)
@@ -433,9 +417,8 @@ def test_a_result_table_has_numbers_to_the_right_and_paper_beside_ours(predictio
     assert re.fullmatch(r"\| --- \|( --: \|)+", lines[3])
     shown = tables.display(table)
     assert shown.index.is_unique
-    assert {(FLICKR, "ours")} | (set() if name in ("alpha", "depth_schedule") else {(FI, "paper (FI)")}) <= set(
-        shown.columns
-    )
+    assert (FLICKR, "ours") in shown
+    assert ((FI, "paper (FI)") in shown) == (name not in ("alpha", "depth_schedule"))
     csv = pd.read_csv(io.StringIO(tables.csv_text(table)))
     assert np.array_equal(csv["ours"], table["ours"], equal_nan=True), "every digit"
 
@@ -496,17 +479,13 @@ def test_a_review_of_labels_by_hand(settings, tmp_path):
 
 
 def test_a_random_sample_gives_an_interval(predictions, settings, tmp_path):
-    few = {key: predictions[key] for key in [("mini-fi", "emovlmkd")]}
-    frame = predictions["mini-fi", "emovlmkd"].query("seed == 0")
-    pictures = [
-        mark(row.image_id, row.label, "label is right", "random sample")
-        if row.prediction == row.label
-        else mark(row.image_id, row.label, "also right", "random sample", row.prediction)
-        for row in frame.head(40).itertuples()
-    ]
-    table = tables.review(few, settings, read_review(saved(tmp_path, *pictures)))
-    assert set(table["dataset"]) == {"mini-fi (drawn)"}
-    row = table[table["pictures"] == "random sample"].set_index("model").loc["emovlmkd"]
+    frame, pictures, sample = predictions["mini-fi", "emovlmkd"], [], "random sample"
+    for row in frame.head(40).itertuples():
+        found = ["label is right", sample] if row.prediction == row.label else ["also right", sample, row.prediction]
+        pictures.append(mark(row.image_id, row.label, *found))
+    table = tables.review({("mini-fi", "emovlmkd"): frame}, settings, read_review(saved(tmp_path, *pictures)))
+    assert set(table["dataset"]) == {FI}
+    row = table.set_index("pictures").loc[sample]
     wrong = frame.head(40).query("prediction != label")
     assert row["difference_low"] < row["difference"] < row["difference_high"]
     assert row["difference"] >= 100 / 3 * len(wrong) / 40 > 0, "of three seeds the first is right now"
