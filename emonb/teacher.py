@@ -282,7 +282,8 @@ def train_network(
         loader = accelerator.prepare(DataLoader(train, batch_sampler=batches, num_workers=train.workers))
         sums = torch.tensor(train_epoch(shared, loader, stepper), device=device, dtype=torch.float64)
         total, seen = accelerator.reduce(sums).tolist()
-        _same_buffers(net)
+        for buffer in net.buffers() if process_count() > 1 else ():
+            torch.distributed.broadcast(buffer, 0)  # such as running means: every process gets the main one's
         logits = predict_network(net, val)  # every process looks at all of val: it is small
         hits = (logits.argmax(1) == torch.from_numpy(val.targets)).double().mean().item()
         best.keep(net, epoch, total / seen, 100 * hits)
@@ -292,13 +293,6 @@ def train_network(
         wait_for_all()
     net.load_state_dict(best.weights)
     return best.rows
-
-
-def _same_buffers(net: nn.Module) -> None:
-    """Give every process the main one's buffers, such as running means."""
-    if process_count() > 1:
-        for buffer in net.buffers():
-            torch.distributed.broadcast(buffer, 0)
 
 
 @torch.inference_mode()

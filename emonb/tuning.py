@@ -192,8 +192,14 @@ def tune(
             f"setting vlm.gradient_accumulation ({accumulation}): a step of so many parts of {batch_size} needs more "
             f"than these {len(triplets)} triplets; lower it"
         )
+    if accumulation % process_count():
+        raise EmonbError(
+            f"setting vlm.gradient_accumulation ({accumulation}): the parts of a step cannot be shared by "
+            f"{process_count()} processes; make it a multiple of that, or change --num_processes"
+        )
     plan = plan_steps(len(triplets), epochs, batch_size * accumulation, seed)
-    parts = [slice(i * batch_size, (i + 1) * batch_size) for i in _own_parts(accumulation)]
+    mine = range(process_index(), accumulation, process_count())  # the parts of a step that this process takes
+    parts = [slice(i * batch_size, (i + 1) * batch_size) for i in mine]
     accelerator = Accelerator(cpu=get_device().type == "cpu")
     if gradient_checkpointing:
         vlm.model.enable_input_require_grads()
@@ -203,9 +209,15 @@ def tune(
     warmup = math.ceil(warmup_ratio * len(plan))
     scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=len(plan))
     model = accelerator.prepare_model(vlm.model)
-    start, losses = _resume(checkpoint, vlm, optimizer, scheduler)
+    losses: list[float] = []
+    if state := load_checkpoint(checkpoint, vlm.device):
+        set_peft_model_state_dict(vlm.model, state["adapter"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        losses = state["losses"]
+        del state  # its tensors on the device
     model.train()
-    for step in progress(range(start, len(plan)), what, unit="step"):
+    for step in progress(range(len(losses), len(plan)), what, unit="step"):
         rows = [triplets[i] for i in plan[step]]
         torch.manual_seed(mixed_seed(seed, step, process_index()))  # of dropout: a killed run goes on with the same
         # the processes' gradients are averaged, the step's loss is their sum
@@ -222,27 +234,6 @@ def tune(
             )
     vlm.model.eval()
     return _curve(losses, len(plan) / epochs)
-
-
-def _own_parts(accumulation: int) -> range:
-    """Which of a step's parts this process takes."""
-    if accumulation % process_count():
-        raise EmonbError(
-            f"setting vlm.gradient_accumulation ({accumulation}): the parts of a step cannot be shared by "
-            f"{process_count()} processes; make it a multiple of that, or change --num_processes"
-        )
-    return range(process_index(), accumulation, process_count())
-
-
-def _resume(checkpoint: Path | None, vlm: VLM, optimizer: Any, scheduler: Any) -> tuple[int, list[float]]:
-    """Steps done before a kill, and their losses."""
-    state = load_checkpoint(checkpoint, vlm.device)
-    if state is None:
-        return 0, []
-    set_peft_model_state_dict(vlm.model, state["adapter"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    return len(state["losses"]), state["losses"]
 
 
 def _curve(losses: Sequence[float], per_epoch: float, points: int = 40) -> list[dict[str, Any]]:

@@ -53,8 +53,6 @@ def test_a_stopped_pretraining_goes_on_as_if_it_had_not_been_stopped(tmp_path, m
         networks.rebuild_network("vit", tmp_path / "stopped", **small, log=lambda _: 1 / 0)
     with pytest.raises(EmonbError, match=r"vit-7-12\.pt: its 2 steps are not the first of these"):
         networks.rebuild_network("vit", tmp_path / "stopped", pool=12, steps_a=1, steps_b=4, **QUIET)
-    found, wanted = (
-        load_file(networks.rebuild_network("vit", tmp_path / "stopped", **small, **QUIET)),
-        load_file(whole),
-    )
+    stopped = networks.rebuild_network("vit", tmp_path / "stopped", **small, **QUIET)
+    found, wanted = load_file(stopped), load_file(whole)
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)

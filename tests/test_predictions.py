@@ -1,6 +1,7 @@
 """Prediction files: what is written is read, and a damaged file is named; who is right where, one seed per image."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -81,17 +82,13 @@ def test_bad_files_are_named_and_a_scrambled_class_order_is_not_permuted(frame, 
     (tmp_path / "bytes").write_bytes(b"PAR1 nothing")
     frame[["image_id"]].to_parquet(tmp_path / "other")
     pr.write_predictions(tmp_path / "x", frame)
-    table = pq.read_table(tmp_path / "x")
-    pq.write_table(
-        table.set_column(2, "label", table["prediction"]), tmp_path / "no label"
-    )  # the unparsable "" is none
-    for name, said in {"none": "run the notebook", "bytes": "no predictions", "other": "columns are"}.items():
-        with pytest.raises(EmonbError, match=f"{name}: .*{said}"):
+    frame.assign(label=frame["prediction"]).to_parquet(tmp_path / "no label")  # the unparsable "" is none
+    said = {"none": "run the notebook", "bytes": "no predictions", "other": "columns are", "no label": "column label"}
+    for name, message in said.items():
+        with pytest.raises(EmonbError, match=f"{name}: .*{message}"):
             pr.read_predictions(tmp_path / name)
     with pytest.raises(EmonbError, match=r"x: class order"):
         pr.read_predictions(tmp_path / "x", sorted(LABELS))
-    with pytest.raises(EmonbError, match="no label: column label"):
-        pr.read_predictions(tmp_path / "no label")
 
 
 def test_one_split_alone(frame, tmp_path):
@@ -152,8 +149,7 @@ def test_a_damaged_file_is_an_error_unless_partial_is_asked_for(folder):
     assert (len(found), found.folder) == (5, folder)
     (problem,) = found.problems.values()
     assert problem.startswith("mini-fi: predictions of vit are damaged: ")
-    assert "\n" not in problem
-    assert str(folder) not in problem
+    assert not re.search(f"\n|{folder}", problem)
     for path in folder.iterdir():
         path.write_bytes(b"not a table" * 99)
     with pytest.raises(EmonbError, match=r"no predictions of any dataset.*head are damaged"):

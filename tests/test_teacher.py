@@ -148,10 +148,8 @@ def test_a_file_that_does_not_fit_is_refused_with_the_command_that_fetches_it(tm
 @pytest.mark.parametrize("network", ["vit", "resnet", "vgg"])
 def test_the_mini_profile_starts_from_networks_that_have_seen_drawn_scenes(network):
     config = load_settings("mini").teacher.networks[network]
-    net, state = (
-        build_network(classes=3, **config.building),
-        load_file(teacher.weights_of(config.weights, config.name)),
-    )
+    net = build_network(classes=3, **config.building)
+    state = load_file(teacher.weights_of(config.weights, config.name))
     fresh = [key for key, value in net.state_dict().items() if not torch.equal(value, state[key].to(value.dtype))]
     assert [key.split(".")[0] in ("head", "fc") for key in fresh] == [True, True], "all but the classifier"
     assert all(value.dtype != torch.float16 for value in net.state_dict().values())
@@ -161,11 +159,10 @@ def test_the_mini_profile_starts_from_networks_that_have_seen_drawn_scenes(netwo
             build_network(classes=3, **{**config.building, **wrong})
 
 
-UNKNOWN = {"vgg_small": True, "resnet50.of_mine": True, "vit_huge_of_mine": False, "resnet50.of_no_one": False}
-
-
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_an_unknown_network_is_named(name):
-    what = "weights" if UNKNOWN[name] else "model"
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [("weights", "vgg_small"), ("weights", "resnet50.of_mine"), ("model", "vit_huge"), ("model", "resnet50.no_one")],
+)
+def test_an_unknown_network_is_named(what, name):
     with pytest.raises(EmonbError, match=f"setting teacher.networks: timm has no {what} of '{name}'"):
-        build_network(name, 3, pretrained=UNKNOWN[name])
+        build_network(name, 3, pretrained=what == "weights")
