@@ -26,6 +26,7 @@ from emonb.settings import Settings
 _COLUMNS = ["row", "name", "dataset", "paper_dataset", "paper", "paper_source", "ours", "difference"]
 _COLUMNS += ["ci_low", "ci_high", "n", "seeds", "gain", "gain_low", "gain_high"]
 LEVELS = {"chance": "always the most frequent emotion", "ceiling": "ceiling set by label noise"}
+_NOTHING = metrics.Estimate(np.nan, np.nan, np.inf, None, None)  # of a model that is not there
 _UNEVEN = 1.5  # largest class over smallest above which accuracy alone misleads; ours
 
 
@@ -231,17 +232,17 @@ def _table(
         lead[model] = metrics.crossed_estimates({d: x for d, x in gaps.items() if len(x)})
     tail, records = (1 - settings.report.confidence) / 2, []
     for dataset, (model, name) in product(settings.datasets, rows.items()):
-        printed, ours = known.get(model) or known.get(name) or {"values": {}}, own[model].get(dataset)
+        printed, ours = known.get(model) or known.get(name) or {"values": {}}, own[model].get(dataset, _NOTHING)
         value = printed["values"].get(dataset.removeprefix("mini-"), np.nan)
-        if ours is None and np.isnan(value):
+        if ours is _NOTHING and np.isnan(value):
             continue
         source = "" if np.isnan(value) else printed["source"]
         record = [model, name, dataset_title(dataset), pr.paper_dataset(dataset), value, source]
-        if ours and ours.images < len(whole[dataset]):
+        if ours is not _NOTHING and ours.images < len(whole[dataset]):
             fewer.setdefault(model_name(model), {})[f"{ours.images:,} of {len(whole[dataset]):,}"] = 1
-        mean, *ends = np.clip(_ends(ours, tail), 0, 100).tolist()
-        record += [mean, mean - value, *ends, *((ours.images, ours.seeds) if ours else (None, None))]
-        record += _ends(lead[model].get(dataset), tail)
+        mean, *ends = np.clip([ours.value, *ours.interval(tail)], 0, 100).tolist()
+        gain = lead[model].get(dataset, _NOTHING)
+        record += [mean, mean - value, *ends, ours.images, ours.seeds, gain.value, *gain.interval(tail)]
         records.append(dict(zip(_COLUMNS, record, strict=True)) | more(dataset, model))
     table = pd.DataFrame(records, columns=None if records else _COLUMNS).astype({"n": "Int64", "seeds": "Int64"})
     table = table if reference else table.drop(columns=["gain", "gain_low", "gain_high"])
@@ -267,11 +268,6 @@ def _hits(predictions: Predictions, whole: Mapping[str, pd.Index], model: str) -
         return {d: (x[x.index.isin(whole[d])] if len(whole[d]) else x).dropna() for d, x in hits.items()}
     parts = zip(*(_hits(predictions, whole, part).items() for part in ("vlm_tuned", "vit")), strict=True)
     return {d: (100 - (100 - a) * (100 - b) / 100).dropna(axis=1, how="all").dropna() for (d, a), (_, b) in parts}
-
-
-def _ends(estimate: metrics.Estimate | None, tail: float) -> metrics.Interval:
-    """A value with its interval; NaN where there is none."""
-    return (estimate.value, *estimate.interval(tail)) if estimate else (np.nan,) * 3
 
 
 def complementarity(predictions: Predictions, settings: Settings) -> pd.DataFrame:
