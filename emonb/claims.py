@@ -1,4 +1,4 @@
-"""Claims C1-C8 of the paper, and C9, E1, E2 of ours, judged by intervals over test images and seeds.
+"""Claims C1-C8 of the paper, and C2b, C3b, C9, E1, E2 of ours, judged by intervals over test images and seeds.
 
 Second edition of the rules (27 November 2026), written before the runs that they judge; they stand in words in
 `resources/paper_values.yaml`, with what changed and why. A claim is one or several comparisons, each a difference that

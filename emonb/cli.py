@@ -100,7 +100,7 @@ def run(
 
 @app.command()
 def stage(
-    name: Annotated[str, Argument(help="samples, triplets, features, ... (see the README), or all")],
+    name: Annotated[str, Argument(help="samples, triplets, features, ... (docs/guide.md), or all")],
     profile: Profile = "mini",
     datasets: Datasets = "",
     images: Images = "",
@@ -281,7 +281,7 @@ def doctor(out: Annotated[str, Option(help="results folder to check")] = "build"
     findings = {
         "torch and torchvision agree": (fit, f"{versions}; Python {sys.version.split()[0]}"),
         "libraries": (True, f"not as in {LOCK} (installed, locked): {differs}" if differs else "as locked"),
-        "free memory": (memory >= 4, f"{memory:.1f} GB; 4 are needed: close other programs"),
+        "free memory": (memory >= 5, f"{memory:.1f} GB; 5 are needed: close other programs"),
         "free disk": (disk >= 2, f"{disk:.1f} GB; 2 are needed: choose another --out"),
     }
     for what, (fine, finding) in findings.items():

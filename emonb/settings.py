@@ -190,10 +190,10 @@ class DistillSettings(_Section):
     """Stage 2b: the student head (paper: section on knowledge distillation)."""
 
     hidden: tuple[int, ...] = (1024,)  # paper
-    depths: tuple[tuple[int, ...], ...] = tuple((1024, 512, 256, 128, 64)[:n] for n in range(1, 6))  # paper
+    depths: tuple[tuple[int, ...], ...] = tuple((1024, 512, 256, 128, 64)[:n] for n in range(1, 6))  # 1, 2, 5: paper
     lengths: tuple[float, ...] = (8,)  # of more trainings of the printed depths, 1: the authors' (`schedules`); ours
     alpha: float = Field(0.5, ge=0, le=1)  # paper
-    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # paper, alpha figure
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0.5: paper
     tau: float = Field(2.0, gt=0)  # paper
     target: Literal["label", "teacher"] = "label"  # paper and code: ground truth; article: teacher's argmax
     dropout: float = Field(0.1, ge=0, lt=1)  # authors' code

@@ -143,9 +143,10 @@ def depth_schedule(predictions: Predictions, settings: Settings) -> pd.DataFrame
         part = _table("depth", predictions, settings, rows, next(iter(rows)))
         parts.append(part.assign(layers=part["name"].str.count(", "), length=length))
     table = pd.concat(parts, ignore_index=True)
+    same = part.attrs["caption"].replace(model_name("head"), "one hidden layer, trained as long")
     table.attrs["caption"] = (
-        f"{part.attrs['caption']} The gain is over one hidden layer, trained as long. Lengths are multiples of the "
-        "authors' learning rate x steps: 5 epochs at 1e-5, one image a step, on a data set of this size."
+        f"{same} Lengths are multiples of the authors' learning rate x steps: 5 epochs at 1e-5, one image a step, on "
+        "a data set of this size."
     )
     return table
 
@@ -249,7 +250,7 @@ def _table(
     parts = [f"{name} ({', '.join(counts)})" for name, counts in fewer.items()]
     caption = [
         f"Accuracy in percent on test images, {100 * settings.report.confidence:g} % intervals over images and seeds.",
-        f"gain: points over {model_name(reference)} on the same images." * bool(reference),
+        f"gain (in the CSV at least): points over {model_name(reference)}, same images." * bool(reference),
         f"Of a part of the test images: {'; '.join(parts)}." * bool(parts),
         "Compare such a row by its gain in the table of modules, which is on the same images."
         * bool(parts and not reference),
@@ -550,7 +551,7 @@ def latex_text(frame: pd.DataFrame, id: str, caption: str = "") -> str:
     texts, columns = readable(frame), ""
     for i, right in enumerate(numeric_columns(texts)):
         cells = texts.iloc[:, i]
-        columns += "r" if right else "p{12em}" if cells.map(len).max() > 36 else "l"
+        columns += "r" if right else "p{12em}" if max(cells.map(len), default=0) > 36 else "l"
         texts.isetitem(i, cells.map(_tex).str.replace("-", "$-$") if right else cells.map(_tex))
     texts.columns = texts.columns.set_names([None] * texts.columns.nlevels)
     style = texts.style.hide(axis="index").format_index(_tex, axis="columns")

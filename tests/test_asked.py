@@ -274,7 +274,9 @@ def test_the_table_of_asked_models_by_hand():
     assert row["gain"] == pytest.approx(lead)
     assert row["gain_low"] < lead < row["gain_high"]
     assert "some (30 of 120)" in table.attrs["caption"]
-    assert tables.asked(ours, settings, {}).empty
+    nobody = tables.asked(ours, settings, {})
+    assert nobody.empty
+    assert "usd" in tables.latex_text(nobody, "served_models")
 
 
 def test_the_explorer_shows_what_it_was_asked_and_no_surety_of_a_word(tmp_path):

@@ -92,14 +92,25 @@ def test_the_wheel_holds_all_that_a_run_reads_and_is_small(wheel):
     assert {"emonb/resources/base/model.safetensors", "emonb/resources/networks/vit.safetensors"} <= packed
 
 
-def test_a_run_from_the_wheel_in_an_empty_folder_finds_notebooks_and_writes_beside_nothing(wheel, tmp_path):
+AS_IN_THE_PAPER = """
+from: smoke
+datasets: [mini-flickr]
+seeds: [0]
+vlm: {dtype: bfloat16, attention: auto, cache_visual_tokens: false, batch_size: 8, gradient_checkpointing: true}
+distill: {lengths: []}
+"""
+
+
+def test_a_run_from_the_wheel_in_an_empty_folder_computes_as_the_paper_s_profile_does(wheel, tmp_path):
+    """All that the paper's profile does otherwise than smoke, but for its sizes and what needs a GPU."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     empty = tmp_path / "empty"
     empty.mkdir()
+    (empty / "mine.yaml").write_text(AS_IN_THE_PAPER)
     options = {"cwd": empty, "env": {**os.environ, "PYTHONPATH": str(tmp_path / "site")}}
-    process = emonb("run", "--profile", "smoke", "--datasets", "mini-fi", "--notebooks", "01", **options)
+    process = emonb("run", "--profile", "mine.yaml", "--notebooks", "01,02,03,04,05,06,09", **options)
     said, _ = process.communicate()
     assert process.returncode == 0, said
-    assert {path.name for path in empty.iterdir()} == {"build"}
-    cells = nbformat.read(empty / "build" / "smoke" / "notebooks" / "01_data.ipynb", 4).cells
+    assert {path.name for path in empty.iterdir()} == {"build", "mine.yaml"}
+    cells = nbformat.read(empty / "build" / "mine" / "notebooks" / "09_try_your_image.ipynb", 4).cells
     assert "files written" in str([cell.outputs for cell in cells if cell.cell_type == "code"])

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 
@@ -86,6 +87,16 @@ def test_a_profile_may_start_from_another_one(tmp_path):
     (tmp_path / "mine.yaml").write_text("from: nowhere\n")
     with pytest.raises(EmonbError, match=r"from: 'nowhere' is none of mini, paper"):
         load_settings(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("known", "dtype"), [({"avx512_bf16": True}, "bfloat16"), ({"avx2": True}, "float32"), ({}, "float32")]
+)
+def test_the_dtype_that_a_processor_is_fast_in_is_what_a_run_says(known, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert load_settings("photos").vlm.dtype == dtype
+    assert load_settings("smoke").vlm.dtype == "float32"
 
 
 WRONG = {
