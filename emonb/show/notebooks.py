@@ -100,7 +100,7 @@ def copy_back(out: Path) -> list[Path]:
     Of an explorer only its sentence stays: a notebook of the repository stays below 1 MB. `EmonbError`: the run is of
     another profile, or not every notebook is executed.
     """
-    from nbconvert.preprocessors import ClearMetadataPreprocessor
+    from nbconvert.preprocessors import ClearMetadataPreprocessor, CoalesceStreamsPreprocessor
 
     run, written, target = read_json(out / "run.json"), [], project_root() / "notebooks"
     about = "".join(path.read_text(encoding="utf-8") for path in target.parent.glob("pyproject.toml"))
@@ -113,6 +113,7 @@ def copy_back(out: Path) -> list[Path]:
     clean = ClearMetadataPreprocessor(preserve_nb_metadata_mask=marks, preserve_cell_metadata_mask=kept)
     for source in sorted((out / "notebooks").glob("*.ipynb")):
         nb, _ = clean.preprocess(nbformat.read(source, as_version=4), {})
+        nb, _ = CoalesceStreamsPreprocessor().preprocess(nb, {})  # how prints were cut up is chance
         if any("injected-parameters" in cell.metadata.get("tags", []) for cell in nb.cells):
             raise EmonbError(f"{source}: was run with options; make it again with: make notebooks")
         for cell in nb.cells:
