@@ -31,7 +31,7 @@ def stage(root: Path, name: str, out: Path | None = None, **settings: Any):
     """The result of the stage `samples` for the dataset `root/name`."""
     settings = load_settings("smoke", datasets=name, images=str(root), out=str(out or root / "out"), **settings)
     recipe = samples(SimpleNamespace(settings=settings), name)
-    return Store(settings.out_path / "artifacts").get("samples", name, recipe, {})
+    return Store(settings.out_path / "artifacts").get("samples", name, recipe)
 
 
 def bring(form: str, source: Path, out: Path, **options):
