@@ -143,7 +143,8 @@ def depth_schedule(predictions: Predictions, settings: Settings) -> pd.DataFrame
         part = _table("depth", predictions, settings, rows, next(iter(rows)))
         parts.append(part.assign(layers=part["name"].str.count(", "), length=length))
     table = pd.concat(parts, ignore_index=True)
-    same = part.attrs["caption"].replace(model_name("head"), "one hidden layer, trained as long")
+    over = f"points over {model_name('head')}"  # the name may stand in the caption a second time
+    same = part.attrs["caption"].replace(over, "points over one hidden layer, trained as long")
     table.attrs["caption"] = (
         f"{same} Lengths are multiples of the authors' learning rate x steps: 5 epochs at 1e-5, one image a step, on "
         "a data set of this size."

@@ -74,12 +74,15 @@ def test_text_names_each_answer_and_cannot_steer_the_terminal(made, album, capsy
         assert out.count(word) == 5
 
 
-def test_trouble_of_the_disk_stops_with_its_reason_and_prints_what_was_answered(made, album, capsys, monkeypatch):
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
+def test_trouble_of_the_disk_stops_with_its_reason_and_prints_what_was_answered(
+    made, album, capsys, monkeypatch, code
+):
     whole = Path.open
 
     def refuse(self, *arguments, **options):
         if self.name == "B.JPG":
-            raise OSError(errno.EIO, "played trouble")
+            raise OSError(code, "played trouble")
         return whole(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
@@ -109,6 +112,17 @@ def test_a_picture_that_fails_late_takes_no_other_along(made, album, as_json, ca
     out, err = capsys.readouterr()
     assert len(json.loads(out)) == 5 if as_json else out.count("Gate:") == 5
     assert complaints(err)[-1] == f"emonb: {album}/zz.png: could not be answered (absolute aspect\\nratio)"
+
+
+def test_of_25_pictures_24_are_answered_where_one_is_bad(made, tmp_path, capsys):
+    for i in range(23):
+        picture((30 + i, 30)).save(tmp_path / f"{i:02}.png")
+    picture((900, 3)).save(tmp_path / "strip.bmp")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert predict([tmp_path], made[1], as_json=True) == 1
+    out, err = capsys.readouterr()
+    assert (len(json.loads(out)), len(complaints(err))) == (24, 1)
+    assert "pipe.jpg: could not be answered (the file: not a readable picture ([Errno 22] no regular file" in err
 
 
 def test_what_was_answered_before_a_stop_is_printed(made, album, capsys, monkeypatch):
