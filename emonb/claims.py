@@ -11,7 +11,6 @@ mean over datasets is judged; each dataset stands beside it.
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -19,32 +18,41 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from emonb import metrics
 from emonb.files import resource
-from emonb.metrics import Estimate, crossed_estimates, difference, excess_hits, hits_by_seed, kl_by_seed, mcnemar_p
+from emonb.metrics import difference, hits_by_seed, kl_by_seed
 from emonb.predictions import Predictions, dataset_title, gated, head_model, model_name, test_rows
 from emonb.settings import Settings
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 _MARGIN = 1.0  # points of accuracy that "not worse" allows (C4, C7); our choice
 _TINY = 1.0  # percent of all parameters that counts as tiny; our choice
-_DETECTABLE = 2.8  # standard errors: a true difference of so many is found with a probability of 80 %
 
 
 class Comparison(NamedTuple):
     """A difference that a claim says is above `threshold`, from the predictions of `models` on a dataset.
 
-    `evidence`: on the drawn pictures whose emotion shows there, "": on all.
+    `evidence`: on the drawn pictures whose emotion shows there, "": on all. `test`: gives the p of a test that must
+    reject as well, on a dataset.
     """
 
     name: str
     models: Sequence[str]
-    values: Callable[..., np.ndarray | Estimate]  # of the models' frames: [images, seeds], or an estimate
+    values: Callable[..., np.ndarray]  # of the models' frames: [images, seeds]
     threshold: float = 0.0
     evidence: str = ""
+    test: Callable[..., float] | None = None
+
+
+class Sample(NamedTuple):
+    """A comparison on a dataset: values [images, seeds], and the p of a test (NaN: none)."""
+
+    values: np.ndarray
+    p: float
 
 
 # Of each claim its comparisons, each with its sample on each dataset (by title), or why there is none.
-Samples = dict[str, list[tuple[Comparison, dict[str, np.ndarray | Estimate | str]]]]
+Samples = dict[str, list[tuple[Comparison, dict[str, Sample | str]]]]
 
 
 def compared(settings: Settings) -> dict[str, list[Comparison]]:
@@ -57,11 +65,12 @@ def compared(settings: Settings) -> dict[str, list[Comparison]]:
     def nearer(teacher: pd.DataFrame, head: pd.DataFrame, without: pd.DataFrame) -> np.ndarray:
         return difference(*(kl_by_seed(teacher, student, distill.tau) for student in (without, head)))
 
+    beyond = {"values": metrics.excess_hits, "test": metrics.permutation_p}
     drawn_near = [Comparison("KL(teacher || head): alpha 0 - ours", (teacher, "head", alone), nearer)] if alone else []
     return {
         "C1": [
-            Comparison("ViT right where the VLM errs, over chance", ("vlm_tuned", "vit"), excess_hits),
-            Comparison("VLM right where the ViT errs, over chance", ("vit", "vlm_tuned"), excess_hits),
+            Comparison("ViT right where the VLM errs, over chance", ("vlm_tuned", "vit"), **beyond),
+            Comparison("VLM right where the ViT errs, over chance", ("vit", "vlm_tuned"), **beyond),
         ],
         "C2": _gaps("head", teacher),
         "C2b": _gaps("head", *filter(None, [alone])),
@@ -87,7 +96,7 @@ def _gaps(model: str, *rivals: str, threshold: float = 0.0) -> list[Comparison]:
     return [Comparison(name, (model, rival), gap, threshold) for rival, name in names.items()]
 
 
-def verdict(estimate: Estimate, threshold: float = 0.0, *, rivals: int = 1, tail: float = 0.025) -> str:
+def verdict(estimate: metrics.Estimate, threshold: float = 0.0, *, rivals: int = 1, tail: float = 0.025) -> str:
     """ "holds", "does not hold" or "undecided" of a comparison that is one of so many `rivals`."""
     if estimate.interval(tail)[0] > threshold:
         return HOLDS
@@ -117,38 +126,39 @@ def comparisons(samples: Samples, settings: Settings) -> pd.DataFrame:
     """Every comparison behind the claims (`collect`): a row per claim, comparison and dataset, and the mean of all.
 
     Columns: claim, dataset, comparison, value, ci_low, ci_high, threshold, verdict, detectable (the smallest true
-    difference that this run finds with a probability of 80 %), mcnemar_p (of single-seed models), n, seeds. One that
-    cannot be made has no numbers, is undecided, and `comparison` says why.
+    distance from the threshold that this run finds with a probability of 80 %, in this comparison), p (of the
+    comparison's own test; of McNemar's between two models of one seed), n, seeds. One that cannot be made has no
+    numbers, is undecided, and `comparison` says why.
     """
     tail, rows = (1 - settings.report.confidence) / 2, []
     for claim, several in samples.items():
         for one, found in several:
             missing = {title: why for title, why in found.items() if isinstance(why, str)}
             missing |= {"all": "; ".join(missing.values())} if missing else {}
-            estimates = _estimates(found)
+            there = {title: sample for title, sample in found.items() if isinstance(sample, Sample)}
+            estimates = metrics.crossed_estimates({title: sample.values for title, sample in there.items()})
             for title in [*found, "all"] if found else ():
                 row = {"claim": claim, "dataset": title, "comparison": one.name, "threshold": one.threshold}
                 if title in missing:
                     row |= {"comparison": f"not tested, {missing[title]}: {one.name}", "verdict": UNDECIDED}
                 else:
-                    estimate = estimates[title]
+                    estimate, p = estimates[title], there[title].p if title in there else np.nan
+                    judged = verdict(estimate, one.threshold, rivals=len(several), tail=tail)
+                    if judged == HOLDS and one.test and p > tail:
+                        judged = UNDECIDED
                     low, high = estimate.interval(tail)
-                    row |= {"value": estimate.value, "ci_low": low, "ci_high": high, "n": estimate.images}
-                    row |= {"verdict": verdict(estimate, one.threshold, rivals=len(several), tail=tail)}
-                    row |= {"detectable": _DETECTABLE * estimate.error, "seeds": estimate.seeds}
-                    sample = found.get(title)
-                    paired = isinstance(sample, np.ndarray) and sample.shape[1] == 1 and len(one.models) == 2
-                    row["mcnemar_p"] = mcnemar_p(sample[:, 0]) if paired else np.nan
+                    row |= {"value": estimate.value, "ci_low": low, "ci_high": high, "n": estimate.images, "p": p}
+                    row |= {"verdict": judged, "detectable": estimate.detectable(tail), "seeds": estimate.seeds}
                 rows.append(row)
     columns = ["claim", "dataset", "comparison", "value", "ci_low", "ci_high", "threshold", "verdict", "detectable"]
-    return pd.DataFrame(rows, columns=[*columns, "mcnemar_p", "n", "seeds"]).astype({"n": "Int64", "seeds": "Int64"})
+    return pd.DataFrame(rows, columns=[*columns, "p", "n", "seeds"]).astype({"n": "Int64", "seeds": "Int64"})
 
 
 def shares(samples: Samples, settings: Settings, resamplings: int = 20) -> pd.Series:
     """How often each verdict comes out: percent of resamplings, by claim, dataset and verdict.
 
-    Test images and pipelines are drawn again with replacement, the same ones for all comparisons of a dataset; what is
-    an estimate already (C1) is drawn with its error. Our choice: it says which verdicts hang on luck.
+    Test images and pipelines are drawn again with replacement, the same ones for all comparisons of a dataset. Our
+    choice: it says which verdicts hang on luck.
     """
     found = []
     for number in range(resamplings):
@@ -161,20 +171,18 @@ def shares(samples: Samples, settings: Settings, resamplings: int = 20) -> pd.Se
     return (100 * pd.concat(found).value_counts(["claim", "dataset", "verdict"]) / resamplings).rename("share")
 
 
-def _redrawn(sample: np.ndarray | Estimate | str, title: str, number: int) -> np.ndarray | Estimate | str:
+def _redrawn(sample: Sample | str, title: str, number: int) -> Sample | str:
     """A sample with its images and seeds drawn again."""
-    rng = np.random.default_rng([number, zlib.crc32(title.encode())])
-    if isinstance(sample, Estimate):
-        return sample._replace(value=sample.value + sample.error * rng.normal())
     if isinstance(sample, str):
         return sample
-    images, seeds = (rng.integers(size, size=size) for size in sample.shape)
-    return sample[images][:, seeds]
+    rng = np.random.default_rng([number, zlib.crc32(title.encode())])
+    images, seeds = (rng.integers(size, size=size) for size in sample.values.shape)
+    return sample._replace(values=sample.values[images][:, seeds])
 
 
 def _sample(
     one: Comparison, predictions: Predictions, dataset: str, evidence: Mapping[str, pd.Series] | None
-) -> np.ndarray | Estimate | str:
+) -> Sample | str:
     """A comparison on a dataset, or why there is none."""
     frames = {model: test_rows(predictions, dataset, model) for model in one.models}
     if missing := ", ".join(model_name(model) for model, frame in frames.items() if frame.empty):
@@ -184,18 +192,10 @@ def _sample(
         frames = {m: frame[frame["image_id"].map(shows) == one.evidence] for m, frame in frames.items()}
     if not set.intersection(*(set(frame["image_id"]) for frame in frames.values())):
         return f"no image of {dataset_title(dataset)} that all models have answered"
-    return one.values(*frames.values())
-
-
-def _estimates(samples: Mapping[str, np.ndarray | Estimate | str]) -> dict[str, Estimate]:
-    """An estimate for each dataset that has a sample, and of their mean (`all`)."""
-    given = {title: sample for title, sample in samples.items() if not isinstance(sample, str)}
-    parts = [sample for sample in given.values() if isinstance(sample, Estimate)]
-    if not parts:
-        return crossed_estimates(given)
-    error = math.sqrt(sum(one.error**2 for one in parts)) / len(parts)
-    value, images = np.mean([one.value for one in parts]), sum(one.images for one in parts)
-    return {**given, "all": Estimate(float(value), error, math.inf, images, max(one.seeds for one in parts))}
+    values = one.values(*frames.values())
+    paired = values.shape[1] == 1 and len(frames) == 2
+    p = one.test(*frames.values()) if one.test else metrics.mcnemar_p(values[:, 0]) if paired else np.nan
+    return Sample(values, p)
 
 
 def claims(detail: pd.DataFrame, parameters: pd.DataFrame | None, resampled: pd.Series | None = None) -> pd.DataFrame:
@@ -207,13 +207,14 @@ def claims(detail: pd.DataFrame, parameters: pd.DataFrame | None, resampled: pd.
         resampled: what `shares` found.
 
     Columns: claim, statement, dataset, verdict, share (percent of the resamplings with that verdict), decided_by,
-    value, ci_low, ci_high, detectable, mcnemar_p, n, seeds, rule. `decided_by` is the comparison of that verdict which
-    is the least above its threshold.
+    value, ci_low, ci_high, detectable, p, n, seeds, rule. `decided_by` is the comparison of that verdict which is the
+    least above its threshold, in widths of its interval.
     """
     rows = []
     for _, part in detail.groupby(["claim", "dataset"], sort=False):
         found = combine(list(part["verdict"]))
-        lead = (part["value"] - part["threshold"]).where(part["verdict"] == found)
+        lead = (part["value"] - part["threshold"]) / (part["ci_high"] - part["ci_low"])
+        lead = lead.where(part["verdict"] == found)
         at = lead.idxmin() if lead.notna().any() else part.index[part["verdict"] == found][0]
         rows.append(part.loc[at].to_dict() | {"decided_by": part.loc[at, "comparison"]})
     share, decided = np.nan, "not tested, no table of parameters"
@@ -231,4 +232,4 @@ def claims(detail: pd.DataFrame, parameters: pd.DataFrame | None, resampled: pd.
     keys = ["claim", "dataset", "verdict"]
     table["share"] = np.nan if resampled is None else pd.MultiIndex.from_frame(table[keys]).map(resampled)
     columns = ["claim", "statement", "dataset", "verdict", "share", "decided_by", "value", "ci_low", "ci_high"]
-    return table[[*columns, "detectable", "mcnemar_p", "n", "seeds", "rule"]]
+    return table[[*columns, "detectable", "p", "n", "seeds", "rule"]]

@@ -112,7 +112,7 @@ def plan_steps(examples: int, epochs: float, size: int, seed: int) -> list[list[
     """Examples of each optimiser step: `size` of them, in a new order every epoch; a rest is left out."""
     per_epoch, steps = max(1, examples // size), []
     for epoch in range(math.ceil(epochs)):
-        order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        order = torch.randperm(examples, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch))).tolist()
         steps += [order[i * size : (i + 1) * size] for i in range(per_epoch)]
     return steps[: math.ceil(epochs * per_epoch)]
 

@@ -167,12 +167,29 @@ def test_hits_where_the_other_errs_against_those_by_chance():
     gold = ["joy"] * 4 + ["fear"] * 4 + ["joy"] * 4
     a = frame_of(["fear"] * 4 + ["joy"] * 4 + ["joy"] * 4, gold, ["joy", "fear"])
     b = frame_of(["joy"] * 4 + ["joy"] * 4 + ["fear"] * 4, gold, ["joy", "fear"])
-    always = metrics.excess_hits(a, b)
-    assert (always.value, always.error, always.images) == (0, 0, 12), "who always says joy knows nothing"
-    knows = metrics.excess_hits(a, frame_of(gold, gold, ["joy", "fear"]))
-    assert knows.value == pytest.approx(100 * (8 - 4) / 12, abs=0.5)
-    assert knows.interval()[0] > 0
-    assert metrics.excess_hits(a, a).value < 0, "a model does not complement itself"
+    assert not metrics.excess_hits(a, b).any(), "who always says joy knows nothing"
+    assert metrics.permutation_p(a, b, 100) == 1
+    knows = frame_of(gold, gold, ["joy", "fear"])
+    assert metrics.excess_hits(a, knows).mean() == pytest.approx(100 * (8 - 4) / 12)
+    assert metrics.permutation_p(a, knows, 2000) == pytest.approx(1 / 70, abs=0.01)  # of 8 over 4 ways
+    assert metrics.excess_hits(a, a).mean() < 0, "a model does not complement itself"
+    twice = pd.concat([a, knows.assign(seed=1)], ignore_index=True)
+    by_seed = metrics.excess_hits(twice, pd.concat([knows, a.assign(seed=1)], ignore_index=True))
+    assert by_seed.mean(axis=0) == pytest.approx([100 / 3, 0]), "the second a makes no errors"
+
+
+def test_each_image_s_part_in_the_excess_is_what_leaving_it_out_changes():
+    rng, n, labels = np.random.default_rng(0), 200, ["joy", "fear", "awe"]
+    gold, ours, theirs = (rng.choice(labels, n) for _ in range(3))
+    theirs = np.where(rng.random(n) < 0.3, gold, theirs)
+
+    def parts(keep):
+        return metrics.excess_hits(*(frame_of(said[keep], gold[keep], labels) for said in (ours, theirs)))[:, 0]
+
+    whole = parts(np.ones(n, bool))
+    left_out = np.array([parts(np.arange(n) != i).mean() for i in range(n)])
+    assert whole.mean() + (n - 1) * (whole.mean() - left_out) == pytest.approx(whole, abs=1.5)
+    assert len(whole) * left_out.var() * (n - 1) / n == pytest.approx(whole.var() / n, rel=0.05)
 
 
 def said(sure, right):
