@@ -20,6 +20,7 @@ import pandas as pd
 from emonb import metrics
 from emonb import predictions as pr
 from emonb.files import resource
+from emonb.metrics import hits_by_seed
 from emonb.predictions import Predictions, dataset_title, gated, head_model, model_name, test_rows
 from emonb.settings import Settings
 
@@ -27,6 +28,7 @@ _COLUMNS = ["row", "name", "dataset", "paper_dataset", "paper", "paper_source", 
 _COLUMNS += ["ci_low", "ci_high", "n", "seeds", "gain", "gain_low", "gain_high"]
 LEVELS = {"chance": "always the most frequent emotion", "ceiling": "ceiling set by label noise"}
 _NOTHING = metrics.Estimate(np.nan, np.nan, np.inf, None, None)  # of a model that is not there
+_ENDS = ("", "_low", "_high")
 _UNEVEN = 1.5  # largest class over smallest above which accuracy alone misleads; ours
 
 
@@ -116,12 +118,12 @@ def depth(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     Extra columns: `alone, alone_low, alone_high`, accuracy of that head without a gate.
     """
     heads = {head_model(settings.distill, hidden=hidden): str(list(hidden)) for hidden in settings.distill.depths}
-    alone = {gated(head): head for head in heads}
+    right = {head: {d: hits_by_seed(test_rows(predictions, d, head)) for d in settings.datasets} for head in heads}
+    alone = {gated(head): _intervals(hits, settings) for head, hits in right.items()}
 
     def without_gate(dataset: str, model: str) -> dict[str, float]:
-        right = 100 * metrics.correctness(predictions, dataset, [alone[model]])[alone[model]]
-        found = metrics.mean_interval(right, settings.report.bootstrap, settings.report.confidence)
-        return dict(zip(("alone", "alone_low", "alone_high"), found, strict=True))
+        found = alone[model].get(dataset, (np.nan,) * 3)
+        return {f"alone{end}": 100 * x for end, x in zip(_ENDS, found, strict=True)}
 
     rows = {gated(head): name for head, name in heads.items()}
     table = _table("depth", predictions, settings, rows, "emovlmkd", without_gate)
@@ -163,13 +165,16 @@ def alpha(predictions: Predictions, settings: Settings) -> pd.DataFrame:
 
     Extra columns: `alpha`, and `kl, kl_low, kl_high` in nats, from the stored probabilities.
     """
-    distill, options = settings.distill, (settings.report.bootstrap, settings.report.confidence)
-    alphas = {head_model(distill, alpha=a): a for a in distill.alphas}
+    distill, teacher = settings.distill, settings.teacher.teacher
+    alphas, found = {head_model(distill, alpha=a): a for a in distill.alphas}, {}
+    for model in alphas:
+        pairs = {d: [test_rows(predictions, d, m) for m in (teacher, model)] for d in settings.datasets}
+        apart = {d: metrics.kl_by_seed(*pair, distill.tau) for d, pair in pairs.items()}
+        found[model] = _intervals(apart, settings)
 
     def divergence(dataset: str, model: str) -> dict[str, float]:
-        teacher, student = (test_rows(predictions, dataset, m) for m in (settings.teacher.teacher, model))
-        kl = metrics.mean_interval(metrics.kl_by_seed(teacher, student, distill.tau).mean(axis=1), *options)
-        return {"alpha": alphas[model], **dict(zip(("kl", "kl_low", "kl_high"), kl, strict=True))}
+        kl = found[model].get(dataset, (np.nan,) * 3)
+        return {"alpha": alphas[model], **{f"kl{end}": x for end, x in zip(_ENDS, kl, strict=True)}}
 
     rows = {model: f"alpha = {a:g}" for model, a in alphas.items()}
     return _table("alpha", predictions, settings, rows, "head", divergence)
@@ -262,10 +267,16 @@ def _table(
     return table
 
 
+def _intervals(samples: Mapping[str, pd.DataFrame], settings: Settings) -> dict[str, metrics.Interval]:
+    """By dataset: mean of values [images, seeds], with its interval over both."""
+    found = metrics.crossed_estimates({d: x.to_numpy() for d, x in samples.items() if not x.empty})
+    return {d: (one.value, *one.interval((1 - settings.report.confidence) / 2)) for d, one in found.items()}
+
+
 def _hits(predictions: Predictions, whole: Mapping[str, pd.Index], model: str) -> dict[str, pd.DataFrame]:
     """Percent right of each dataset's test images (`whole`), [images, seeds]; `oracle`: of the VLM or the ViT."""
     if model != "oracle":
-        hits = {d: 100 * metrics.hits_by_seed(test_rows(predictions, d, model)) for d in whole}
+        hits = {d: 100 * hits_by_seed(test_rows(predictions, d, model)) for d in whole}
         # a stranger may have seen others, too, or with each seed other ones
         return {d: (x[x.index.isin(whole[d])] if len(whole[d]) else x).dropna() for d, x in hits.items()}
     parts = zip(*(_hits(predictions, whole, part).items() for part in ("vlm_tuned", "vit")), strict=True)
@@ -284,7 +295,7 @@ def complementarity(predictions: Predictions, settings: Settings) -> pd.DataFram
     rows, models, options = [], ("vlm_tuned", "vit"), (settings.report.bootstrap, settings.report.confidence)
     for dataset in (d for d in settings.datasets if all((d, model) in predictions for model in models)):
         table = pr.joint(predictions, dataset, models)
-        hits = [metrics.hits_by_seed(test_rows(predictions, dataset, m)).reindex(table.index) for m in models]
+        hits = [hits_by_seed(test_rows(predictions, dataset, m)).reindex(table.index) for m in models]
         seconds = pd.concat([hit.iloc[:, 1] if hit.shape[1] > 1 else hit.iloc[:, 0] * np.nan for hit in hits], axis=1)
         for emotion, part in by_emotion(table, pr.prediction_labels(predictions[dataset, "vit"])).items():
             a, b = ((part[model] == part["label"]).to_numpy() for model in models)
@@ -329,7 +340,7 @@ def evidence(predictions: Predictions, settings: Settings, drawn: Mapping[str, p
         kinds = {kind: table["evidence"] == kind for kind in ("content", "mood", "both")}
         kinds |= {"all": table["evidence"].notna(), "no false mood": ~table["off_mood"]}
         there = {m: predictions[dataset, m] for m in names if (dataset, m) in predictions}
-        right = {m: 100 * metrics.hits_by_seed(f[f["image_id"].isin(table.index)]) for m, f in there.items()}
+        right = {m: 100 * hits_by_seed(f[f["image_id"].isin(table.index)]) for m, f in there.items()}
         ceiling, often = 100.0 * ~table[["noisy"]], table["label"].value_counts(normalize=True).max()
         found = {"chance": ceiling * 0 + 100 * often, "ceiling": ceiling, **right}
         for row, (a, b) in pairs.items():
@@ -362,7 +373,7 @@ def label_distribution(
     `metrics.label_distribution`, the probability of the model's answer (`surest`) and the raters' share of theirs.
     The first row gives every image the mean shares of the training images.
     """
-    rows, options = [], (settings.report.bootstrap, settings.report.confidence)
+    rows, found = [], dict[tuple[str, str], dict[str, pd.DataFrame]]()
     for dataset, frame in samples.items():
         labels, train = frame.attrs["labels"], frame.loc[frame["split"] == "train", "image_id"]
         shares = frame.set_index("image_id")[[f"share_{label}" for label in labels]]
@@ -376,17 +387,25 @@ def label_distribution(
             answers = answers[answers["image_id"].isin(shares.index)]
             theirs, own = shares.loc[answers["image_id"]].to_numpy(), pr.probabilities(answers)
             own = own if model else np.tile(mean, (len(answers), 1))
-            values = metrics.label_distribution(theirs, own).assign(surest=own.max(axis=1))
-            values = values.assign(raters_surest=theirs.max(axis=1)).groupby(answers["image_id"].to_numpy()).mean()
+            values = metrics.label_distribution(theirs, own)
+            values = values.assign(surest=own.max(axis=1), raters_surest=theirs.max(axis=1))
+            values = values.groupby([answers["image_id"].to_numpy(), answers["seed"].to_numpy()]).mean()
             name = model_name(model) if model else "mean of the training images' raters"
-            row = {"row": model, "name": name, "dataset": dataset_title(dataset), "n": len(values)}
-            row["seeds"] = answers["seed"].nunique()
+            rows.append((dataset, {"row": model, "name": name, "n": answers["image_id"].nunique()}))
+            rows[-1][1]["seeds"] = answers["seed"].nunique()
             for measure, x in values.items():
-                ends = measure, f"{measure}_low", f"{measure}_high"
-                row |= dict(zip(ends, metrics.mean_interval(x, *options), strict=True))
-            rows.append(row)
-    table = pd.DataFrame(rows)
-    table.attrs["caption"] = "Models against the raters' distributions on test images: kl and js in nats, top2 in %."
+                found.setdefault((model, measure), {})[dataset] = x.unstack()
+    means = {key: _intervals(by_dataset, settings) for key, by_dataset in found.items()}
+    for dataset, row in rows:
+        row["dataset"] = dataset_title(dataset)
+        for measure in dict.fromkeys(measure for _, measure in means):
+            ends = means[row["row"], measure][dataset]
+            row |= {f"{measure}{end}": x for end, x in zip(_ENDS, ends, strict=True)}
+    table = pd.DataFrame([row for _, row in rows])
+    table.attrs["caption"] = (
+        "Models against the raters' distributions on test images: kl and js in nats, top2 in %; intervals over images "
+        "and seeds."
+    )
     return table
 
 
