@@ -17,7 +17,7 @@ from scipy.stats import t as student_t
 from emonb.predictions import Predictions, first_seed, prediction_labels, probabilities, test_rows
 
 Interval = tuple[float, float, float]  # a value and the ends of its interval
-_CHUNK = 4_000_000  # resampling weights held at once: bounds memory for EmoSet's 17,716 test images
+CHUNK = 4_000_000  # resampling weights held at once: bounds memory for EmoSet's 17,716 test images
 
 
 def accuracy(frame: pd.DataFrame) -> float:
@@ -60,7 +60,7 @@ def bootstrap_means(values: np.ndarray, resamples: int = 2000, seed: int = 0) ->
     values = np.asarray(values, float)
     alike = np.round(values.reshape(len(values), -1), 9)  # thirds added in another order are the same thirds
     rows, counts = np.unique(alike, axis=0, return_counts=True)
-    n, rng, step = counts.sum(), np.random.default_rng(seed), max(1, _CHUNK // len(rows))
+    n, rng, step = counts.sum(), np.random.default_rng(seed), max(1, CHUNK // len(rows))
     sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
     means = np.concatenate([rng.multinomial(n, counts / n, size=size) @ rows / n for size in sizes])
     return means if values.ndim > 1 else means[:, 0]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 _BLOCK = 4096  # rows
+_WARNED: set[tuple[str, float, int]] = set()  # once is enough: a grid trains dozens of nets alike
 
 
 class Best:
@@ -42,7 +43,8 @@ def warn_if_short(net: nn.Module, lr: float, steps: int, what: str) -> None:
     step is one image; with 64 images a step and the same learning rate, a gate on Emotion6 hardly moves.
     """
     start = torch.cat([p.detach().abs().flatten() for p in net.parameters() if p.ndim > 1]).mean().item()
-    if lr * steps < start / 2:
+    if lr * steps < start / 2 and (what, lr, steps) not in _WARNED:
+        _WARNED.add((what, lr, steps))
         warnings.warn(
             f"{what}: {steps:,} steps at a learning rate of {lr:g} move a weight by {lr * steps:.2g} at most, and it "
             f"starts at random at {start:.2g}: what is learnt hardly shows; take more epochs or a smaller batch",

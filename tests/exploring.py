@@ -10,7 +10,7 @@ from PIL import Image
 from synthetic import frame_of, synthetic
 
 from emonb.predictions import LoadedPredictions, prediction_labels
-from emonb.show.reasons import AGREES, EXCHANGED
+from emonb.show.reasons import AGREES, EXCHANGED, NAMED, OTHER
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 TEXT = "</script><script>alert(2)</script><!--<script> & <b>sad</b> $x$ **no**"
@@ -51,7 +51,8 @@ def world(folder, datasets=("mini-fi", "mini-flickr"), n=96):
 
 def judge(out: Path, dataset: str) -> None:
     """`tables/reasons.csv` of a results folder, as notebook 03 leaves it."""
-    rows = [(dataset, measure, value, 64) for measure, value in ((AGREES, 61.4), (EXCHANGED, 20.0))]
+    found = {AGREES: (61.4, 64), EXCHANGED: (20.0, 64), NAMED: (41.0, 46), OTHER: (24.0, 46)}
+    rows = [(dataset, measure, *value) for measure, value in found.items()]
     table = pd.DataFrame(rows, columns=["dataset", "measure", "value", "n"])
     (out / "tables").mkdir(exist_ok=True)
     table.to_csv(out / "tables" / "reasons.csv", index=False)

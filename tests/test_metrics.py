@@ -74,7 +74,7 @@ def test_bootstrap_is_seeded_chunked_and_keeps_rows_together(monkeypatch):
     values = np.random.default_rng(0).normal(size=(50, 2))
     whole = metrics.bootstrap_means(values, 100, seed=5)
     assert not np.array_equal(whole, metrics.bootstrap_means(values, 100, seed=6))
-    monkeypatch.setattr(metrics, "_CHUNK", 50 * 7)
+    monkeypatch.setattr(metrics, "CHUNK", 50 * 7)
     assert np.allclose(whole, metrics.bootstrap_means(values, 100, seed=5))
     twins = metrics.bootstrap_means(np.column_stack([values[:, 0], -values[:, 0]]), 100)
     assert np.allclose(twins[:, 0], -twins[:, 1])

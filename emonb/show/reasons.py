@@ -85,13 +85,19 @@ def left_out(
 
 
 def reasons_note(out: Path, dataset: str) -> str:
-    """One line beside reasons that are shown, from a results folder's `tables/reasons.csv`; "": no (whole) table."""
+    """What stands beside reasons that are shown, from a results folder's `tables/reasons.csv`; "": no table."""
     with suppress(OSError, ValueError, KeyError):  # the report names a damaged table
         rows = pd.read_csv(out / "tables" / "reasons.csv").set_index(["dataset", "measure"]).loc[dataset]
         n, agrees = rows.at[AGREES, "n"], rows.at[AGREES, "value"]
         if n and pd.isna(agrees):
             return "Whether a reason fits the VLM's answer is judged for drawn pictures only."
         if n:
-            others = f"reasons of other pictures in {rows.at[EXCHANGED, 'value']:.0f} %"
-            return f"The VLM's reasons suggest its own answer in {agrees:.0f} % of {n} texts, {others}."
+            others, drawn = rows.at[EXCHANGED, "value"], rows.at[NAMED, "n"]
+            line = f"The VLM's reasons suggest its own answer in {agrees:.0f} % of {n} texts, "
+            line += f"reasons of other pictures in {others:.0f} %. "
+            if not drawn:
+                return line + "What it answers without the objects that they name could not be tried."
+            named, other = rows.at[NAMED, "value"], rows.at[OTHER, "value"]
+            line += f"Without objects that they name it answers otherwise in {named:.0f} % of {drawn} pictures, "
+            return line + f"without as many others in {other:.0f} %."
     return ""
