@@ -3,4 +3,4 @@
 Importing the package is cheap: heavy libraries load in the room that uses them.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

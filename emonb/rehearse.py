@@ -2,6 +2,7 @@
 
 The operations of every step are counted on torch's meta device, without weights, and divided by the rate at which
 this machine multiplies matrices of the model's own shape. How far off that is, one real layer of the model shows.
+Ignore it until you want to rent a GPU.
 """
 
 from __future__ import annotations
