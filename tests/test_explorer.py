@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from emonb.errors import EmonbError
 from emonb.files import resource_path
 from emonb.predictions import joint, load_all, make_predictions, model_name, prediction_labels, write_predictions
 from emonb.show import explorer
+from emonb.show.notebooks import write_site
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,8 @@ def by_pandas(table, name):
             "all": wrong.any(axis=1) | True,
             "VLM right, ViT wrong": ~wrong["vlm_tuned"] & wrong["vit"],
             "ViT right, VLM wrong": wrong["vlm_tuned"] & ~wrong["vit"],
-            "all wrong": wrong.all(axis=1),
-            "EmoVLM-KD right, both wrong": (wrong["vlm_tuned"] & wrong["vit"]) > wrong["emovlmkd"],
+            "all models wrong": wrong.all(axis=1),
+            "EmoVLM-KD right, VLM and ViT wrong": (wrong["vlm_tuned"] & wrong["vit"]) > wrong["emovlmkd"],
             "VLM and ViT disagree": table["vlm_tuned"] != table["vit"],
         }[name]
     ]
@@ -85,7 +87,7 @@ def test_what_the_drawn_world_knows_of_a_picture_is_told(tmp_path):
     assert numbers(one["drawn"]) == [one["labels"].index("awe") if i == place else -1 for i in range(24)]
     where = [one["kinds"][kind] for kind in numbers(one["kind"])]
     assert where == ["content, before another emotion's mood" if i == place else "content" for i in range(24)]
-    assert one["caption"] == ["a red car"] * 12, "of those with a picture"
+    assert one["caption"] == ["a red car"] * 24
 
 
 def test_each_image_has_its_own_facts(made, html):
@@ -96,10 +98,9 @@ def test_each_image_has_its_own_facts(made, html):
         assert one["labels"][numbers(one["label"])[i]] == frame.at[name, "label"]
         assert one["columns"][numbers(one["answer"][3])[i]] == frame.at[name, "prediction"]
         assert numbers(one["sure"][3])[i] == pytest.approx(100 * frame.loc[name].filter(like="p_").max(), abs=0.501)
-    assert one["text"] == {"1": [[1, "It looks calm."]], "2": [[1, "a" * explorer.LONGEST + "…"]]}
+    assert one["text"] == [{}, {"1": "It looks calm.", "2": "a" * explorer.LONGEST + "…"}, {}, {}, {}]
     assert [line[:9] for line in one["judged"]] == ["", "The VLM's", "", "", ""]
     assert not any(data_of(html)["sets"][1]["judged"]), "not in the table of reasons"
-    assert one["seeds"] == "Of models with several seeds the first is shown."
 
 
 def test_a_model_that_somebody_else_trained_is_shown(tmp_path):
@@ -118,25 +119,42 @@ def test_same_bytes_from_the_same_data_in_any_order(made, html):
     assert uid.findall(html) != uid.findall(explorer.explorer_html(made, ["mini-flickr"]))
 
 
-def test_a_quarter_is_a_random_sample_then_errors_come_and_all_else_is_of_all(made):
+def test_an_eighth_is_a_random_sample_then_errors_of_the_vlm_come_and_small_cells_are_whole(made):
     table = joint(made, "mini-fi", SHOWN)
     wrong = table.drop(columns="label").ne(table["label"], axis=0)
     chance = sorted(table.index, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     for limit in (12, 40, 96):
-        chosen, sample = explorer.choose_images(table, limit), set(chance[: limit // 4])
+        chosen = explorer.choose_images(table, limit)
         assert len(chosen) == limit
         assert (np.diff(chosen) > 0).all()
-        names = set(table.index[chosen])
-        rest, last = names - sample, set(table.index[wrong["emovlmkd"]])
+        names, sample = set(table.index[chosen]), set(chance[: limit // 8])
+        rest = names - sample
         assert sample <= names
-        assert rest <= last or last <= names
-        assert rest <= set(table.index[wrong.any(axis=1)]) or set(table.index[wrong.any(axis=1)]) <= names
+        for errors in (wrong["vlm_tuned"], wrong[["vlm_tuned", "emovlmkd"]].any(axis=1), wrong.any(axis=1)):
+            assert rest <= set(table.index[errors]) or set(table.index[errors]) <= names
+        cells = table[wrong["vlm_tuned"]].groupby(["label", "vlm_tuned"]).groups.values()
+        most = max(len(rest & set(cell)) for cell in cells)
+        assert all(set(cell) <= names for cell in cells if len(cell) < most)
     full, less = (data_of(explorer.explorer_html(made, ["mini-fi"], limit=k))["sets"][0] for k in (96, 12))
-    assert [less["id"][i] for i in less["sample"]] == chance[:3]
+    assert [less["id"][i] for i in less["sample"]] == chance[:1]
     assert len(less["size"]) == 12
     assert sorted(less["id"]) == full["id"]
     answers = [dict(zip(one["id"], numbers(one["answer"][2]), strict=True)) for one in (full, less)]
     assert answers[0] == answers[1]
+
+
+def test_a_page_of_a_run_leads_to_its_explorer_and_to_entries_of_the_glossary(html, tmp_path):
+    output = nbformat.v4.new_output("display_data", {"text/html": html})
+    words = nbformat.v4.new_markdown_cell("[k](../docs/glossary.md#kappa), [m](../docs/glossary.md#mcnemars-test)")
+    cells = [words, nbformat.v4.new_code_cell("explore()", outputs=[output])]
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "08.ipynb")
+    assert write_site(tmp_path, "") == []
+    page = BeautifulSoup((tmp_path / "site" / "08.html").read_text(encoding="utf-8"), "html.parser")
+    places = [page.find(id=link["href"][1:]) for link in page.select('a[href^="#"]')]
+    assert [place["class"] for place in places[:1]] == [["emonb-explorer"]]
+    assert [place.text for place in places[1:]] == ["Kappa", "McNemar's test"]
+    assert len(page.select(".words dd")) == 2
 
 
 def test_names_and_texts_stay_data(tmp_path):
@@ -147,7 +165,7 @@ def test_names_and_texts_stay_data(tmp_path):
     assert block.isascii()
     one = data_of(html)["sets"][0]
     assert HOSTILE in one["id"]
-    assert one["text"]["0"][0] == [0, TEXT]
+    assert one["text"][0]["0"] == TEXT
     assert one["labels"][2] == "</script>"
 
 
@@ -191,7 +209,7 @@ def test_unparsable_answers_have_a_column_and_no_confidence(made):
     vgg = one["models"].index("VGG")
     assert [answer == 8 for answer in numbers(one["answer"][vgg])] == (~parsed).tolist()
     assert [sure < 0 for sure in numbers(one["sure"][vgg])] == (~parsed).tolist()
-    assert one["filters"] == ["all", "all wrong"], "filters without their models are left out"
+    assert one["filters"] == ["all", "all models wrong"], "filters without their models are left out"
 
 
 def test_one_line_finds_the_pictures_of_the_run(made, tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def names_in(view):
 CASES = [("mini-fi", "emovlmkd", "all"), ("mini-fi", "vlm_zero_shot", "VLM and ViT disagree")]
 
 
-@pytest.mark.parametrize(("dataset", "model", "keep"), [*CASES, ("mini-flickr", "head", "all wrong")])
+@pytest.mark.parametrize(("dataset", "model", "keep"), [*CASES, ("mini-flickr", "head", "all models wrong")])
 def test_a_cell_lists_exactly_its_images(made, opened, dataset, model, keep):
     predictions, _, page = made
     view = opened(page).locator(".emonb-explorer")
@@ -129,10 +129,10 @@ def test_a_card_tells_every_models_answer(made, opened):
 
 
 def downloaded(view, button):
-    """Text of the file that a button makes."""
+    """Text and name of the file that a button makes."""
     with view.page.expect_download() as download:
         view.get_by_role("button", name=button).click()
-    return open(download.value.path(), encoding="utf-8-sig", newline="").read()
+    return open(download.value.path(), encoding="utf-8-sig", newline="").read(), download.value.suggested_filename
 
 
 def test_which_fearful_pictures_does_the_vlm_call_sad_and_what_do_the_others_say(made, opened):
@@ -142,14 +142,15 @@ def test_which_fearful_pictures_does_the_vlm_call_sad_and_what_do_the_others_say
     page.evaluate(f"n = 0; for (const kind of {kinds}) addEventListener(kind, () => n++, true)")
     view = page.locator(".emonb-explorer")
     pick(view, "Matrix of", "tuned VLM")
-    view.get_by_role("button", name=re.compile("true fear, predicted sadness")).click()
+    view.get_by_role("button", name=re.compile("true fear, answer sadness")).click()
     table = joint(predictions, "mini-fi", SHOWN).query("label == 'fear' and vlm_tuned == 'sadness'")
     assert len(table) > 1
     assert set(names_in(view)) == set(table.index)
     assert 0 < page.evaluate("n") <= 3
     bars = view.locator(".bar")
     others = [model for model in SHOWN if model != "vlm_tuned"]
-    assert [bar.locator("span").text_content() for bar in bars.all()] == [model_name(model) for model in others]
+    heads = [bar.locator("> span").text_content() for bar in bars.all()]
+    assert heads == [f"{model_name(model)} of {len(table)}" for model in others]
     for bar, model in zip(bars.all(), others, strict=True):
         said = [text.split(" ", 1)[::-1] for text in bar.locator("button").all_text_contents()]
         assert {name: int(n) for name, n in said} == table[model].value_counts().to_dict()
@@ -161,10 +162,15 @@ def test_which_fearful_pictures_does_the_vlm_call_sad_and_what_do_the_others_say
         assert set(names_in(view)) == set(part.index)
         said = bars.nth(3).locator("button").all_text_contents()
         assert sum(int(text.split()[0]) for text in said) == len(part)
+        heads = [bars.nth(m).locator("small").text_content() for m in (1, 3)]
+        assert heads == [f"of {len(table)}", f"of {len(part)}"]
     bars.nth(1).locator("button").last.click()
     address = view.get_by_role("link", name="Link to this view").evaluate("a => a.href")
+    assert page.url == address
     found, status = names_in(view), view.get_by_role("status").first.text_content()
-    rows = [*csv.DictReader(downloaded(view, "CSV of these images").splitlines())]
+    text, name = downloaded(view, "CSV of these images")
+    assert name == f"mini-fi_true_fear_tuned_VLM_sadness_ViT_{table['vit'][found[0]]}.csv"
+    rows = [*csv.DictReader(text.splitlines())]
     assert [row["image_id"] for row in rows] == found
     for row in rows:
         answers = {model: row[model_name(model)] for model in SHOWN}
@@ -183,14 +189,16 @@ def test_no_cell_of_the_csv_is_a_formula(tmp_path, opened):
     evil = ['=HYPERLINK("http://x","a")', "+1", "-1", "@a", "\t=1", 'a"b,c\nd', "<b>", "plain"]
     made.update({key: frame.assign(image_id=frame["image_id"].map(lambda name: evil[int(name[5:10])]))
                  for key, frame in made.items()})  # fmt: skip
-    store_samples(tmp_path, {"mini-fi": pd.DataFrame({"image_id": evil, "path": "gone.png"})})
+    store_samples(tmp_path, {"mini-fi": pd.DataFrame({"image_id": evil, "path": "gone.png", "caption": "=1+1"})})
     view = opened(exported(tmp_path, explorer.explorer_html(made))).locator(".emonb-explorer")
     view.get_by_role("button", name="Review labels").click()
     view.get_by_role("button", name="Review a random sample").click()
-    text = downloaded(view, "CSV of these images")
+    text, name = downloaded(view, "CSV of these images")
+    assert name == "mini-fi_random_sample.csv"
     cells = [cell for line in csv.reader(text.splitlines(keepends=True)) for cell in line]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
     assert {name if name[0] in "a<p" else f"'{name}" for name in evil} <= set(cells)
+    assert {"caption", "'=1+1", "tuned VLM says", "It looks calm."} <= set(cells)
 
 
 def test_marks_of_a_review_are_counted_kept_and_saved(made, opened, tmp_path):
@@ -198,7 +206,7 @@ def test_marks_of_a_review_are_counted_kept_and_saved(made, opened, tmp_path):
     page = opened(path)
     view = page.locator(".emonb-explorer")
     view.get_by_role("button", name="Review labels").click()
-    view.get_by_role("button", name=re.compile("true fear, predicted sadness")).click()
+    view.get_by_role("button", name=re.compile("true fear, answer sadness")).click()
     first, second = names_in(view)[:2]
     mark = lambda name, word: view.get_by_role("group", name=f"review of {name}").get_by_role("button", name=word)  # noqa: E731
     mark(first, "also right: sadness").click()
@@ -220,7 +228,7 @@ def test_marks_of_a_review_are_counted_kept_and_saved(made, opened, tmp_path):
     page.reload()
     view.get_by_role("button", name="Review labels").click()
     assert desk.get_by_text("3 images reviewed: 2 random sample, 1 errors of EmoVLM-KD").is_visible()
-    (tmp_path / "review.json").write_text(downloaded(view, "Save the review"))
+    (tmp_path / "review.json").write_text(downloaded(view, "Save the review")[0])
     saved = read_review(tmp_path / "review.json").set_index("image_id", drop=False).to_dict("index")
     labels = predictions["mini-fi", "vit"].set_index("image_id")["label"]
     shape = {"dataset": "mini-fi", "also_right": []}
@@ -242,18 +250,18 @@ def test_keyboard_alone_is_enough(made, opened):
         assert page.evaluate(now) == name
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
-    assert page.evaluate(now).startswith("true amusement, predicted amusement: ")
+    assert page.evaluate(now).startswith("true amusement, answer amusement: ")
     assert view.locator("td button[tabindex='0']").count() == 1, "the matrix is one stop of the Tab key"
     for key, where in (
-        ("ArrowRight", "true amusement, predicted anger"),
-        ("ArrowDown", "true anger, predicted anger"),
-        ("End", "true anger, predicted sadness"),
-        ("ArrowRight", "true anger, predicted sadness"),
-        ("Control+End", "true sadness, predicted sadness"),
-        ("Control+Home", "true amusement, predicted amusement"),
-        ("ArrowUp", "true amusement, predicted amusement"),
-        ("ArrowDown", "true anger, predicted amusement"),
-        ("ArrowRight", "true anger, predicted anger"),
+        ("ArrowRight", "true amusement, answer anger"),
+        ("ArrowDown", "true anger, answer anger"),
+        ("End", "true anger, answer sadness"),
+        ("ArrowRight", "true anger, answer sadness"),
+        ("Control+End", "true sadness, answer sadness"),
+        ("Control+Home", "true amusement, answer amusement"),
+        ("ArrowUp", "true amusement, answer amusement"),
+        ("ArrowDown", "true anger, answer amusement"),
+        ("ArrowRight", "true anger, answer anger"),
     ):
         page.keyboard.press(key)
         assert page.evaluate(now).startswith(f"{where}: "), key
@@ -309,6 +317,11 @@ def test_fits_a_phone(made, opened):
         assert host.bounding_box()["width"] <= 360
         assert host.locator(".grid").evaluate("e => e.scrollWidth - e.clientWidth") <= 0, "no cell is cut off"
         assert host.locator(".card").first.evaluate("e => e.scrollWidth - e.clientWidth") <= 0
+        for part in host.locator(".bar button").all():
+            box = part.bounding_box()
+            for text in (span.bounding_box() for span in part.locator("span").all()):
+                fits = text["x"] + text["width"] <= box["x"] + box["width"]
+                assert fits or text["y"] >= box["y"] + box["height"] - 2, "out of sight, below the part"
         cell = host.locator("td button").first.bounding_box()
         assert min(cell["width"], cell["height"]) >= 24  # WCAG 2.2, target size
         assert view.evaluate("document.documentElement.scrollWidth") <= 360 or path == page
@@ -370,7 +383,7 @@ def test_live_with_a_kernel_and_twice(lab, chromium):
             page.keyboard.press(key)
         assert page.locator(".jp-CodeCell").count() == 1, "the shortcut that deletes a cell stays off"
         active = "document.querySelector('.emonb-explorer').shadowRoot.activeElement.ariaLabel"
-        assert page.evaluate(active).startswith("true amusement, predicted anger")
+        assert page.evaluate(active).startswith("true amusement, answer anger")
         page.evaluate("() => { window.jupyterapp.commands.execute('notebook:create-output-view') }")
         second = page.locator(".jp-LinkedOutputView .emonb-explorer")
         second.locator("td button").first.wait_for()

@@ -27,7 +27,7 @@
     const select = el("select", { "aria-label": label, onchange: () => change(select.selectedIndex) }, ...options);
     return el("label", {}, el("span", {}, label), select);
   }
-  const press = (name, click, more) => el("button", { type: "button", onclick: click, ...more }, name);
+  const press = (name, click, more) => el("button", { type: "button", onclick: click, ...more }, ...[name].flat());
   const images = (n) => `${n} ${n === 1 ? "image" : "images"}`;
   const number = (text, i) => text.charCodeAt(i) - 48; // see _packed
 
@@ -64,6 +64,8 @@
   const answer = (m, i) => number(set().answer[m], i);
   const embedded = (i) => i < set().size.length;
   const kept = (i, f) => number(set().mask, i) & (2 ** f);
+  const inLab = document.querySelector("#jupyter-config-data"); // its address is its own
+  let ready = false; // whether what is drawn is somebody's choice
   let all = [], found = [], shown = 0, at = 0, buttons = []; // all: images of the view; found: those with a picture
 
   function drawControls() {
@@ -118,8 +120,7 @@
       buttons.push([]);
       const cells = counts[r].map((n, c) => {
         const percent = total ? Math.round((100 * n) / total) : 0;
-        // full, high: shades on which the other ink reads better, in light and in dark
-        const about = `true ${name}, predicted ${columns[c]}: ${images(n)}, ${percent} % of this row`;
+        const about = `true ${name}, answer ${columns[c]}: ${images(n)}, ${percent} % of this row`;
         const button = press(state.percent ? `${percent}` : `${n}`, (event) => {
           state.also.clear();
           select(r, c);
@@ -127,8 +128,7 @@
           if (event.detail && panel.offsetTop > grid.offsetTop) panel.scrollIntoView();
         }, {
           "aria-label": about, style: `--p:${percent}`, tabindex: -1,
-          class: [r === c && "hit", !n && "none", percent >= 93 && "full", percent >= 65 && "high"]
-            .filter(Boolean).join(" "),
+          class: [r === c && "hit", !n && "none"].filter(Boolean).join(" "),
         });
         buttons[r].push(button);
         return el("td", { role: "gridcell" }, button);
@@ -142,8 +142,11 @@
       el("thead", {}, top), el("tbody", {}, ...rows)));
     const few = set().size.length, n = set().id.length;
     const seen = set().id.filter((_, i) => answer(state.model, i) >= 0).length;
+    const told = set().text.map((texts, m) => [models[m], Object.keys(texts).length])
+      .filter(([, of]) => of && of < n).map(([model, of]) => ` ${model} was asked for a reason for ${of} of them.`);
     note.textContent = `${set().title}: ${n} test images. `
-      + (seen < n ? `${models[state.model]} was asked about ${seen} of them. ` : "") + set().seeds
+      + (seen < n ? `${models[state.model]} was asked about ${seen} of them. ` : "") 
+      + (set().of.some((seeds) => seeds > 1) ? "Of models with several seeds the first is shown." : "") + told.join("")
       + (few < n ? ` The counts are of all; ${few} pictures are in this page: ${set().kept}.` : "");
     mark();
     if (state.shows === "sample") sample();
@@ -152,6 +155,7 @@
       [bars, tools, list].forEach((part) => part.replaceChildren());
       status.textContent = "Choose a cell to see its images: click it, or go there with the arrow keys and press Enter.";
       more.hidden = true;
+      follow();
     }
   }
   function mark() {
@@ -204,9 +208,9 @@
     found = view.filter(embedded);
     status.textContent = before + images(all.length) + after
       + (found.length < all.length ? `, ${found.length} with picture` : "") + (found.length > 1 && order ? `, ${order}.` : ".");
-    tools.replaceChildren(press("CSV of these images", () => save("pictures.csv", "text/csv", csv(all))),
-      document.querySelector("#jupyter-config-data") ? "" // JupyterLab's address is its own
-        : el("a", { href: link() }, "Link to this view"));
+    tools.replaceChildren(press("CSV of these images", () => save(`${fileName()}.csv`, "text/csv", csv(all))),
+      inLab ? "" : el("a", { href: link() }, "Link to this view"));
+    follow();
     shown = 0;
     list.replaceChildren();
     append(false);
@@ -222,7 +226,7 @@
       among.forEach((i) => { counts[answer(m, i)] += 1; });
       const named = [...counts.keys()].filter((c) => counts[c])
         .sort((a, b) => order(a) - order(b) || counts[b] - counts[a]);
-      const parts = named.map((c) => press(`${counts[c]} ${now.columns[c]}`, () => {
+      const parts = named.map((c) => press([el("span", {}, `${counts[c]}`), " ", el("span", {}, now.columns[c])], () => {
         if (state.also.get(m) === c) state.also.delete(m);
         else state.also.set(m, c);
         select(state.row, state.col);
@@ -232,11 +236,14 @@
         title: `${now.columns[c]}: ${counts[c]} of ${among.length}`, style: `--n:${counts[c]}`, "data-part": `${m} ${c}`,
         "aria-pressed": state.also.get(m) === c, class: ["right", "same", ""][order(c) + 2],
       }));
-      return el("div", { class: "bar" }, el("span", {}, model), el("div", {}, ...parts));
+      const all = named.map((c) => `${counts[c]} ${now.columns[c]}`).join(", ");
+      return el("div", { class: "bar" }, el("span", {}, `${model} `, el("small", {}, `of ${among.length}`)),
+        el("div", {}, ...parts), el("p", { "aria-hidden": "true" }, all)); // the names of the parts, on a phone
     });
     const key = [["right", "as labelled"], ["same", `as ${now.models[state.model]}`], ["", "another answer"]];
     bars.replaceChildren(...cell.length && now.models.length > 1 ? [
-      el("p", {}, "What the others say of them. Choose a part to see its images alone, again for all."), ...lines,
+      el("p", {}, "What the others say of them. Choose a part to see its images alone, again for all."
+        + (state.also.size ? " A bar with a chosen part counts the images without that choice." : "")), ...lines,
       el("p", { class: "key" }, ...key.slice(state.row === state.col ? 2 : 0).map(([kind, text]) =>
         el("span", {}, el("span", { class: `swatch ${kind}` }), text))),
     ] : []);
@@ -268,15 +275,15 @@
       if (answer(m, i) < 0) return ""; // it was not asked
       const right = answer(m, i) === label, fits = answer(m, i) === noise, percent = number(now.sure[m], i);
       const word = right ? "right" : fits ? "right of a mislabelled picture" : "wrong";
-      const seeds = now.of[m] > 1 ? `, so say ${now.alike[m][i]} of ${now.of[m]} seeds` : "";
+      const seeds = now.of[m] > 1 ? `, same answer in ${now.alike[m][i]} of ${now.of[m]} seeds` : "";
       return el("li", { class: m === state.model ? "this" : null },
         el("span", { class: right || fits ? "right" : "wrong", role: "img", "aria-label": word, title: word },
           right ? "✓" : fits ? "(✓)" : "✗"), ` ${model}: `, el("b", {}, now.columns[answer(m, i)]),
         percent < 0 ? "" : ` ${percent} %`, seeds, fits ? ": right as drawn, not as labelled" : "");
     });
-    const reasons = (now.text[i] || []).map(([m, text]) =>
-      el("details", { open: longest > 80 && "" }, el("summary", {}, `${now.models[m]} says`), el("p", {}, text),
-        ...(now.judged[m] ? [el("p", {}, now.judged[m])] : [])));
+    const reasons = now.text.map((texts, m) => (texts[i] ? el("details", { open: longest > 80 && "" },
+      el("summary", {}, `${now.models[m]} says`), el("p", {}, texts[i]),
+      ...(now.judged[m] ? [el("p", {}, now.judged[m])] : [])) : ""));
     const kind = now.kinds[number(now.kind, i)];
     const frame = longest > 80 || !width ? el("div", { class: "frame" }, thumb)
       : press(thumb, () => enlarge(place), { class: "frame", "aria-label": `${now.id[i]}: large`, title: "large" });
@@ -304,9 +311,22 @@
     if (state.shows === "cell") {
       about.set("true", now.labels[state.row]);
       about.set("answer", now.columns[state.col]);
-    } else about.set("sample", "");
+    } else if (state.shows) about.set("sample", "");
     state.also.forEach((c, m) => { about.append("model", now.models[m]); about.append("says", now.columns[c]); });
     return `#${about}`;
+  }
+  function follow() { // the address is that of the view, from the first choice on
+    if (!ready || inLab) return;
+    try {
+      history.replaceState(history.state, "", link());
+    } catch { /* a frame without an address */ }
+  }
+  function fileName() {
+    const now = set(), cell = state.shows === "cell";
+    const also = [...state.also].map(([m, c]) => `${now.models[m]}_${now.columns[c]}`);
+    const parts = [now.name, ...(state.filter ? [now.filters[state.filter]] : []), ...(cell ? ["true",
+      now.labels[state.row], now.models[state.model], now.columns[state.col], ...also] : ["random_sample"])];
+    return parts.join("_").replace(/[^\p{L}\p{N}.-]+/gu, "_").slice(0, 120);
   }
   function reopen() {
     const about = new URLSearchParams(location.hash.slice(1));
@@ -330,14 +350,17 @@
     const now = set();
     // quoted; a text that a spreadsheet would take for a formula begins with an apostrophe
     const cell = (value) => `"${String(value).replace(/^(?=[=+\-@\t\r])/, "'").replaceAll('"', '""')}"`;
+    const telling = [...now.models.keys()].filter((m) => Object.keys(now.text[m]).length);
     const head = ["dataset", "image_id", "label", "drawn_as", "evidence", "review",
-      ...now.models.flatMap((model) => [model, `${model}, %`])];
+      ...now.models.flatMap((model) => [model, `${model}, %`]), "caption",
+      ...telling.map((m) => `${now.models[m]} says`)];
     const lines = rows.map((i) => {
       const noise = number(now.drawn, i), marked = marks[key(i)];
       return [now.name, now.id[i], now.labels[number(now.label, i)], now.labels[noise] || "",
         now.kinds[number(now.kind, i)] || "", marked ? [marked.mark, ...marked.also_right].join(": ") : "",
         ...now.models.flatMap((_, m) =>
-          [now.columns[answer(m, i)], number(now.sure[m], i) < 0 ? "" : number(now.sure[m], i)])];
+          [now.columns[answer(m, i)] ?? "", number(now.sure[m], i) < 0 ? "" : number(now.sure[m], i)]),
+        now.caption[i] || "", ...telling.map((m) => now.text[m][i] || "")];
     });
     return `\ufeff${[head, ...lines].map((line) => line.map(cell).join(",")).join("\r\n")}\r\n`;
   }
@@ -420,6 +443,7 @@
   state.model = set().models.length - 1;
   drawControls();
   drawGrid();
+  ready = true;
   addEventListener("hashchange", reopen);
   if (document.readyState === "complete") reopen();
   else addEventListener("load", reopen);

@@ -56,7 +56,7 @@ def explore(predictions: LoadedPredictions, datasets: Sequence[str] = (), *, lim
     Args:
         predictions: as `load_all` gives them; the pictures are those of the run that they come from.
         datasets: some of them; default all. `EmonbError`: no such predictions, or no pictures for them.
-        limit: pictures embedded of each dataset, see `choose_images`; all else is of all. 1,000 are about 1.8 MB.
+        limit: pictures embedded of each dataset, see `choose_images`; all else is of all. 1,000 are about 2 MB.
     """
     from IPython.display import HTML, display
 
@@ -78,32 +78,36 @@ def explorer_html(predictions: LoadedPredictions, datasets: Sequence[str] = (), 
     uid = hashlib.sha256(text.encode()).hexdigest()[:16]
     # JupyterLab's shortcuts stay off only if the attribute is on the shadow host itself
     return (
-        f'<div class="emonb-explorer" data-emonb="{uid}" data-lm-suppress-shortcuts="true"><p>{_SENTENCE}</p></div>'
+        f'<div class="emonb-explorer" id="the-explorer" data-emonb="{uid}" data-lm-suppress-shortcuts="true">'
+        f"<p>{_SENTENCE}</p></div>"
         f'<script type="application/json">{text}</script><script>{script}</script>'
     )
 
 
-def filters(table: pd.DataFrame) -> dict[str, np.ndarray]:
+def filters(table: pd.DataFrame) -> dict[str, pd.Series]:
     """Which images of a joint table each filter keeps, {name: (N,) bool}; none whose models are missing."""
-    right = {model: (table[model] == table["label"]).to_numpy() for model in table.columns.drop("label")}
-    kept, wrong = {"all": np.ones(len(table), bool)}, ~np.logical_or.reduce(list(right.values()))
-    if not {"vlm_tuned", "vit"} <= right.keys():
-        return {**kept, "all wrong": wrong}
-    vlm, vit = right["vlm_tuned"], right["vit"]
-    kept |= {"VLM right, ViT wrong": vlm & ~vit, "ViT right, VLM wrong": vit & ~vlm, "all wrong": wrong}
-    if "emovlmkd" in right:
-        kept["EmoVLM-KD right, both wrong"] = right["emovlmkd"] & ~vlm & ~vit
-    return {**kept, "VLM and ViT disagree": (table["vlm_tuned"] != table["vit"]).to_numpy()}
+    right = table.drop(columns="label").eq(table["label"], axis=0)
+    kept = {"all": table["label"].notna(), "all models wrong": ~right.any(axis=1)}
+    if {"vlm_tuned", "vit"} <= {*right}:
+        vlm, vit = right["vlm_tuned"], right["vit"]
+        kept |= {"VLM right, ViT wrong": vlm & ~vit, "ViT right, VLM wrong": vit & ~vlm}
+        if "emovlmkd" in right:
+            kept["EmoVLM-KD right, VLM and ViT wrong"] = right["emovlmkd"] & ~vlm & ~vit
+        kept["VLM and ViT disagree"] = table["vlm_tuned"] != table["vit"]
+    return kept
 
 
 def choose_images(table: pd.DataFrame, limit: int) -> np.ndarray:
-    """Positions, ascending, of the images to embed: a quarter is a random sample of all, for whoever reviews labels.
+    """Positions, ascending, of the images to embed: an eighth is a random sample of all, for whoever reviews labels.
 
-    Then errors of the last model, other errors, hits of all; within each kind `_chance` decides.
+    Then errors of the tuned VLM, of the last model, of any, hits of all; small cells of the VLM's matrix are whole.
     """
+    said = table["vlm_tuned" if "vlm_tuned" in table else table.columns[-1]]
     wrong, chance = table.drop(columns="label").ne(table["label"], axis=0), _chance(table.index)
-    kind = np.select([chance < limit // 4, wrong.iloc[:, -1], wrong.any(axis=1)], [0, 1, 2], 3)
-    return np.sort(np.lexsort((chance, kind))[:limit])
+    errors = [said != table["label"], wrong.iloc[:, -1], wrong.any(axis=1)]
+    turn = pd.Series(chance, table.index).groupby([table["label"], said]).rank()
+    kind = np.select([chance < limit // 8, *errors], [0, 1, 2, 3], 4)
+    return np.sort(np.lexsort((chance, turn, kind))[:limit])
 
 
 def _chance(names: pd.Index) -> np.ndarray:
@@ -143,7 +147,7 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
     chosen = choose_images(table.apply(lambda said: said.fillna(table["label"])), limit)
     table = table.iloc[np.r_[chosen, np.delete(np.arange(len(table)), chosen)]]
     few, frames = table.index[: len(chosen)], {m: frame.loc[table.index] for m, frame in firsts.items()}
-    seeds = [frame["seed"].nunique() for frame in rows.values()]
+    by = dict.fromkeys(model_name(m) for m in ("vlm_tuned", models[-1]) if m in models)
     samples = Store(predictions.folder.parent / "artifacts").find("samples", dataset).path
     samples = read_samples(samples, "test").set_index("image_id").reindex(table.index)
     labels = prediction_labels(next(iter(frames.values())))
@@ -156,15 +160,13 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
     kinds = pd.Categorical(evidence)
     kept, side = filters(table), SIDE if len(few) > FEW else 2 * SIDE
     sheets, sizes = sprites(samples["path"].iloc[: len(few)].where(pd.notna, None).tolist(), side)
-    sure, texts = [], {}  # per model percent of each image's answer, -1: none; {image: [(model, what it wrote)]}
-    for model, frame in enumerate(frames.values()):
+    sure, texts = [], []  # per model percent of each image's answer, -1: none; {image: what it wrote}
+    for frame in frames.values():
         percent = np.rint(100 * np.nan_to_num(probabilities(frame).max(axis=1))).astype(int)
         unsaid = frame["prediction"].isin(["", np.nan]) | says_one_word(frame.dropna(subset="parsed"))
         sure.append(_packed(np.where(unsaid, -1, percent)))
-        for image, text in enumerate(map(_short, frame["raw_text"].iloc[: len(few)])):
-            if text:
-                texts.setdefault(image, []).append((model, text))
-    said = [_short(text) for text in samples["caption"].iloc[: len(few)]] if "caption" in samples else []
+        texts.append({i: text for i, text in enumerate(map(_short, frame["raw_text"])) if text})
+    said = [_short(text) for text in samples["caption"]] if "caption" in samples else []
     return {
         "name": dataset,
         "title": dataset_title(dataset),
@@ -172,22 +174,21 @@ def _dataset(predictions: LoadedPredictions, dataset: str, limit: int) -> dict[s
         "columns": columns,
         "models": [model_name(m) for m in models],
         "filters": list(kept),
-        "seeds": "Of models with several seeds the first is shown." if max(seeds) > 1 else "",
-        "of": seeds,
+        "of": [frame["seed"].nunique() for frame in rows.values()],
         "alike": [seeds_alike(frame).reindex(few, fill_value=0).tolist() for frame in rows.values()],
-        "kept": f"a random sample, the errors of {model_name(models[-1])}, then of any other model, then of the hits",
+        "kept": f"a random sample, the errors of {' and of '.join(by)}, of any other model, then of the hits",
         "id": table.index.tolist(),
         "label": _packed(codes["label"]),
         "drawn": _packed(pd.Index(labels).get_indexer(drawn)),
         "kinds": kinds.categories.tolist(),
         "kind": _packed(kinds.codes),
-        "mask": _packed(sum(mask.astype(int) << bit for bit, mask in enumerate(kept.values()))),
+        "mask": _packed(sum(2**bit * mask for bit, mask in enumerate(kept.values()))),
         "answer": [_packed(codes[m]) for m in models],
         "sure": sure,
         "caption": said if any(said) else [],
         "text": texts,
         "judged": [reasons_note(predictions.folder.parent, dataset) if m == "vlm_tuned" else "" for m in models],
-        "sample": np.argsort(_chance(few))[: limit // 4].tolist(),
+        "sample": np.argsort(_chance(few))[: limit // 8].tolist(),
         "side": side,
         "size": sizes,
         "sprites": sheets,

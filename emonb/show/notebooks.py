@@ -15,13 +15,12 @@ import nbformat
 import pandas as pd
 
 from emonb.errors import EmonbError
-from emonb.files import atomic_write, make_folder, read_json, refuse_foreign
+from emonb.files import atomic_write, make_folder, read_json, refuse_foreign, resource_path
 from emonb.settings import project_root
 from emonb.tables import display, markdown_text
 
-_BAR = "margin:0;padding:.6rem 1rem;font:14px Arial;color:#222;border-bottom:1px solid "
-_BLUE = 'style="color:#005f96;text-decoration:underline"'
 _LINK = re.compile(r'<script.*?</script>|(<a\b[^>]*?) href="([^"]*)"', re.DOTALL)  # texts in scripts are no links
+_ENTRY = re.compile(r"^### ([^\n]+)\n+(.+?)(?=\n##|\Z)", re.MULTILINE | re.DOTALL)  # of the glossary
 _START, _END = "<!-- results: make notebooks writes them -->", "<!-- end of results -->"  # in the README
 
 
@@ -32,8 +31,8 @@ def write_site(out: Path, notes: str) -> list[str]:
     """Write `site/<notebook>.html` for every executed notebook that changed; returns a sentence for each failure.
 
     Each page begins with links to the report, the page before and the page after, then the notes; badges stay away,
-    they are pictures from elsewhere. Links between notebooks lead to pages, links to results and files of the project
-    to them; what is not there is no link.
+    they are pictures from elsewhere. Links between notebooks lead to pages, links to the glossary to its entries below
+    the page, links to results and files of the project to them; what is not there is no link.
     """
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import TagRemovePreprocessor
@@ -44,14 +43,16 @@ def write_site(out: Path, notes: str) -> list[str]:
     pages = {source.stem: site / f"{source.stem}.html" for source in sources}
     for page in {*site.glob("*.html")} - {*pages.values()}:  # of an earlier state
         page.unlink()
-    note = f'<p role="note" style="{_BAR}#d9c26a;background:#fff3cd">{escape(notes)}</p>' if notes else ""
+    note, words = f'<p role="note" class="notes">{escape(notes)}</p>' if notes else "", _glossary()
+    style = f"<style>{resource_path('notebook.css').read_text(encoding='utf-8')}</style>"
     for source, before, after in zip(sources, [None, *sources], [*sources[1:], None], strict=False):
         page, links = pages[source.stem], {"../index.html": "Report"}
         links |= {f"{quote(before.stem)}.html": f"\u2190 {before.stem}"} if before else {}
         links |= {f"{quote(after.stem)}.html": f"{after.stem} \u2192"} if after else {}
-        bar = " \u00b7 ".join(f'<a href="{address}" {_BLUE}>{escape(name)}</a>' for address, name in links.items())
-        head = f'<nav aria-label="Pages" style="{_BAR}#ddd">{bar}</nav>{note}'
-        mark = f"<!-- of {hashlib.sha256(source.read_bytes()).hexdigest()} -->"
+        links |= {"#the-explorer": "Skip to the explorer"} if b' id=\\"the-explorer\\"' in source.read_bytes() else {}
+        bar = " \u00b7 ".join(f'<a href="{address}">{escape(name)}</a>' for address, name in links.items())
+        head = f'<nav aria-label="Pages" class="pages">{bar}</nav>{note}'
+        mark = f"<!-- of {hashlib.sha256(source.read_bytes() + f'{style}{words}'.encode()).hexdigest()} -->"
         if page.is_file() and mark + head in page.read_text(encoding="utf-8"):
             continue
         try:
@@ -59,19 +60,35 @@ def write_site(out: Path, notes: str) -> list[str]:
         except Exception as error:  # whatever a damaged notebook makes nbconvert raise: the report goes on
             failed.append(f"notebooks/{source.name} cannot be shown as a page: {type(error).__name__}")
             html, mark = f"<!doctype html><meta charset=utf-8><body><p>{escape(failed[-1])}</p></body>", ""
-        html = _LINK.sub(lambda found: _link(found, out, pages), html)
-        start = html.index(">", html.index("<body")) + 1
-        atomic_write(page, html[:start] + mark + head + html[start:])
+        html = _LINK.sub(lambda found: _link(found, out, pages, words), html)
+        asked = "".join(entry for word, entry in words.items() if f'href="#word-{word}"' in html)
+        told = f'<section class="words"><h2>Words</h2><dl>{asked}</dl></section>' if asked else ""
+        start, body = html.rsplit("</body>", 1)[0].split("<body", 1)
+        body = body.partition(">")[2] + told
+        atomic_write(page, f'{start}{style}<body class="jp-Notebook">{mark}{head}{body}</body></html>\n')
     return failed
 
 
-def _link(found: re.Match[str], out: Path, pages: Mapping[str, Path]) -> str:
+def _glossary() -> dict[str, str]:
+    """The glossary's entries as HTML, by anchor; none where emonb stands without its docs."""
+    from nbconvert.filters import markdown2html
+
+    files, entries = [f for folder in resource_path().parents[:2] for f in folder.glob("docs/glossary.md")], {}
+    for name, text in _ENTRY.findall("".join(file.read_text(encoding="utf-8") for file in files)):
+        anchor = re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-")
+        entries[anchor] = f'<dt id="word-{anchor}">{escape(name)}</dt><dd>{markdown2html(text)}</dd>'
+    return entries
+
+
+def _link(found: re.Match[str], out: Path, pages: Mapping[str, Path], words: Mapping[str, str]) -> str:
     """A link of a notebook as its page has it."""
     address, mark, fragment = unescape(found[2] or "").partition("#")
     if not address or re.match(r"[\w+.-]+:|//", address):  # in a script, inside the page, or elsewhere
         return found[0]
     target = Path(unquote(address))
-    if target.suffix == ".ipynb":
+    if target.name == "glossary.md" and fragment in words:
+        address, mark, fragment = f"#word-{fragment}", "", ""
+    elif target.suffix == ".ipynb":
         address = f"{quote(target.stem)}.html" if target.stem in pages else ""
     elif not (out / "site" / target).exists():
         beside = project_root() / "notebooks" / target
