@@ -20,6 +20,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator
+from seaborn.utils import relative_luminance
 
 from emonb import predictions as pr
 from emonb.files import resource_path
@@ -34,6 +35,7 @@ COLUMN, FULL = 3.3, 7.0  # inches: one column and both of a two-column page (CVP
 NOTE = 6.0  # points: the smallest text anywhere, at these widths
 GREY, PALE = "#BBBBBB", "#E4E4E4"
 MARKERS = dict(zip(MAIN, "vDsP^oX", strict=True))  # the model is told by shape, too
+SHARES = {group.replace(" ", "_"): group.replace("VLM", "tuned VLM") for group in GROUPS}  # column -> in a figure
 LINES = {"chance": ":", "ceiling": "--"}  # of `tables.LEVELS`, in every chart of accuracy
 Panels = tuple[Figure, list[tuple[Axes, Any]]]  # a figure, and axes and data of each of its panels
 
@@ -81,11 +83,11 @@ def as_image(fig: Figure, alt: str, *, dpi: float | None = None, photo: bool = F
 
 
 def compact(source: Any, *, width: int = 2000, photo: bool = False) -> bytes:
-    """A small picture of a file, at most `width` px: JPEG for photos, else PNG of 128 colours, a third as large."""
+    """A small picture of a file, at most `width` px: JPEG for photos, else PNG of 256 colours, a third as large."""
     picture, buffer = PIL.Image.open(source).convert("RGB"), io.BytesIO()
     picture.thumbnail((width, picture.height), PIL.Image.Resampling.LANCZOS)
-    if not photo:
-        picture = picture.quantize(128, dither=PIL.Image.Dither.NONE)
+    if not photo:  # the method that leaves a rare colour, of a small mark, nearly as it is
+        picture = picture.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
     picture.save(buffer, "JPEG" if photo else "PNG", optimize=True, quality=85)
     return buffer.getvalue()
 
@@ -100,22 +102,23 @@ def _first_of(frame: pd.DataFrame) -> str:
     return f"n = {len(alike)} images{agree}"
 
 
-def _rests_on(n: object, seeds: object) -> str:
-    return f"n = {n} images, {seeds} seed{'' if seeds == 1 else 's'}"
+def _rests_on(n: object, seeds: int = 0) -> str:  # 0 seeds: the first alone, however many there are
+    return f"n = {n} images, {seeds or 'first'} seed{'s' if seeds > 1 else ''}"
 
 
 def _parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A table's rows by dataset, under the dataset's title with its images and seeds."""
-    parts = table.assign(seeds=table.get("seeds", 1)).groupby("dataset", sort=False)
+    parts = table.assign(seeds=table.get("seeds", 0)).groupby("dataset", sort=False)
     return {f"{name}\n{_rests_on(part['n'].max(), part['seeds'].max())}": part for name, part in parts}
 
 
 def _panels(parts: Mapping[str, Any], height: float, columns: int = 3, **ratios: Any) -> Panels:
-    """A figure of titled panels, `columns` in the width of a page, each `height` inches high."""
+    """A figure of titled panels, `columns` in the width of a page, each `height` inches high; None leaves a gap."""
     shown, rows = min(len(parts), columns), -(-len(parts) // columns)
     fig = Figure(figsize=(max(COLUMN, FULL * shown / columns), height * rows), layout="constrained")
     places = zip(fig.add_gridspec(rows, shown, **ratios), parts.items(), strict=False)
-    return fig, [(fig.add_subplot(place, title=title.rstrip(" ")), part) for place, (title, part) in places]
+    filled = ((place, *named) for place, named in places if named[1] is not None)
+    return fig, [(fig.add_subplot(place, title=title.rstrip(" ")), part) for place, title, part in filled]
 
 
 def _legend(fig: Figure, where: str = "lower", columns: int = 5) -> None:
@@ -128,8 +131,13 @@ def _heatmap(ax: Axes, values: pd.DataFrame, notes: Any, cmap: str, low: float, 
     """Cells as colours between two values, with notes in them; `bar`: label of a colour bar."""
     look = {"vmin": low, "vmax": high, "cmap": cmap, "square": True, "linewidths": 0.5, "cbar": bool(bar)}
     legend = {"label": bar, "shrink": 0.7, "aspect": 25, "pad": 0.02}
+    legend |= {"ticks": [low, (low + high) / 2, high], "format": "%.3g"}
     style = {"annot": notes, "fmt": "", "annot_kws": {"fontsize": NOTE, "linespacing": 1.0, "in_layout": False}}
     sns.heatmap(values, ax=ax, cbar_kws=legend, xticklabels=True, yticklabels=True, **look, **style)
+    ax.collections[0].update_scalarmappable()
+    shown = ax.collections[0].get_facecolors()[values.notna().to_numpy().ravel()]
+    for text, color in zip(ax.texts, shown, strict=False):  # there may be no texts
+        text.set_color("white" if relative_luminance(color) < 0.18 else "black")  # seaborn: white on middle grey
     ax.set_xticks(ax.get_xticks(), values.columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
     ax.tick_params("y", rotation=0)  # seaborn turns the names of a few rows, which then overlap
@@ -149,36 +157,46 @@ def _emotion_bars(table: pd.DataFrame, columns: Mapping[str, str], colors: Seque
     return fig, panels
 
 
-def _level(ax: Axes, column: str, y: float) -> None:
-    """One of `LEVELS` as a line."""
-    ax.axhline(y, color="#777777", linestyle=LINES[column], linewidth=1, label=LEVELS[column], zorder=0)
+def _level(ax: Axes, column: str, y: float, zoom: bool = False) -> None:
+    """One of `LEVELS` as a line; with `zoom` one beyond the axis is a note at its edge instead."""
+    low, high = ax.get_ylim()
+    if zoom and not low < y < high:
+        arrow, edge, side = ("↑", 1, "top") if y > high else ("↓", 0, "bottom")
+        place = {"transform": ax.transAxes, "ha": "right", "va": side, "fontsize": NOTE}
+        ax.text(1, edge, f"{LEVELS[column]}: {y:.1f} {arrow}", **place)
+    else:
+        ax.axhline(y, color="#777777", linestyle=LINES[column], linewidth=1, label=LEVELS[column], zorder=0)
 
 
-def _levels(ax: Axes, levels: pd.DataFrame, dataset: str) -> None:
+def _levels(ax: Axes, levels: pd.DataFrame, dataset: str, zoom: bool = False) -> None:
     """What needs no knowledge, and the most that label noise allows: columns of `tables.main`."""
     for column in LINES:
         for y in levels.loc[levels["dataset"] == dataset, column].dropna().head(1):
-            _level(ax, column, y)
+            _level(ax, column, y, zoom)
 
 
 def _accuracy_against(
-    table: pd.DataFrame, levels: pd.DataFrame, column: str, xlabel: str, title: str, model: str
+    table: pd.DataFrame, levels: pd.DataFrame, column: str, xlabel: str, title: str, curves: Mapping[str, str]
 ) -> Figure:
-    """Accuracy with its interval against a column, the paper's `model` in red-orange; `alpha`, if any, beside it."""
-    fig, panels = _panels(_parts(table.dropna(subset=["ours", column])), 1.9)
-    look = {"color": model_color(model), "marker": "o", "markersize": 4, "capsize": 2}
+    """Accuracies (`curves`: column -> model) against a column; a ring: as in the paper; `alpha`, if any, beside it."""
+    fig, panels = _panels(_parts(table.dropna(subset=["ours", column])), 2.1)
     for ax, part in panels:
-        part = part.sort_values(column)
-        errors = (part[["ci_low", "ci_high"]].T - part["ours"]).abs()
-        ax.errorbar(part[column], part["ours"], yerr=errors, **look)
-        paper = {"color": "#D55E00", "zorder": 3, "label": "as in the paper"}
-        ax.plot(column, "ours", "o", data=part[part["row"] == model], **paper)
-        for i, (x, y, note) in enumerate(part[[column, "ours", "alpha"]].to_numpy() if "alpha" in part else ()):
-            place = {"xytext": (0, 10 if i % 2 else -12), "ha": "center", "va": "center"}  # neighbours may be close
-            ax.annotate(f"{note:g}", (x, y), textcoords="offset points", fontsize=NOTE, **place)
-        _levels(ax, levels, part["dataset"].iloc[0])
+        part = part.sort_values(column).rename(columns={"ci_low": "ours_low", "ci_high": "ours_high"})
+        for i, (value, model) in enumerate(curves.items()):
+            errors = (part[[f"{value}_low", f"{value}_high"]].T - part[value]).abs()
+            look = {"color": model_color(model), "markersize": 3, "capsize": 2, "label": model_name(model)}
+            beside = 0.03 * i * np.ptp(part[column])  # or intervals would hide each other
+            ax.errorbar(part[column] + beside, part[value], yerr=errors, fmt=("o-", "o-.")[i], **look)
+        ring = {"mfc": "none", "mec": "#D55E00", "markersize": 8, "label": "as in the paper", "zorder": 3}
+        ax.plot(column, "ours", "o", data=part[part["row"] == curves["ours"]], **ring)
+        noted = part.reindex(columns=[column, "ours_low", "ours_high", "alpha"]).dropna()
+        first = noted["ours_high"].head(2).is_monotonic_decreasing  # the higher of two close ones has its note above
+        for i, (x, *ends, note) in enumerate(noted.to_numpy(), first):
+            look = {"fontsize": NOTE, "ha": "center", "va": ("top", "bottom")[i % 2]}
+            ax.annotate(f"{note:g}", (x, ends[i % 2]), (0, (-3, 3)[i % 2]), "data", "offset points", **look)
         ax.set(xlabel=xlabel, ylabel="accuracy, %")
-        ax.margins(y=0.1)
+        ax.margins(x=0.1, y=0.5)  # room for the notes at the edges
+        _levels(ax, levels, part["dataset"].iloc[0], zoom=True)
     _legend(fig)
     fig.suptitle(title)
     return fig
@@ -198,7 +216,7 @@ def _confusion(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _matrix(title: str, *cells: Any) -> Figure:
     fig, [(ax, cells)] = _panels({title: cells}, 3.0)
     _heatmap(ax, *cells)
-    ax.set(xlabel="predicted", ylabel="true")
+    ax.set(xlabel="answer", ylabel="true emotion")
     return fig
 
 
@@ -209,7 +227,7 @@ def confusion(frame: pd.DataFrame, title: str) -> Figure:
     notes = (percent.round().astype(int).astype(str) + "\n" + counts.astype(str)).where(counts > 0, "")
     title = f"{title}\n{_first_of(frame)}"
     fig = _matrix(title, percent, notes, "Blues", 0, 100, "% of the true emotion")
-    fig.axes[0].set_xlabel("predicted (above: %; below: images)")
+    fig.axes[0].set_xlabel("answer (above: %; below: images)")
     return fig
 
 
@@ -238,24 +256,25 @@ def complementarity_venn(table: pd.DataFrame) -> Figure:
     """Images that tuned VLM and ViT get right, two circles a dataset; `table`: output of `tables.complementarity`."""
     from matplotlib_venn import venn2
 
-    parts, columns = {}, [group.replace(" ", "_") for group in GROUPS]
+    parts = {}
     for title, part in _parts(table[table["emotion"] == "all"]).items():
-        counts = part[columns].iloc[0]
-        texts = [f"{group}: {n} ({n / counts.sum():.1%})" for group, n in zip(GROUPS, counts, strict=True)]
+        counts = part[[*SHARES]].iloc[0]
+        texts = [f"{group}: {n} ({n / counts.sum():.1%})" for group, n in zip(SHARES.values(), counts, strict=True)]
         parts["\n".join([title, *texts])] = counts + 1e-9 * (not counts.iloc[:3].any())  # circles need some area
-    fig, panels = _panels(parts, 2.2)
+    fig, panels = _panels(parts, 2.6)
     colors, look = (model_color("vlm_tuned"), model_color("vit")), {"subset_label_formatter": "{:.0f}".format}
     for ax, (both, vlm, vit, _) in panels:
-        venn2((vlm, vit, both), ("VLM", "ViT"), colors, alpha=0.6, ax=ax, **look)
+        venn2((vlm, vit, both), ("tuned VLM", "ViT"), colors, alpha=0.6, ax=ax, **look)
+        for text in ax.texts:
+            text.set_fontsize(NOTE)  # crescents may be narrow
     return fig
 
 
 @styled
 def complementarity_by_emotion(table: pd.DataFrame) -> Figure:
     """Share of images by emotion that both, one or none of tuned VLM and ViT get right, of the same table."""
-    columns = {group.replace(" ", "_"): group for group in GROUPS}
     colors = ("#888888", model_color("vlm_tuned"), model_color("vit"), PALE)
-    fig, panels = _emotion_bars(table, columns, colors, "% of the test images (in brackets: how many)")
+    fig, panels = _emotion_bars(table, SHARES, colors, "% of the test images (in brackets: how many)")
     for bars in (bars for ax, _ in panels for bars in ax.containers):  # narrow ones have no room for a number
         bars[0].axes.bar_label(bars, fmt=lambda x: f"{x:.0f}" if x >= 8 else "", label_type="center", fontsize=NOTE)
     _legend(fig, "upper")
@@ -273,7 +292,7 @@ def complementarity_upset(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
         return None
     right = counts.index.to_frame(index=False)  # [combinations, models]
     ours = right.get("emovlmkd", [False] * len(right))
-    parts = {f"{title}: {_rests_on(n, 1)}": counts[title] for title, n in counts.sum().items()}
+    parts = {f"{title}: {_rests_on(n)}": counts[title] for title, n in counts.sum().items()}
     heights = [*[1.0] * len(parts), 0.2 * right.shape[1] + 0.2]
     fig, panels = _panels({**parts, "": right}, np.mean(heights), 1, height_ratios=heights)
     for ax, column in panels[:-1]:
@@ -291,15 +310,15 @@ def complementarity_upset(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
 @styled
 def agreement(matrices: Mapping[str, pd.DataFrame], n: Mapping[str, int]) -> Figure | None:
     """Cohen's kappa between the answers of all models: {dataset's title: matrix} and {title: images}."""
-    parts = {f"{title}\n{_rests_on(n[title], 1)}": matrix for title, matrix in matrices.items() if len(matrix) > 1}
+    parts = {f"{title}\n{_rests_on(n[title])}": matrix for title, matrix in matrices.items() if len(matrix) > 1}
     if not parts:  # a single model agrees with nobody
         return None
     fig, panels = _panels(parts, 2.25)
     for ax, matrix in panels:
         lower = matrix.rename(index=model_name, columns=model_name).where(np.tri(len(matrix), k=-1, dtype=bool))
         lower = lower.iloc[1:, :-1]
-        _heatmap(ax, lower, lower.map(lambda x: f"{x:z.2f}".replace("0.", ".")), "cividis", 0, 1)
-    fig.suptitle("agreement between models (Cohen's kappa; 1 = same answers)")
+        _heatmap(ax, lower, lower.map(lambda x: f"{x:z.2f}".replace("0.", ".")), "Blues", 0, 1)
+    fig.suptitle("agreement between models (Cohen's kappa; the darker, the more alike; 1 = same answers)")
     return fig
 
 
@@ -316,7 +335,7 @@ def lift(half: np.ndarray) -> np.ndarray:
 
 @styled
 def gate_weights(weights: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Figure:
-    """The concat & linear gate: W and the lift per emotion, of {dataset's title: (labels, W of shape (C, 2C))}.
+    """The first seed's concat & linear gate: W and lift by emotion, {dataset's title: (labels, W of shape (C, 2C))}.
 
     The VLM's half meets a one-hot answer, the head's half probabilities, which are below 1: compare the
     halves' patterns rather than their sizes.
@@ -324,38 +343,38 @@ def gate_weights(weights: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Fig
     parts, colors = {}, (model_color("vlm_tuned"), model_color("head"))
     for title, (labels, matrix) in weights.items():
         columns = [f"{who}: {label}" for who in ("VLM", "head") for label in labels]
-        parts[f"{title}: weights"] = pd.DataFrame(matrix, labels, columns)
-        halves = zip(("VLM's answer", "head's probability"), np.split(matrix, 2, axis=1), strict=True)
+        parts[f"{title}: weights, first seed"] = pd.DataFrame(matrix, labels, columns)
+        halves = zip(("tuned VLM's answer", "head's probability"), np.split(matrix, 2, axis=1), strict=True)
         parts[f"{title}: lift over the others"] = pd.DataFrame({name: lift(half) for name, half in halves}, labels)
     heights = [1.0 + 0.14 * len(labels) for labels, _ in weights.values()]
     fig, panels = _panels(parts, np.mean(heights), 2, height_ratios=heights, width_ratios=(1.9, 1))
     for (field, matrix), (bars, lifts) in zip(panels[::2], panels[1::2], strict=True):
         limit = float(matrix.abs().to_numpy().max())
-        _heatmap(field, matrix, None, "BrBG", -limit, limit, "logits")
-        field.set(aspect="auto", ylabel="speaks for")
+        _heatmap(field, matrix, None, "BrBG", -limit, limit, "weight")
+        field.set(aspect="auto", ylabel="logit of")
         lifts.plot.barh(ax=bars, color=colors, width=0.64, legend=False).invert_yaxis()
         bars.axvline(0, color="black", linewidth=0.6)
-        bars.set_xlabel("logits")
+        bars.set_xlabel("lift, in logits")
     _legend(fig)
     return fig
 
 
 @styled
 def gate_trust(table: pd.DataFrame) -> Figure:
-    """Where VLM and head disagree: how often the gate followed whom, against how often each was right.
+    """Where tuned VLM and head disagree: how often the gate followed whom, against how often each was right.
 
     The marks are where a gate would end that followed exactly whoever is right; `table`: of `tables.gate_trust`.
     """
     whom = {"followed_vlm": "followed the VLM", "followed_neither": "neither", "followed_head": "followed the head"}
     colors = (model_color("vlm_tuned"), PALE, model_color("head"))
-    about = "% of the test images on which VLM and head disagree (in brackets: how many)"
+    about = "% of the test images on which tuned VLM and head disagree (in brackets: how many)"
     fig, panels = _emotion_bars(table, whom, colors, about)
-    look = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.7, "s": 16, "zorder": 3, "clip_on": False}
-    for ax, part in panels:
+    look = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.7, "zorder": 3, "clip_on": False}
+    for ax, part in panels:  # of two emotions one is right: both marks at one place, the small one in the large one
         y, vlm, head = range(len(part)), part["vlm_right"], 100 - part["head_right"]
-        ax.scatter(vlm, y, marker=MARKERS["vlm_tuned"], label="VLM right (from the left)", **look)
-        ax.scatter(head, y, marker=MARKERS["head"], label="head right (from the right)", **look)
-    _legend(fig, "upper")
+        ax.scatter(vlm, y, s=30, marker=MARKERS["vlm_tuned"], label="tuned VLM right (from the left)", **look)
+        ax.scatter(head, y, s=10, marker=MARKERS["head"], label="head right (from the right)", **look)
+    _legend(fig, "upper", 3)
     return fig
 
 
@@ -381,7 +400,7 @@ def calibration(frames: Mapping[tuple[str, str], pd.DataFrame]) -> Figure:
         look = {"edgecolor": "black", "linewidth": 0.4, "zorder": 3, "clip_on": False}
         ax.scatter(x, y, s=6 + 140 * n / n.sum(), color=model_color(model), **look)
         ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    fig.suptitle("calibration: accuracy (upwards) against confidence (to the right), 15 bins, 1 seed")
+    fig.suptitle("calibration: accuracy (upwards) against confidence (to the right), 15 bins, first seed")
     return fig
 
 
@@ -413,13 +432,15 @@ def accuracy_cost(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     costs = {"parameters": ("parameters",) * 3, "ms per image": ("ms_low", "ms_median", "ms_high")}
     below = {f"{title} ": part for title, part in parts.items()}
     fig, panels = _panels(parts | below, 2.05, len(parts))
-    look = {"markersize": 4.5, "markeredgecolor": "black", "markeredgewidth": 0.4, "ecolor": "#777777"}
+    look = {"markeredgecolor": "black", "markeredgewidth": 0.4, "ecolor": "#777777"}
     for (ax, part), ((name, columns), _) in zip(panels, product(costs.items(), parts), strict=True):
+        ax.title.set_fontsize(NOTE)  # five panels are narrow
         for row in part.to_dict("records"):
             (left, x, right), model, y = (row[column] for column in columns), row["model"], row["accuracy"]
             errors = {"xerr": [[x - left], [right - x]], "yerr": [[y - row["low"]], [row["high"] - y]]}
             style = {"color": model_color(model), "marker": MARKERS[model], "label": model_name(model)}
-            ax.errorbar(x, y, **errors, **style, **look, elinewidth=0.8, linestyle="")
+            above = {"zorder": 4, "markersize": 4} if model == "emovlmkd" else {"zorder": 3, "markersize": 5.5}
+            ax.errorbar(x, y, **errors, **style, **look, **above, elinewidth=0.8, linestyle="")
         _levels(ax, levels, part["dataset"].iloc[0])
         ax.set(xscale="log", xlabel=name, ylabel="accuracy, %")
         narrow = part[columns[2]].max() < 30 * part[columns[0]].min()
@@ -439,25 +460,26 @@ def evidence(table: pd.DataFrame) -> Figure:
     places = [kind for kind in ("content", "mood", "both", "all") if kind in set(table["evidence"])]
     whole = table[table["dataset"] == "all"].set_index(["row", "evidence"])
     about = f"n = {whole['n'].max()} images of {table['dataset'].nunique() - 1} datasets, {whole['seeds'].max()} seeds"
-    titles = {f"right answers: {about}": None, "gain of the head by its teacher": None}
-    fig, [(left, _), (right, _)] = _panels(titles, 2.3, 2)
-    for row, line in LINES.items():
-        left.plot(places, whole.loc[row].loc[places, "value"], line, color="#777777", linewidth=1, label=LEVELS[row])
-    marks = [(model, left, model, model_name(model), 0.16 * k - 0.24) for k, model in enumerate(QUARTET)]
-    for row, ax, model, name, beside in [*marks, ("inherited", right, "head", "mean over datasets", 0)]:
+    titles = {f"right answers: {about}": "", "gain of the head by its teacher": ""}
+    fig, [(left, _), (right, _)] = _panels(titles, 2.5, 2)
+    models, gain = (*QUARTET, "average_vlm_head"), ("inherited", right, "mean over datasets", 0)
+    marks = [(model, left, model_name(model), 0.15 * k - 0.3) for k, model in enumerate(models)]
+    for row, ax, name, beside in [*marks, gain]:
         if row in set(table["row"]):
             part = whole.loc[row].loc[places]
             errors = (part[["ci_low", "ci_high"]].T - part["value"]).abs()
-            look = {"color": model_color(model), "marker": MARKERS[model], "markersize": 4, "linestyle": ""}
-            x = np.arange(len(places)) + beside
-            ax.errorbar(x, part["value"], yerr=errors, label=name, zorder=3, capsize=2, **look)
+            look = {"color": model_color(row) or "black", "marker": MARKERS.get(row, "*" if ax is right else "_")}
+            look |= {"markersize": 4, "linestyle": "", "capsize": 2, "elinewidth": 0.8, "zorder": 3, "label": name}
+            ax.errorbar(np.arange(len(places)) + beside, part["value"], yerr=errors, **look)
+    left.margins(y=0.15)
+    for row in LINES:
+        _level(left, row, whole.loc[(row, "all"), "value"], zoom=True)
     single = table[(table["row"] == "inherited") & (table["dataset"] != "all") & table["evidence"].isin(places)]
     right.plot(single["evidence"].map(places.index) + 0.22, single["value"], ".", color="#777777", label="one dataset")
     right.axhline(0, color="black", linewidth=0.6)
     for ax, ylabel in ((left, "accuracy, %"), (right, "points")):
         ax.set(xlim=(-0.5, len(places) - 0.5), xlabel="the emotion shows in", ylabel=ylabel)
         ax.set_xticks(range(len(places)), places)
-    left.set_ylim(0, 100)
     _legend(fig, columns=4)
     return fig
 
@@ -466,18 +488,15 @@ def evidence(table: pd.DataFrame) -> Figure:
 def alpha_tradeoff(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Accuracy against KL(teacher || head), one point per alpha with its interval; one panel per dataset."""
     title = "weight of distillation: alpha beside each point"
-    return _accuracy_against(table, levels, "kl", "KL from the teacher (nats)", title, "head")
+    return _accuracy_against(table, levels, "kl", "KL from the teacher (nats)", title, {"ours": "head"})
 
 
 @styled
 def depth(table: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Accuracy by the head's hidden layers, with intervals: gated, and the head alone; one panel per dataset."""
     table = table.assign(layers=table["name"].str.count(",") + 1).dropna(subset="ours")
-    title = "EmoVLM-KD by depth of its head; dash-dotted: the head alone"
-    fig = _accuracy_against(table, levels, "layers", "hidden layers", title, "emovlmkd")
-    for ax, part in zip(fig.axes, _parts(table).values(), strict=True):
-        ax.plot("layers", "alone", "o-.", data=part, color=model_color("head"), markersize=3)
-    return fig
+    title, curves = "EmoVLM-KD by depth of its head, and that head alone", {"ours": "emovlmkd", "alone": "head"}
+    return _accuracy_against(table, levels, "layers", "hidden layers", title, curves)
 
 
 @styled
@@ -486,27 +505,33 @@ def training_curves(
 ) -> Figure:
     """Training histories, seeds averaged: {(what was trained, dataset's title): rows of its `history.json`}.
 
-    `chance`: percent of the datasets' most frequent emotions, lines in the panels of accuracy.
+    `chance`: percent of the datasets' most frequent emotions, lines in the panels of accuracy; the ceilings are far
+    above all curves and left out. Datasets have colours that no model has.
     """
     frames = [pd.DataFrame(rows).assign(what=what, dataset=title) for (what, title), rows in histories.items()]
-    history = pd.concat([pd.DataFrame({"seed": []}), *frames]).fillna({"seed": 0})
-    groups = history.groupby(["what", "metric"], sort=False)
-    parts = {f"{model_name(what)}, {metric}; seeds: {x['seed'].nunique()}": x for (what, metric), x in groups}
-    fig, panels = _panels(parts, 1.8)
-    order = {"hue_order": history["dataset"].unique(), "style_order": ["train", "val"]}
-    for ax, part in panels:
-        sns.lineplot(part, x="epoch", y="value", hue="dataset", style="split", errorbar=None, ax=ax, **order)
+    history, parts = pd.concat([pd.DataFrame({"seed": []}), *frames]).fillna({"seed": 0}), {}
+    for (what, split, metric), part in history.groupby(["what", "split", "metric"], sort=False):
+        if metric == "loss" and len(parts) % 2:  # loss and accuracy stay side by side
+            parts[" " * len(parts)] = None
+        name = "tuned VLM (LoRA)" if what == "adapter" else model_name(what)
+        parts[f"{name}\n{split} {metric}; seeds: {part['seed'].nunique()}"] = metric, part
+    fig, panels = _panels(parts, 1.8, 4)
+    datasets = history["dataset"].unique()
+    order = {"hue_order": datasets, "style_order": datasets, "palette": sns.color_palette("rocket", len(datasets))}
+    for ax, (metric, part) in panels:
+        sns.lineplot(part, x="epoch", y="value", hue="dataset", style="dataset", errorbar=None, ax=ax, **order)
         ax.get_legend().remove()
-        metric = part["metric"].iloc[0]
         ax.set_ylabel({"accuracy": "accuracy, %"}.get(metric, metric))
-        for y in {*chance} if metric == "accuracy" else ():
+        for i, y in enumerate(sorted({*chance}) if metric == "accuracy" else ()):
             _level(ax, "chance", y)
-        if part["value"].max() > 5 * part["value"].median():  # L-shaped
+            place = {"transform": ax.get_yaxis_transform(), "va": "bottom" if i else "top", "fontsize": NOTE}
+            ax.text(1.01, y, f"{y:.3g}", **place)
+        if metric == "loss":  # L-shaped
             ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
             ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
             ax.yaxis.set_minor_formatter("")
-    _legend(fig, columns=4)
+    _legend(fig, columns=3)
     return fig
 
 
@@ -532,9 +557,12 @@ def qualitative_examples(examples: pd.DataFrame, pictures: Sequence[np.ndarray],
         lines = [f"{marks.get(a, '✗')} {name}: {a or UNPARSABLE}" for name, a in answers.items()]
         ax.imshow(picture)
         ax.set(xticks=[], yticks=[])
-        ax.set_xlabel("\n".join(lines), fontsize=NOTE + 0.5, loc="left", linespacing=1.1)
+        for i, line in enumerate(lines):  # as one text, lines with high characters would stand apart
+            ax.annotate(line, (0, 0), (0, -9 - 8.5 * i), "axes fraction", "offset points", fontsize=NOTE + 0.5)
     missing = [name for case, name in CASES.items() if case not in set(examples["case"])]
-    fig.suptitle(f"{title}: chosen by rule from {_rests_on(n, 1)}" + "".join(f"; no {m}" for m in missing))
+    about = f"{title}: chosen by rule from {_rests_on(n)}" + "".join(f"; no {m}" for m in missing)
+    odd = any(text.get_text().startswith("(") for ax in fig.axes for text in ax.texts)
+    fig.suptitle(about + "\n(✓): as drawn, though the label says otherwise" * odd)
     return fig
 
 
@@ -552,7 +580,7 @@ def answer_bars(
         best = max(p, key=p.get)
         mark = "" if not truth else " ✓" if best == truth else " ✗"
         parts[f"{model_name(model)}\n{best}{mark}"] = model, pd.Series(p, labels)
-    about, height = {f"the label says:\n{truth} ◂" if truth else "": None}, 0.8 + 0.16 * len(labels)
+    about, height = {f"the label says:\n{truth} ◂" if truth else "": ""}, 0.8 + 0.16 * len(labels)
     fig, [(first, _), *panels] = _panels({**about, **parts}, height, 1 + len(parts))
     first.imshow(picture)
     first.set_axis_off()
