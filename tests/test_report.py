@@ -40,6 +40,15 @@ def out(made, tmp_path):
     return tmp_path / "out"
 
 
+@pytest.fixture
+def small(made, tmp_path):
+    """A folder that holds the tables alone, whose page is made at once."""
+    shutil.copytree(
+        made, tmp_path / "small", ignore=lambda folder, names: {*names} & {"predictions", "figures", "site"}
+    )
+    return tmp_path / "small"
+
+
 def page_of(out):
     """The page, written again, with the explorer's data taken out, and the sentences at its top."""
     problems = write_report(out)
@@ -90,25 +99,93 @@ def test_whole_run_shows_everything_and_complains_of_nothing(made):
     assert {"site/04_teacher.html", "tables/main.csv", "tables/main.md", "tables/main.tex", "./run.json"} <= links
 
 
-def test_the_run_is_told_in_a_sentence_that_follows_its_verdicts(out):
-    table = pd.read_csv(out / "tables" / "claims.csv").assign(detectable=2.345)
-    table.loc[table["claim"] == "C6", ["value", "ci_low", "ci_high"]] = 2.54, 1.34, 3.74
+def finding_of(out):
+    return unescape(page_of(out)[0].partition("class=finding>")[2].partition("</p>")[0])
+
+
+def test_the_run_is_told_in_a_sentence_that_follows_its_verdicts(small):
+    path = small / "tables" / "claims.csv"
+    table = pd.read_csv(path).assign(detectable=2.345, value=0.2, ci_low=-0.3, ci_high=0.7)
     table["decided_by"] = "EmoVLM-KD - tuned VLM"
-    said = {"holds": "EmoVLM-KD is +2.5 ± 1.2 points above the tuned VLM", "does not hold": "EmoVLM-KD is not above"}
-    for verdict, words in (said | {"undecided": "whether EmoVLM-KD is above the tuned VLM stays open"}).items():
-        table.assign(verdict=verdict).to_csv(out / "tables" / "claims.csv", index=False)
-        page, _ = page_of(out)
-        assert (", detectable 2.35" in page) == (verdict == "undecided"), "what the run could have found"
-        finding = page.partition("class=finding>")[2].partition("</p>")[0]
-        assert finding.startswith(f"On drawn pictures: {words}")
-        assert ("where the mood shows the emotion" in finding) == (verdict == "holds")
-    untested = table.assign(verdict="undecided", value=table["value"].mask(table["claim"] == "C6"))
-    untested.to_csv(out / "tables" / "claims.csv", index=False)
-    assert "EmoVLM-KD is above" not in page_of(out)[0], "what was not tested is no finding"
-    table.assign(verdict="perhaps").to_csv(out / "tables" / "claims.csv", index=False)
-    page, problems = page_of(out)
-    assert "the finding cannot be shown: KeyError: 'perhaps'" in problems
-    assert "<section id=claims>" in page
+    said = {"holds": "2.5 ± 1.2 points above the tuned VLM", "does not hold": "2.5 ± 1.2 points below the tuned VLM"}
+    for verdict, words in (said | {"undecided": "undecided against the tuned VLM (+2.5 ± 1.2 points)"}).items():
+        numbers = [-2.54, -3.74, -1.34] if verdict == "does not hold" else [2.54, 1.34, 3.74]
+        table.loc[table["claim"] == "C6", ["value", "ci_low", "ci_high"]] = numbers
+        table.assign(verdict=verdict).to_csv(path, index=False)
+        assert (", detectable 2.3" in page_of(small)[0]) == (verdict == "undecided"), "what the run could have found"
+        finding = finding_of(small)
+        assert finding.startswith(f"On drawn pictures: EmoVLM-KD is {words}")
+        assert finding.endswith("+0.2 ± 0.5 where the mood shows the emotion, -0.2 ± 0.5 where the content does.")
+        assert ("Distillation is undecided over all (+0.2 ± 0.5)" in finding) == (verdict == "undecided")
+    table.assign(verdict="undecided", value=table["value"].mask(table["claim"] == "C6")).to_csv(path, index=False)
+    modules = small / "tables" / "modules.csv"
+    modules.rename(small / "tables" / "kept.csv")
+    table[~table["claim"].isin(["E1", "E2"])].assign(verdict="perhaps").to_csv(path, index=False)
+    assert finding_of(small).endswith("Distillation is undecided over all (+0.2 ± 0.5)."), (
+        "an unknown verdict decides none"
+    )
+    untested = table["claim"].isin(["C6", "C2b"])
+    table.assign(ci_low=table["ci_low"].mask(untested), value=table["value"].mask(untested)).to_csv(path, index=False)
+    assert finding_of(small) == "", "what was not tested is no finding"
+
+
+def test_the_plain_average_is_in_the_sentence_ahead_or_behind(small):
+    claims, path = pd.read_csv(small / "tables" / "claims.csv"), small / "tables" / "modules.csv"
+    claims[claims["claim"] == "C1"].to_csv(small / "tables" / "claims.csv", index=False)
+    table = pd.read_csv(path)
+    rows = table["row"] == "average_vlm_head"
+    for gains, words in {
+        (2.0, 4.0): "3.0 points below a plain average of VLM and head (which is ahead on 2 of 2)",
+        (2.0, 0.0): "1.0 points below a plain average of VLM and head (which is ahead on 1 of 2)",
+        (-2.0, 0.5): "0.8 points above a plain average of VLM and head (which is behind on 1 of 2)",
+        (0.5, 0.1): "undecided against a plain average of VLM and head (-0.3 points), ahead on 0 of 2 and behind on 0",
+        (
+            3.0,
+            -2.0,
+        ): "undecided against a plain average of VLM and head (-0.5 points), ahead on 1 of 2 and behind on 1",
+    }.items():
+        for column, off in (("gain", 0), ("gain_low", -1), ("gain_high", 1)):
+            table.loc[rows, column] = [gain + off for gain in gains]
+        table.to_csv(path, index=False)
+        assert finding_of(small) == f"On drawn pictures: EmoVLM-KD is {words}. "
+    one = table["dataset"].iloc[0]
+    table[table["dataset"] == one].to_csv(path, index=False)
+    assert finding_of(small) == "On drawn pictures: EmoVLM-KD is 3.0 points below a plain average of VLM and head. "
+    table[~rows].to_csv(path, index=False)
+    assert finding_of(small) == ""
+
+
+def test_a_claim_says_what_its_numbers_are_and_on_how_many_datasets_it_holds(small):
+    path = small / "tables" / "claims.csv"
+    table = pd.read_csv(path)
+    assert [*table.loc[table["claim"] == "C7", "dataset"]] == ["mini-fi (drawn)", "mini-flickr (drawn)", "all"]
+    near = "KL(teacher || head): alpha 0 - ours"
+    values = {"value": 0.05, "ci_low": 0.0461, "ci_high": 0.054, "decided_by": near, "share": 40.0, "verdict": "holds"}
+    points = {"value": -0.45, "ci_low": -2.0, "ci_high": 1.0, "decided_by": "head - other", "share": np.nan}
+    table["share"] = 100.0
+    for dataset, said in (("mini-fi (drawn)", points | {"verdict": "undecided"}), ("mini-flickr (drawn)", values)):
+        table.loc[(table["claim"] == "C7") & (table["dataset"] == dataset), [*said]] = [*said.values()]
+    table.loc[(table["claim"] == "C7") & (table["dataset"] == "all"), [*values]] = [*values.values()]
+    table.to_csv(path, index=False)
+    cards = BeautifulSoup(page_of(small)[0], "html.parser").select("details.claim")
+    card = next(card for card in cards if card.select_one(".id").text == "C7")
+    texts = [" ".join(part.text.split()) for part in (card.summary, *card.select("li"))]
+    assert "(holds on 1 of 2 datasets alone) in 8 of 20 resamplings" in texts[0]
+    assert texts[0].endswith("+0.050 [0.046, 0.054] nats")
+    assert "-0.5 [-2.0, 1.0] points" in texts[1]
+    assert texts[1].endswith("head - other in 0 of 20 resamplings")
+    assert near not in texts[2], "the comparison of the heading is not repeated"
+    assert [len(part.select(".shaky")) for part in (card.summary, *card.select("li"))] == [1, 1, 1]
+    alike = next(card for card in cards if card.select_one(".id").text == "C8")
+    assert not alike.select(".alone, .shaky")
+
+
+def test_an_interval_stands_in_the_cell_of_its_value_with_as_many_decimals(small):
+    frame = pd.DataFrame({"value": [9.876, 12.0], "ci_low": [8.0, 11.5], "ci_high": [10.25, 12.5], "p": [3e-9, 0.04]})
+    frame.assign(drawn=True).to_csv(small / "tables" / "reasons.csv", index=False)
+    table = BeautifulSoup(page_of(small)[0], "html.parser").select_one("#table-reasons table")
+    cells = [[" ".join(cell.text.split()) for cell in row.select("th, td")] for row in table.select("tr")]
+    assert cells[1:] == [["9.9 [8.0, 10.2]", "< 0.0001", "yes"], ["12.0 [11.5, 12.5]", "0.040", "yes"]]
 
 
 def test_every_link_leads_somewhere_and_pages_lead_on(made):
@@ -142,7 +219,7 @@ def test_numbers_of_the_main_table_are_those_of_the_csv(made):
     cells = re.search(r"<tr class=own><th scope=row>EmoVLM-KD</th>(.*?)</tr>", page_of(made)[0], re.DOTALL)[1]
     assert f">{row['paper']:.2f}</td>" in cells
     interval = rf"\[{row['ci_low']:.1f}, {row['ci_high']:.1f}\]"
-    assert re.search(rf">(<b>)?{row['ours']:.1f}(</b>)? <span class=ci>{interval}", cells)
+    assert re.search(rf">{row['ours']:.1f} <span class=ci>{interval}", cells), "bold would say: the best of all"
 
 
 def test_what_is_built_into_the_drawn_world_is_said_at_the_top_by_the_numbers_of_the_table(out):

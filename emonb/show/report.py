@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import fnmatch
 import hashlib
-from collections import Counter
+import inspect
 from collections.abc import Callable, Mapping
 from itertools import groupby, product
 from pathlib import Path
@@ -21,18 +21,9 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from emonb import predictions as pr
+from emonb.claims import shares
 from emonb.files import atomic_write, claim_folder, read_json, resource, resource_path, visible
-from emonb.predictions import (
-    MODELS,
-    QUARTET,
-    dataset_title,
-    expected_models,
-    gaps,
-    is_drawn,
-    load_all,
-    model_color,
-    model_name,
-)
 from emonb.settings import Settings
 from emonb.show.explorer import explorer_html
 from emonb.show.notebooks import write_site
@@ -81,7 +72,7 @@ def write_report(out: Path) -> list[str]:
     datasets = list(settings.datasets) if settings else found
     records = results.safe("notebooks of run.json", _records, results, run.get("notebooks", {})) or {}
     said = results.safe("who wrote the triplets", source_note, out, datasets) or ""
-    drawn = [is_drawn(name) for name in datasets]
+    drawn = [pr.is_drawn(name) for name in datasets]
     notes = [resource("report.yaml", "drawn")] * any(drawn) + [f"{said[:1].upper()}{said[1:]}."] * bool(said)
     notes += settings.caveats if settings else []
     others = [f"{name} {', '.join(both)}" for name, both in run.get("differs_from_notebooks", {}).items()]
@@ -89,8 +80,9 @@ def write_report(out: Path) -> list[str]:
     results.problems += write_site(out, " ".join(notes))
     blocks = _blocks(results, records, datasets, settings)
     notes += [block["note"] for block in [blocks.get("table:evidence")] if block]
-    shown = (*QUARTET, *_RIVALS)
-    charted = {m for rows in (blocks.get("table:main") or {}).get("chart", {}).values() for m in rows}
+    chart = (blocks.get("table:main") or {}).get("chart", {}).values()
+    shown = [model for model in (*pr.QUARTET, *_RIVALS) if any(model in rows for rows in chart)]
+    averages = [rows["average_vlm_head"] for rows in chart if "average_vlm_head" in rows]
     marks = {**MARKERS, "probe": "|", "average_vlm_head": "_"}
     judged, sections = (blocks.get("table:claims") or {}).get("claims", []), []
     for section in resource("report.yaml", "sections"):
@@ -115,28 +107,18 @@ def write_report(out: Path) -> list[str]:
         kind=" and ".join(["drawn"] * any(drawn) + ["real"] * (not all(drawn))) or "no",
         datasets=datasets,
         notes=notes,
-        score=Counter(row["verdict"] for rows in judged for row in rows if row["dataset"] == "all"),
-        finding=results.safe("the finding", _finding, judged, datasets, all(drawn)),
+        where="drawn pictures" if all(drawn) else " and ".join(datasets),
+        wholes={row["claim"]: row for rows in judged for row in rows if row["dataset"] == "all"},
+        averages=[row for row in averages if pd.notna(row.get("gain"))],
+        resamplings=inspect.signature(shares).parameters["resamplings"].default,
         facts=run and results.safe("the facts of the run", _facts, run),
         sections=sections,
-        chart={m: (model_name(m), model_color(m) or "#777777", marks[m]) for m in shown if m in charted},
+        chart={model: (pr.model_name(model), pr.model_color(model) or "#777777", marks[model]) for model in shown},
         lines=LEVELS,
         problems=results.problems,
     )
     atomic_write(out / "index.html", html + "\n")
     return results.problems
-
-
-def _finding(claims: list[list[dict[str, Any]]], datasets: list[str], drawn: bool) -> str:
-    """The run in one sentence, out of its verdicts, but for what was not tested; the words stand in report.yaml."""
-    wholes = {rows[0]["claim"]: next((r for r in rows if r["dataset"] == "all"), rows[0]) for rows in claims}
-    parts = []
-    for claim, says in resource("report.yaml", "finding").items():
-        if (row := wholes.get(claim)) and row["value"]:
-            ours, _, rival = row["decided_by"].partition(" - ")
-            parts += filter(None, [says[row["verdict"]].format(**row, ours=ours, rival=rival)])
-    where = "drawn pictures" if drawn else " and ".join(datasets)
-    return f"On {where}: {'; '.join(parts)}." if parts else ""
 
 
 def _records(results: _Results, notebooks: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
@@ -156,11 +138,11 @@ def _blocks(
 ) -> dict[str, dict[str, Any] | None]:
     """Everything that the page can show under `table:ID`, `figure:ID`, `explorer:` and `files:`."""
     out, safe, blocks = results.out, results.safe, {}
-    predictions = safe("predictions", load_all, out / "predictions", datasets, split="test", partial=True) or {}
+    predictions = safe("predictions", pr.load_all, out / "predictions", datasets, split="test", partial=True) or {}
     known = dict.fromkeys(model for _, model in predictions)
-    results.problems += gaps(predictions, datasets, expected_models(settings) if settings else known)
+    results.problems += pr.gaps(predictions, datasets, pr.expected_models(settings) if settings else known)
     written = [out / file for record in records.values() for file in record.get("files", [])]  # else of an earlier run
-    order = {f"confusion_{dataset}_{model}": i for i, (dataset, model) in enumerate(product(datasets, MODELS))}
+    order = {f"confusion_{dataset}_{model}": i for i, (dataset, model) in enumerate(product(datasets, pr.MODELS))}
     written += out.glob("tables/review.csv") if written else (*out.glob("tables/*.csv"), *out.glob("figures/*.png"))
     files = sorted(set(written))
     for path in sorted(files, key=lambda path: order.get(path.stem, -1)):
@@ -169,7 +151,7 @@ def _blocks(
             blocks[f"{kind}:{path.stem}"] = safe(f"{kind} {path.stem}", build, results, path)
     for kind, named in (("table", resource("report.yaml", "tables")), ("figure", resource("report.yaml", "figures"))):
         lost = [id for id, said in named.items() if f"{kind}:{id}" not in blocks and not said.get("optional")]
-        lost = [id for id in lost if id != "evidence" or any(map(is_drawn, datasets))]
+        lost = [id for id in lost if id != "evidence" or any(map(pr.is_drawn, datasets))]
         results.problems += [f"Not made in this run: {kind}s {', '.join(lost)}."] if lost else []
     there = [dataset for dataset in datasets if dataset in {name for name, _ in predictions}]
     shown = [d for d in there if safe(f"{d} in the explorer", explorer_html, predictions, [d], limit=1)]
@@ -185,8 +167,8 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     differs = ", ".join(f"{name} {both}" for name, both in lock.get("differs", {}).items())
     facts = {
         "when": f"{run['written'][:10]} {run['written'][11:16]} UTC",
-        "from nothing": f"{totals['seconds_compute'] / 60:.1f} min",
-        "this run": f"{totals['seconds_wall_this_run'] / 60:.1f} min",
+        "computing time of all stages, summed": f"{totals['seconds_compute'] / 60:.1f} min",
+        "this run, start to end": f"{totals['seconds_wall_this_run'] / 60:.1f} min",
         "peak memory": f"{totals['peak_memory_mb'] / 1024:.1f} GB",
         "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine.get('gpu') or 'no GPU'}",
         "pipelines (seeds)": ", ".join(map(str, run["seeds"])),
@@ -204,39 +186,64 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
     block["links"] = results.links("tables", id, "csv", "md", "tex")
     text = path.with_suffix(".md")
     saved = plain_caption(text.read_text(encoding="utf-8")) if text.is_file() else ""
-    block["caption"] = [words.get("text", ""), saved]
+    saved = saved.replace(" (in the CSV at least)", "")  # here every gain is shown
+    block["caption"] = [words.get("more", ""), saved and f"{saved.removesuffix('.')}."]
     if id == "claims":
-        shown = frame[["value", "ci_low", "ci_high", "detectable"]]
-        numbers = shown.map(lambda x: "" if pd.isna(x) else f"{round(x, 3) + 0.0:.3g}")
-        half = (frame["ci_high"] - frame["ci_low"]) / 2
-        gain = [f"{value:+.1f} ± {error:.1f}" for value, error in zip(frame["value"], half, strict=True)]
-        cards = frame.map(format_value).assign(**numbers, gain=gain).groupby("claim", sort=False)
+        frame = frame.astype(dict.fromkeys(("value", "ci_low", "ci_high", "detectable", "share"), float))
+        again = frame["share"].notna().any() & frame["n"].notna()  # then NaN: the verdict of no resampling
+        frame["share"] = frame["share"].fillna(0).where(again)
+        cards = frame.astype(object).where(frame.notna(), None).groupby("claim", sort=False)
         return block | {"claims": [part.to_dict("records") for _, part in cards]}
     if {"row", "paper", "ours"} <= set(frame):
-        rivals = frame[(frame["row"] != "oracle") & (frame["n"] == frame.groupby("dataset")["n"].transform("max"))]
-        best = rivals.dropna(subset="ours").sort_values("ours").groupby("dataset").tail(1)
-        block["best"] = best[["name", "dataset"]].to_numpy().tolist()
         block["own"] = frame.loc[frame["row"] == "emovlmkd", "name"].tolist()
         if id == "main":  # as a picture, with the head, which the paper's main table lacks
             there = [file for file in (path, path.with_stem("modules")) if file.is_file()]
             rows = pd.concat(map(pd.read_csv, there)).dropna(subset="ours").drop_duplicates(["dataset", "row"])
+            numbers = {"ours", "ci_low", "ci_high", "gain", "gain_low", "gain_high"} & {*rows}
+            rows = rows.astype(dict.fromkeys(numbers, float))
             parts = rows.groupby("dataset", sort=False)
             block["chart"] = {dataset: part.set_index("row").to_dict("index") for dataset, part in parts}
             known = [part[[*LEVELS]].max().dropna() for _, part in parts] if {*LEVELS} <= {*rows} else []
             block["levels"] = {name: one.to_dict() for (name, _), one in zip(parts, known, strict=False)}
-        frame = display(frame, [column for column in ("gain", "kl") if column in frame]).reset_index()
+        texts = display(frame, [column for column in ("gain", "kl", "alone") if column in frame]).reset_index()
     elif "evidence" in frame:
         whole = frame[frame["dataset"] == "all"]
         value, n = whole.pivot(index="row", columns="evidence", values="value"), whole.groupby("evidence")["n"].max()
         off, said = 100 * (n["all"] - n["no false mood"]) / n["content"], resource("report.yaml", "evidence")
         block["note"] = said.format(n=100 * n / n["all"], off=off, all=value["all"], rest=value["no false mood"])
-        frame = by_evidence(whole).droplevel("dataset").reset_index()
-    elif {"model", "name"} <= set(frame):
-        frame = frame.drop(columns="model")
-    texts = frame.map(format_value).replace("\u00a0", " ", regex=True)  # here cells may break before an interval
+        texts = by_evidence(whole).droplevel("dataset").reset_index()
+    else:
+        texts = _texts(frame.drop(columns="model") if {"model", "name"} <= set(frame) else frame)
+    texts = texts.rename(columns=resource("report.yaml", "heads"))
+    texts = texts.replace("\u00a0", " ", regex=True)  # here cells may break before an interval
+    right = numeric_columns(texts.replace("^< ", "", regex=True))
     head = [("", c) if isinstance(c, str) else c if c[1] else c[::-1] for c in texts.columns]
     tops = [(top, len(list(part))) for top, part in groupby(top for top, _ in head)]
-    return block | {"head": head, "tops": tops, "rows": texts.to_numpy().tolist(), "right": numeric_columns(texts)}
+    return block | {"head": head, "tops": tops, "rows": texts.to_numpy().tolist(), "right": right}
+
+
+def _texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Any table for people: a column's numbers with as many decimals, an interval in the cell of its value."""
+    frame = frame.rename(columns={"ci_low": "value_low", "ci_high": "value_high", "ms_median": "ms"})
+    texts = frame.map(format_value).replace({"True": "yes", "False": "no"})
+    for column in frame.filter(regex="(?<!_low)(?<!_high)$").select_dtypes("float"):
+        parts = [part for part in (column, f"{column}_low", f"{column}_high") if part in texts]
+        numbers = frame[parts].astype(float)
+        top, whole = numbers.abs().max(axis=None), (numbers.fillna(0) % 1 == 0).all(axis=None)
+        cells = numbers.map(_number, digits=0 if whole else 1 if top >= 10 else 2 if top >= 1 else 3)
+        if len(parts) == 3:
+            value, low, high = (cells[part] for part in parts)
+            cells[column] = value + (" [" + low + ", " + high + "]").where(low != high, "")
+        texts[parts] = cells
+        texts = texts.drop(columns=parts[1:])
+    return texts.loc[:, (texts != "").any()]
+
+
+def _number(value: float, digits: int) -> str:
+    """A number with so many decimals; one that they would make nothing of has a digit of its own."""
+    if 1e-12 < abs(value) < 0.1**digits:
+        return f"{value:.1g}" if abs(value) >= 1e-4 else "< 0.0001"
+    return "" if pd.isna(value) else f"{value:z,.{digits}f}"
 
 
 def _figure(results: _Results, path: Path) -> dict[str, Any]:
@@ -247,9 +254,9 @@ def _figure(results: _Results, path: Path) -> dict[str, Any]:
     start = next((start for start in resource("report.yaml", "families") if id.startswith(start)), "")
     if start:
         rest = id.removeprefix(start)
-        model = next((m for m in MODELS if rest.endswith(f"_{m}")), "")
-        title = dataset_title(rest.removesuffix(f"_{model}"))
-        names = {"which": f"{model_name(model)} on {title}" if model else title, "dataset": title}
+        model = next((m for m in pr.MODELS if rest.endswith(f"_{m}")), "")
+        title = pr.dataset_title(rest.removesuffix(f"_{model}"))
+        names = {"which": f"{pr.model_name(model)} on {title}" if model else title, "dataset": title}
         words |= {key: text.format(**names) for key, text in resource("report.yaml", "families")[start].items()}
     photo, links = id.startswith(("qualitative", "samples")), results.links("figures", id, "svg", "png")
     data = base64.b64encode(compact(path, width=1000 if photo else 1500, photo=photo)).decode()
