@@ -22,6 +22,7 @@ from torch import nn
 from emonb.distill import StudentHead
 from emonb.files import resource
 from emonb.gate import make_gate
+from emonb.predictions import model_name
 from emonb.settings import Settings, VLMSettings, checkpoint_of, load_settings
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def parameter_table(settings: Settings, classes: int = 8) -> pd.DataFrame:
         ("smaller sister: Qwen2-VL-2B-Instruct", load_settings("paper-2b"), {}, {}),
     ]
     if settings.vlm.base not in _TEXT:
-        networks = {model: model for model in settings.teacher.networks}
+        networks = {model_name(model): model for model in settings.teacher.networks}
         systems.append((f"this run: {settings.vlm.base}", settings, networks, {}))
     rows = []
     for system, own, networks, paper in systems:

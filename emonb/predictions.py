@@ -340,7 +340,8 @@ def intersections(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def select_examples(table: pd.DataFrame, per_case: int = 4) -> pd.DataFrame:
     """Images of a joint table for each of `CASES`, named in column `case`; none without VLM, ViT or EmoVLM-KD.
 
-    Not picked by hand: within a case the images go by emotion in turn, then by image_id.
+    Not picked by hand: within a case the images go by emotion in turn, beginning after those of the case before, then
+    by image_id.
     """
     models = ("vlm_tuned", "vit", "emovlmkd")
     if not set(models) <= set(table.columns):
@@ -351,8 +352,10 @@ def select_examples(table: pd.DataFrame, per_case: int = 4) -> pd.DataFrame:
     names = pd.Categorical(np.select(hits, list(CASES), None), categories=list(CASES))
     table = table.assign(case=names).dropna(subset="case")
     table["turn"] = table.groupby(["case", "label"], observed=True).cumcount()
-    chosen = table.sort_values(["case", "turn", "label"]).groupby("case", observed=True).head(per_case)
-    return chosen.drop(columns="turn")
+    rank, first = table["label"].rank(method="dense") - 1, per_case * table["case"].cat.codes
+    table["place"] = (rank - first) % max(1, table["label"].nunique())
+    chosen = table.sort_values(["case", "turn", "place"]).groupby("case", observed=True).head(per_case)
+    return chosen.drop(columns=["turn", "place"])
 
 
 def average(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

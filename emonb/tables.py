@@ -332,7 +332,8 @@ def evidence(predictions: Predictions, settings: Settings, drawn: Mapping[str, p
         images and seeds, as in the claims.
     """
     alone, tail = head_model(settings.distill, alpha=0.0), (1 - settings.report.confidence) / 2
-    names = LEVELS | {m: model_name(m) for m in ("vlm_zero_shot", *pr.QUARTET, alone, "average_vlm_head") if m}
+    models = (*pr.MAIN, "vit_scratch", "probe", alone, "average_vlm_head")
+    names = LEVELS | {m: model_name(m) for m in models if m}
     pairs = {"inherited": ("head", alone), "only_vlm": ("vlm_tuned", "vit"), "only_vit": ("vit", "vlm_tuned")}
     said = ("gain of the head by its teacher, points", "only the tuned VLM right", "only the ViT right")
     samples: dict[tuple[str, str], dict[str, np.ndarray]] = {}
@@ -472,6 +473,7 @@ def by_emotion(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, pd.DataF
 
 _FORMS = {"paper": ("", ".2f"), "ours": ("ci", ".1f"), "alone": ("alone", ".1f")}  # ends of intervals, digits
 _FORMS |= {"gain": ("gain", "+z.1f"), "kl": ("kl", "z.3g")}
+_FORMS |= {"macro_f1": ("", ".1f"), "balanced_accuracy": ("", ".1f")}
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?(\s*\[[^\[\]]*\])?")  # 58.3 [54.5, 62.1]
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "\u00a0": "~"}
 _TEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
@@ -505,7 +507,7 @@ def display(table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in table.to_dict("records"):
         for column in ("paper", "ours", *columns):
-            title = f"paper ({row['paper_dataset']})" if column == "paper" else column
+            title = f"paper ({row['paper_dataset']})" if column == "paper" else column.replace("_", " ")
             texts, (ends, form) = cells.setdefault((row["dataset"], title), {}), _FORMS[column]
             if pd.notna(row[column]):
                 texts[row["name"]] = with_interval(row, column, ends, form)
@@ -519,7 +521,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     Beside the accuracy only what the table is about: a page of paper is narrow, the CSV has all.
     """
     if {"name", "paper", "ours", "ci_low"} <= set(frame):
-        also = [column for column in ("kl", "alone") if column in frame]
+        also = [column for column in ("kl", "alone", "macro_f1", "balanced_accuracy") if column in frame]
         frame = display(frame, ["gain"] if "agreement" in frame else also)
     elif {"evidence", "name", "value"} <= set(frame):
         frame = by_evidence(frame) if len(frame) else frame

@@ -221,7 +221,9 @@ def test_uneven_classes_get_macro_f1_and_balanced_accuracy():
     gold = ["positive"] * 8 + ["negative"] * 4
     said = ["positive"] * 8 + ["negative"] + ["positive"] * 3
     frame = frame_of(said, gold, ["positive", "negative"], parsed=[True] * 11 + [False])
-    row = tables.main({("bass", "vit"): frame}, load_settings("smoke", datasets="bass", images="anywhere")).iloc[0]
+    table = tables.main({("bass", "vit"): frame}, load_settings("smoke", datasets="bass", images="anywhere"))
+    row = table.iloc[0]
+    assert tables.readable(table).filter(like="balanced accuracy").iloc[0].tolist() == ["62.5"]
     assert (row["row"], row["ours"], row["chance"]) == ("vit", 75, pytest.approx(100 * 8 / 12))
     assert row["balanced_accuracy"] == pytest.approx(100 * (1 + 1 / 4) / 2)
     assert row["macro_f1"] == pytest.approx(100 * (16 / 18 + 2 / 5) / 2)
