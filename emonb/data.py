@@ -116,6 +116,10 @@ def answer_text(label: str) -> str:
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # no other: Pillow hands some to other programs
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")  # what is looked at
+_LEFTOVERS = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "#snapshot", "@recycle", "@tmp",
+    "$recycle.bin", "recycler", "system volume information", "lost+found", "icon\r", "__pycache__",
+}  # fmt: skip
 Image.MAX_IMAGE_PIXELS = 89_478_485 // 2  # Pillow refuses twice as many, and would warn of fewer
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**28  # prompts and profiles pass Pillow's 1 MB
 warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd files
@@ -129,6 +133,11 @@ _PASSING = {
 }  # fmt: skip
 
 
+def is_leftover(name: str) -> bool:
+    """Whether macOS, Windows, a NAS, git or Jupyter has put a file or folder there: passed over and counted."""
+    return name.startswith((".", "~$")) or name.casefold() in _LEFTOVERS
+
+
 def open_picture(source: Path | str | bytes, name: str = "", *, side: int = 0) -> Image.Image:
     """A picture as people see it (`as_seen`): the one door for import, training, VLM, annotator, pages and predict.
 
@@ -138,8 +147,8 @@ def open_picture(source: Path | str | bytes, name: str = "", *, side: int = 0) -
     """
     name = name or ("picture" if isinstance(source, bytes) else str(source))
 
-    def look(content: bytes) -> Image.Image:
-        with _opened(content) as raw:
+    def look(content: bytes, end: bytes) -> Image.Image:
+        with _opened(content + end) as raw:
             if side:
                 raw.draft(None, (2 * side, 2 * side))
             return as_seen(raw)
@@ -157,7 +166,24 @@ def _opened(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=_FORMATS)
 
 
-def _looked_at(source: Path | str | bytes, look: Callable[[bytes], Any], name: object = "") -> Any:
+def _seen(content: bytes, look: Callable[[bytes, bytes], Any]) -> Any:
+    """What `look` makes of a file's content, and of the mark at the end that a JPEG may lack: browsers show it.
+
+    If pixels are missing, too, they come out of whatever bytes follow, so that two endings give two pictures.
+    """
+    try:
+        return look(content, b"")
+    except OSError as error:
+        if error.errno or not content.startswith(b"\xff\xd8"):
+            raise
+        cut, mark = content.rstrip(b"\xff"), b"\xff\xd9"
+        one, other = (np.asarray(_opened(cut + more + mark)) for more in (b"", b"\xa5\x3c\x5a\x96" * 99))
+        if not np.array_equal(one, other):
+            raise
+        return look(content, mark)
+
+
+def _looked_at(source: Path | str | bytes, look: Callable[[bytes, bytes], Any], name: object = "") -> Any:
     """What `look` makes of a file's content, tried again after trouble that may pass; if it stays, `PassingTrouble`.
 
     A regular file: a pipe would wait for ever, a device never end.
@@ -165,10 +191,10 @@ def _looked_at(source: Path | str | bytes, look: Callable[[bytes], Any], name: o
     for wait in _WAITS:
         try:
             if isinstance(source, bytes):
-                return look(source)
+                return _seen(source, look)
             if not stat.S_ISREG((about := Path(source).stat()).st_mode) or about.st_size > 2**30:
                 raise OSError(errno.EINVAL, "no regular file, or over 1 GB")
-            return look(Path(source).read_bytes())
+            return _seen(Path(source).read_bytes(), look)
         except (OSError, MemoryError) as error:
             trouble = error if isinstance(error, OSError) else OSError(errno.ENOMEM, "out of memory")
             if trouble.errno not in _PASSING:
@@ -187,16 +213,30 @@ def as_seen(raw: Image.Image) -> Image.Image:
     """
     raw.load()
     image = raw.transpose(_TURNS[turn]) if (turn := _orientation(raw)) in _TURNS else raw
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255, so that all is white
-        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype("uint8"))
+    if image.mode.startswith(("I", "F")):  # Pillow would clip at 255, so that all is white
+        image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = (image.convert("L") if image.mode == "F" else image).convert("RGB")
+    image = image.convert("RGB")
     x, y = (max(0, -(-max(image.size) // _LONGEST) - side) for side in image.size)  # what is missing
     image = ImageOps.expand(image, (x // 2, y // 2, x - x // 2, y - y // 2), "white") if x or y else image
     image.info = {name: image.info[name] for name in ("icc_profile",) if name in image.info}  # EXIF has been obeyed
     return image
+
+
+def _eight_bits(grey: np.ndarray, mode: str) -> np.ndarray:
+    """Grey of 16 bits as 8; of 32 bits, which say nothing of white, by the least usual scale that holds all values.
+
+    Raises ValueError where none is a number.
+    """
+    if "16" in mode:
+        return (grey // 256).astype("uint8")
+    known = grey[np.isfinite(grey)].astype("float64")
+    low, high = min(0.0, known.min()), known.max()
+    white = next((most for most in (1, 255, 65535) if high <= most), high)
+    grey = np.nan_to_num(grey.astype("float64"), nan=low, posinf=white, neginf=low)
+    return ((grey - low) / (white - low) * 255).round().astype("uint8")
 
 
 def _orientation(raw: Image.Image) -> Any:
@@ -211,7 +251,7 @@ def sizes_of(paths: Sequence[str], most: int) -> list[tuple[int, int]]:
     sizes = []
     for path in paths[:: max(1, -(-len(paths) // most))]:
         with suppress(Exception):
-            sizes.append(_looked_at(path, lambda content: _opened(content).size))
+            sizes.append(_looked_at(path, lambda content, end: _opened(content + end).size))
     return sizes
 
 
@@ -266,9 +306,9 @@ def inspect_picture(path: Path) -> Inspection:
     Raises `PassingTrouble`, as `open_picture` does.
     """
 
-    def look(content: bytes) -> Inspection:
+    def look(content: bytes, end: bytes) -> Inspection:
         try:
-            image = _opened(content)
+            image = _opened(content + end)
         except UnidentifiedImageError:  # empty, or a known beginning and no more: cut off within the header
             cut = not content or content.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")) or content[8:12] == b"WEBP"
             return Inspection(("damaged" if cut else "not_a_picture",))
@@ -349,23 +389,27 @@ def with_splits(samples: pd.DataFrame, where: str) -> pd.DataFrame:
     test would leave 40 pictures), else 80/10/10. With train and test only: 10 % of train becomes val. Exact
     copies follow the first one (ours), so that a split made here leaks nothing.
     """
-    own, groups = samples.get("split"), samples.get("group")
+    own = samples.get("split")
     if own is not None and ((own == "val").any() or not (own == "train").any()):
         return samples
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     free = samples if own is None else samples[own == "train"]
-    smallest = free["label"].value_counts()
-    if groups is None and smallest.min() < 10:
+    groups, sizes = free.get("group"), free["label"].value_counts()
+    found, least = f"class {sizes.idxmin()!r} has {sizes.min()} pictures", sizes.min()
+    if groups is not None:
+        least = min(groups.nunique(), sizes.max())
+        found = f"there are {groups.nunique()} groups, {sizes.max()} pictures in the largest class"
+    if least < 10:
         raise EmonbError(
-            f"{where}: class {smallest.idxmin()!r} has {smallest.min()} pictures, too few to split off val; "
-            "give at least 10 or make the split folders train/, val/ and test/ yourself"
+            f"{where}: {found}, too few to split off val; give at least 10, or make the splits yourself: folders "
+            "train/, val/ and test/, or a column split of the list"
         )
     kind, fold = StratifiedKFold if groups is None else StratifiedGroupKFold, np.empty(len(free), dtype=int)
     splitter = kind(n_splits=10, shuffle=True, random_state=SPLIT_SEED)
     for i, (_, rows) in enumerate(splitter.split(free, free["label"], groups)):
         fold[rows] = i
-    shares = (6, 1, 3) if groups is not None else (8, 1, 1) if own is None else (9, 1, 0)
+    shares = (9, 1, 0) if own is not None else (8, 1, 1) if groups is None else (6, 1, 3)
     split = pd.Series(np.repeat(SPLITS, shares)[fold], index=free.index, dtype="str")
     if groups is None:
         split = split.groupby(free["sha256"]).transform("first")

@@ -5,11 +5,20 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from release_folders import PAIR, make_tree, stage
 
-from emonb.data import TAXONOMIES, brightness_colorfulness, check_labels, parse_emotion, question, read_samples
+from emonb.data import (
+    TAXONOMIES,
+    brightness_colorfulness,
+    check_labels,
+    parse_emotion,
+    question,
+    read_samples,
+    with_splits,
+)
 from emonb.errors import EmonbError
 
 ALL = {"train": 4, "val": 2, "test": 3}
@@ -78,6 +87,31 @@ def test_a_split_made_here_keeps_copies_together(tmp_path, sizes):
     copies = frame.groupby("sha256")["split"]
     assert (copies.size() > 1).sum() == 10
     assert copies.nunique().max() == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "groups", "sizes"),
+    [
+        (None, 30, {"train": 36, "val": 6, "test": 18}),
+        ("train", 30, {"train": 54, "val": 6, "test": 8}),
+        (None, 8, "8 groups"),
+        ("train", 9, "9 groups"),
+        (None, 60, "9 pictures"),
+    ],
+)
+def test_groups_stay_in_one_split_also_beside_splits_of_the_release_and_few_are_told(own, groups, sizes):
+    few = 18 if sizes == "9 pictures" else 60
+    table = pd.DataFrame({"label": ["joy", "fear"] * (few // 2)}).assign(group=lambda t: t.index // 2 % groups)
+    table["sha256"] = table.index.astype(str)
+    if own:
+        table = pd.concat([table.assign(split=own), table[:8].assign(split="test", group=-1)], ignore_index=True)
+    if isinstance(sizes, str):
+        with pytest.raises(EmonbError, match=f"{sizes}.*, too few to split off val; give at least 10"):
+            with_splits(table, "pets")
+        return
+    made = with_splits(table, "pets")
+    assert made["split"].value_counts().to_dict() == sizes
+    assert made.groupby("group")["split"].nunique().max() == 1
 
 
 def test_labels_of_an_artefact_are_checked_with_their_order():

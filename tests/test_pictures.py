@@ -30,6 +30,7 @@ RGB = GRADIENT.convert("RGB")
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
 MOVING = {"save_all": True, "append_images": [RGB.rotate(90), RGB.rotate(180)]}
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype="uint8"))
 WHOLE = {form: encoded(RGB, form) for form in ("JPEG", "PNG", "WEBP")}
 HALF = {form: whole[: len(whole) // 2] for form, whole in WHOLE.items()}
 HOSTILE = [
@@ -64,6 +65,10 @@ UNFIT = [
     ("cut.webp", HALF["WEBP"], "damaged"),
     ("header.png", WHOLE["PNG"][:20], "damaged"),
     ("broken.png", HALF["PNG"] + bytes(40) + WHOLE["PNG"][len(HALF["PNG"]) + 40 :], "damaged"),
+    ("nearly whole.jpg", WHOLE["JPEG"][:-9], "damaged"),
+    ("cut, with an end.jpg", encoded(NOISE)[:-400], "damaged"),
+    ("cut progressive.jpg", encoded(NOISE, progressive=True)[:-40], "damaged"),
+    ("no number.tiff", encoded(Image.fromarray(np.full((4, 4), np.nan, "float32")), "TIFF"), "damaged"),
     ("text.jpg", b"dear reader, this is no picture", "not_a_picture"),
     ("sound.webp", b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(40), "not_a_picture"),
     ("drawing.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_a_picture"),
@@ -79,6 +84,19 @@ AS_BROWSERS_SHOW_IT = [
     ("grey.jpg", encoded(GRADIENT), ("greyscale",)),
     ("grey16.png", encoded(Image.fromarray((RAMP * 257).astype("uint16")), "PNG"), ("greyscale",)),  # keeps its shades
     ("float.tiff", encoded(GRADIENT.convert("F"), "TIFF"), ("greyscale",)),
+    ("float of 1.tiff", encoded(Image.fromarray((RAMP / 255).astype("float32")), "TIFF"), ("greyscale",)),
+    ("float of 16.tiff", encoded(Image.fromarray((RAMP * 257).astype("float32")), "TIFF"), ("greyscale",)),
+    ("32 bits.tiff", encoded(Image.fromarray((RAMP * 8e6).astype("int32")), "TIFF"), ("greyscale",)),
+    ("32 bits of 8.tiff", encoded(Image.fromarray(RAMP.astype("int32")), "TIFF"), ("greyscale",)),
+    ("below 0.tiff", encoded(Image.fromarray((RAMP - 255).astype("float32")), "TIFF"), ("greyscale",)),
+    (
+        "holes.tiff",
+        encoded(Image.fromarray(np.where(RAMP < 1, np.nan, RAMP).astype("float32")), "TIFF"),
+        ("greyscale",),
+    ),
+    ("no end mark.jpg", WHOLE["JPEG"][:-2], ()),
+    ("half an end mark.jpg", WHOLE["JPEG"][:-1], ()),
+    ("no end mark, in steps.jpg", encoded(RGB, progressive=True)[:-2], ()),
     ("print.jpg", encoded(RGB.convert("CMYK")), ("cmyk",)),
     ("clear.png", encoded(RGB.convert("RGBA"), "PNG"), ()),
     ("moving.webp", encoded(RGB, "WEBP", **MOVING), ("animated",)),
@@ -301,7 +319,8 @@ def test_counts_and_problems_follow_from_the_table(tmp_path):
     assert {(s, e): n for s, by in report["counts"].items() for e, n in by.items()} == table.to_dict()
     problems = report["problems"]
     assert problems == {kind: sorted(ids) for kind, ids in expected.items()}
-    assert "  left out: 11 of 51 pictures (21.6%)" in lines
+    total = len(UNFIT) + len(frame)
+    assert f"  left out: {len(UNFIT)} of {total} pictures ({len(UNFIT) / total:.1%})" in lines
     left_out = {i for kind in LEFT_OUT for i in problems.get(kind, ())}
     assert not left_out & set(frame["image_id"])
     assert {i for kind in KEPT for i in problems.get(kind, ())} <= set(frame["image_id"])

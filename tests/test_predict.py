@@ -142,6 +142,26 @@ def test_folders_are_searched_in_order_and_links_do_not_loop(album):
         find_pictures([album / "empty"])
 
 
+def test_what_a_folder_holds_besides_pictures_is_told(album, capsys):
+    for name in ("._a.jpg", "__MACOSX/a.jpg", "more/@eaDir/SYNO_THUMB.jpg", ".ipynb_checkpoints/a.jpg", "b.HEIC"):
+        (album / name).parent.mkdir(exist_ok=True)
+        picture().save(album / name, "PNG")
+    assert len(find_pictures([album])) == len(NAMES) + 2
+    told = capsys.readouterr().err
+    assert (
+        "4 made by macOS, Windows, a NAS or Jupyter passed over; 2 files with an ending not taken: b.HEIC, n" in told
+    )
+
+
+@pytest.mark.parametrize("absent", ["gone.jpg", "empty", "/dev/null", "x" * 300 + ".jpg", "-x.png/inner.jpg"])
+def test_what_is_not_there_takes_no_other_along(made, album, capsys, absent):
+    (album / "empty").mkdir()
+    assert predict([Path(absent), Path("-x.png")], made[1], as_json=True) == 1
+    out, err = capsys.readouterr()
+    assert [item["image"] for item in json.loads(out)] == ["-x.png"]
+    assert [line[:20] for line in complaints(err)] == [f"emonb: {absent}: could not"[:20]]
+
+
 def test_default_model_is_the_first_of_the_mini_results(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text('name = "emonb"')
     monkeypatch.chdir(tmp_path)

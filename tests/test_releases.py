@@ -293,7 +293,9 @@ def test_a_run_reads_the_release_as_it_is_now_and_what_to_type_is_quoted(tmp_pat
     assert listing_digest(out / "flickr") != before
     assert len(read_samples(stage(out, "flickr", tmp_path / "run").path)) == 15
     source.rename(tmp_path / "moved")
-    with pytest.raises(EmonbError, match=r"a; release: no such folder"):
+    with pytest.raises(
+        EmonbError, match=r"flickr/import\.json: its source .*a; release: no such folder; move it back"
+    ):
         stage(out, "flickr", tmp_path / "run")
 
 
@@ -306,6 +308,10 @@ OURS = [
     ("import.json", b'{"source": 1}', r"import\.json: field 'source' missing or no text"),
     ("import.json", b'{"source": "x", "format": "fi", "reading": {"x": 1}}', r"import\.json: field 'reading': "),
     ("import.json", b'{"source": "x", "format": "fi", "reading": {"names": 1}}', r"import\.json: field 'reading': "),
+    ("import.json", b'{"source": "x", "format": "fi", "reading": {"classes": 3}}', "field 'reading': classes: "),
+    ("import.json", b'{"source": "x", "format": "fi", "reading": {"classes": "ab"}}', "field 'reading': classes: "),
+    ("import.json", b'{"source": "x", "format": "fi", "reading": {"names": {"a": 3}}}', "'reading': names.a: "),
+    ("import.json", b'{"source": "x", "format": "fi", "reading": null}', "field 'reading': "),
 ]
 
 
@@ -369,6 +375,13 @@ def test_emotions_above_splits_and_pictures_in_folders_below_an_emotion(tmp_path
         ({"": 3, "positive/train": 1}, "is train/ a split or an album", ""),
         ({"a/train": 3, "a/test": 2, "b/train": 1}, "is the emotion 'a' or 'negative'", ""),
         ({"train/negative": 3, "test/negative": 1}, "is the emotion 'negative' or 'negative' below it", ""),
+        (
+            {"train2017": 3, "val2017": 2, "test2017": 1},
+            "'test2017' or 'negative' below",
+            "test2017=test,train2017=train,val2017=val",
+        ),
+        ({"01_train": 3, "02-dev": 2, "x test": 1}, "of splits, with --map", "01_train=train,02-dev=val,x test=test"),
+        ({"fold1": 3, "fold2": 2, "fold3": 1}, "fold1=SPLIT,fold2=SPLIT", "fold1=train,fold2=val,fold3=test"),
     ],
 )
 def test_folders_that_can_be_read_in_two_ways_are_refused_until_told(tmp_path, sizes, words, way):
@@ -416,6 +429,8 @@ def test_class_names_with_numbers_case_and_blanks(found, labels):
         (["pos", "neg"], "--map 'neg=negative,pos=positive'"),
         (["0", "1"], "alphabetical order, as in Keras.* --map '0=negative,1=positive'"),
         ([*EKMAN, "neutral"], r"'neutral' is none of .*'neutral=' leaves it out.*--classes 'anger,.*neutral"),
+        (["0.0", "1.0"], "alphabetical order, as in Keras.* --map '0.0=negative,1.0=positive'"),
+        (["1", "2"], "--map '1=negative,2=positive'"),
     ],
 )
 def test_other_class_names_are_refused_with_a_way_that_works(found, words):
@@ -425,6 +440,37 @@ def test_other_class_names_are_refused_with_a_way_that_works(found, words):
     assert {*read_classes(found, None, own_names([way]), "x")[0]} == {*found}
     with pytest.raises(EmonbError, match=rf"--map 'hapy=joy': no class has that name; there are {sorted(found)[0]}, "):
         read_classes(found, None, own_names(["hapy=joy", "afraid=fear,x=joy"]), "x")  # always the first
+
+
+@pytest.mark.parametrize(
+    ("found", "fixed", "words", "way"),
+    [
+        (
+            ["0", "1"],
+            ("zebra", "ant"),
+            "the order given.* --map '0=zebra,1=ant'; or .*Keras.* '0=ant,1=zebra'",
+            "0=zebra,1=ant",
+        ),
+        (["0.0", "1.0"], ("zebra", "ant"), "--map '0.0=zebra,1.0=ant'; or ", "0=zebra,1=ant"),
+        (["3 stars", "4 stars"], None, "--classes a,b,c and a --map of each", "3 stars=joy,4 stars=fear"),
+        (["a|b", "c\x1b[31m"], None, r"'c\\x1b\[31m' is none of .* --classes a,b,c and", "a|b=joy,c\x1b[31m=fear"),
+        (["joy, calm", "fear"], None, "rename 'joy, calm': neither --map nor --classes takes", ""),
+    ],
+)
+def test_a_taxonomy_is_only_advised_where_it_would_be_taken(found, fixed, words, way):
+    with pytest.raises(EmonbError, match=words) as caught:
+        read_classes(found, fixed, {}, "x")
+    assert str(caught.value).isprintable()
+    if way:
+        assert len(read_classes(found, fixed, own_names([way]), "x")[0]) == len(found)
+
+
+@pytest.mark.parametrize("given", ["pos=positive,pos=negative", "Pos=positive,pos=", "=joy", "a=b=c", "pos:positive"])
+def test_maps_that_say_nothing_or_two_things_are_refused(given):
+    with pytest.raises(EmonbError, match="--map '"):
+        own_names([given])
+    with pytest.raises(EmonbError, match="--map leaves out every class"):
+        read_classes(["pos", "neg"], None, own_names(["pos=,neg=", "pos="]), "x")
 
 
 @pytest.mark.parametrize(
@@ -454,7 +500,15 @@ def test_an_own_taxonomy_and_missing_classes_only_when_told(tmp_path):
     assert read_samples(made.path).attrs["labels"] == own
     (source / "classes.txt").write_text("0 calm sea\nwild\n", encoding="utf-16")
     assert list(bring("folder", source, tmp_path / "out")[1]["counts"]["test"]) == ["calm sea", "wild"]
+    (source / "classes.txt").unlink()
+    for text in ("# mine\n\n wild\ncalm sea\n", "wild, calm sea\n"):
+        (source / "Classes.TXT").write_text(text)
+        _, report, _ = bring("folder", source, tmp_path / "out")
+        assert (list(report["counts"]["test"]), report["problems"]) == (["wild", "calm sea"], {})
     (source / "classes.txt").write_text("wild\nwild\n")
+    with pytest.raises(EmonbError, match=r"Classes\.TXT or classes\.txt\? Remove one"):
+        bring("folder", source, tmp_path / "out")
+    (source / "Classes.TXT").unlink()
     with pytest.raises(EmonbError, match=r"classes\.txt: 'wild' is there twice"):
         bring("folder", source, tmp_path / "out")
     seven = make_tree(tmp_path / "seven", ALL, MIKELS[:7])
@@ -503,7 +557,17 @@ LISTS = {
     "a list a split": by_split(lambda t, r, s: t[["path", "label"]].to_csv(r / f"{s}_labels.csv")),
     "other columns": lambda t, r: t.set_axis(["Filename", "Emotion", "Subset"], axis=1).to_csv(r / "a.csv"),
     "Latin-1": lambda t, r: (r / "a.csv").write_text(t.assign(note="für").to_csv(), "latin-1"),
-}
+    "packed": lambda t, r: t.to_csv(r / "a.csv.gz"),
+    "JSON lines": lambda t, r: (r / "a.ndjson").write_text(
+        "\r\n".join(row.to_json(force_ascii=False) for _, row in t.assign(caption="a\u2028b\x85c").iterrows())
+    ),
+    "an index": lambda t, r: t.astype({"label": "category"}).set_index("path").to_parquet(r / "a.parquet"),
+    "a column twice": lambda t, r: t.assign(emotion=t["label"].str.upper(), set=t["split"]).to_csv(r / "a.csv"),
+    "among other tables": lambda t, r: [
+        t.to_csv(r / "a.csv"), t.drop(columns="label").to_csv(r / "metadata.csv"), (r / "notes.csv").touch(),
+        (r / "captions.csv").write_text("image,caption\nx,y\n"), (r / "._train.csv").write_bytes(b"\0\5")
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", LISTS)
@@ -514,6 +578,45 @@ def test_lists_as_people_have_them(tmp_path, kind):
     assert frame.groupby(["split", "label"]).size().to_dict() == {(s, e): 3 for s in ALL for e in MIKELS}
     assert report["problems"] == {}
     assert frame["image_id"].str.fullmatch(r"photos/\w+\.jpg").all()
+    passed = [note for note in report["notes"] if "passed over: " in note]
+    assert len(passed) == 2 * (kind == "among other tables")
+    assert all("metadata.csv: no column for the label" in n or "notes.csv: cannot be read" in n for n in passed)
+
+
+SPOILT = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-9]),
+    "cannot be read as a table": lambda file: file.write_bytes(b""),
+    "it is a web page": lambda file: file.write_text("<!DOCTYPE html><title>Quota</title>"),
+    "no column for the label in path, klass": lambda file: file.write_text("path,klass\nphotos/val00.jpg,awe\n"),
+    "holds no row": lambda file: file.write_text("path,label\n"),
+    "no regular file": lambda file: [file.unlink(), file.symlink_to("gone")],
+    "none of those it should have": lambda file: file.write_text("path,label\nphotos/gone.jpg,awe\n"),
+}
+WRITERS = {"csv": pd.DataFrame.to_csv, "parquet": pd.DataFrame.to_parquet,
+           "jsonl": lambda rows, file: rows.to_json(file, orient="records", lines=True)}  # fmt: skip
+
+
+@pytest.mark.parametrize(("ending", "how"), [*(("csv", how) for how in SPOILT if how != "cut"), ("jsonl", "cut"),
+                                             ("parquet", "cut")])  # fmt: skip
+@pytest.mark.parametrize("place", ["{}.", "labels_{}.", "{}/metadata."])
+def test_a_split_whose_list_is_spoilt_is_never_made_anew(tmp_path, ending, how, place):
+    def write(table, root):
+        for split, rows in table.groupby("split"):
+            file = root / (place.format(split) + ending)
+            file.parent.mkdir(exist_ok=True)
+            WRITERS[ending](rows[["path", "label"]].reset_index(drop=True), file)
+
+    source = listed(tmp_path / "src", write, n=1)
+    assert read_release("list", source).frame["split"].value_counts().to_dict() == {"train": 8, "val": 8, "test": 8}
+    SPOILT[how](source / (place.format("val") + ending))
+    words = "cannot be read as a table" if how == "cut" else how
+    with pytest.raises(EmonbError, match=rf"{place.format('val')}{ending}: .*{words}|'val' .* {words}") as caught:
+        bring("list", source, tmp_path / "out")
+    if "leave it out: --map '" in str(caught.value):
+        way = str(caught.value).split("--map '")[1].removesuffix("'")
+        left = read_release("list", source, own_names([way]))
+        assert {*left.frame["split"]} == {"train", "test"}
+        assert any("val" in note for note in left.notes)
 
 
 AWE = "path,label\nphotos/val00.jpg,awe\n"
@@ -524,7 +627,18 @@ TWO_WAYS = {
     "split 'later' is none of train": {"a.csv": "path,label,split\nphotos/val00.jpg,awe,later\n"},
     "no column for the label in path, what": {"a.csv": "path,what\nphotos/val00.jpg,awe\n"},
     "cannot be read as a table": {"a.csv": "path,label\na.jpg,awe,1,2\n"},
-}
+    "label in column 'label' or 'label.1' .such as 'awe' or 'fear'": {"a.csv": "path,label,label\nx,awe,fear\n"},
+    "label in column 'label' or 'class'": {"a.csv": "path,label,class\nx,awe,fear\n"},
+    "path in column 'path' or 'path.1'": {"a.csv": "path,path,label\nx,y,awe\n"},
+    "split in column 'split' or 'set'": {"a.csv": "path,label,split,set\nx,awe,val,test\n"},
+    r"a\.csv: holds no row": {"a.csv": "path,label,split\n"},
+    r"a\.csv: no column for the path in PK\\x03\\x04": {"a.csv": "PK\3\4\x1b[31m\nx"},
+    r"no column for the path in \\x1b\[31m": {"a.csv": "\x1b[31m,label\nx,y\n"},
+    r"split 'tr\\x1b\[31m' is none of train": {"a.csv": "path,label,split\nx,awe,tr\x1b[31m\n"},
+    r"line 3 column \d+": {"a.jsonl": '{"path": "a", "label": "awe"}\n' * 2 + '{"path": "b", "la'},
+    r"train\.csv tells its split, sample_submission\.csv does not; .*--map 'sample_submission='": {
+        "train.csv": AWE, "sample_submission.csv": "id,label\n1,awe\n"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("words", TWO_WAYS)
@@ -533,7 +647,32 @@ def test_lists_that_contradict_themselves_are_refused(tmp_path, words):
     for name, text in lists.items():
         (source / name).write_text(text)
     with pytest.raises(EmonbError, match=words):
-        read_release("list", source / "a.csv" if len(lists) == 1 else source)
+        read_release("list", source / name if len(lists) == 1 else source)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gone.csv", r"gone\.csv: no such list or folder; give a file"),
+        ("a.xlsx", r"a\.xlsx: no list by its ending; save it as \.csv"),
+        ("a.json", r"a\.json: no list by its ending"),
+        ("", r"no list of paths and labels; save yours as \.csv"),
+    ],
+)
+def test_what_is_no_list_by_its_ending(tmp_path, name, words):
+    for other in ("a.xlsx", "a.json", "classes.txt"):
+        (tmp_path / other).write_bytes(b"PK\3\4\x1b[31m")
+    with pytest.raises(EmonbError, match=words):
+        read_release("list", tmp_path / name)
+
+
+def test_rows_that_are_there_twice_and_rows_without_a_label_are_counted_once(tmp_path):
+    def write(table, root):
+        pd.concat([table, table[:4], table[:1].assign(path="x.jpg", label="")]).to_csv(root / "a.csv")
+
+    _, report, lines = bring("list", listed(tmp_path / "src", write), tmp_path / "out")
+    assert {kind: len(ids) for kind, ids in report["problems"].items()} == {"no_label": 1, "listed_twice": 4}
+    assert "  left out: 1 of 73 pictures (1.4%)" in lines
 
 
 def test_a_list_beside_folders_of_emotions_is_no_list_unasked(tmp_path):

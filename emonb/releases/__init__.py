@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from emonb.data import ENDINGS, TAXONOMIES
+from emonb.data import ENDINGS, TAXONOMIES, is_leftover
 from emonb.errors import EmonbError
-from emonb.files import read_json, read_text, resource
-from emonb.releases.lists import caption_key, find_lists, listed_rows, located, read_captions, read_table
-from emonb.releases.names import clean, is_leftover, own_classes, split_of
+from emonb.files import read_json, read_text, resource, visible
+from emonb.releases.lists import LIST_ENDINGS, caption_key, find_lists, listed_rows, located, read_captions, read_table
+from emonb.releases.names import clean, own_classes, split_of, split_within
 from emonb.settings import SPLITS
 
 MIKELS, EKMAN, SENTIMENT = (TAXONOMIES[name].labels for name in ("mikels8", "ekman6", "sentiment2"))
@@ -64,7 +64,7 @@ def recognise(source: Path, name: str = "") -> str:
     inner = _unpacked(source, *_PARTS.values())
     if found := [form for form, part in _PARTS.items() if os.path.exists(inner / part)]:
         return found[0]
-    if name == "fi" or not (lists := find_lists(source)):
+    if name == "fi" or not (lists := find_lists(source)[0]):
         return "fi" if name == "fi" else "folder"
     if folders := [p.name for p in (*source.glob("*/"), *source.glob("*/*/")) if clean(p.name) in KNOWN]:
         both = f"holds the list {lists[0].name} and folders such as {folders[0]}"
@@ -79,8 +79,14 @@ def read_release(form: str, source: Path, names: Mapping[str, str] | None = None
     """
     if form not in READERS:
         raise EmonbError(f"format {form!r}: unknown; use one of {', '.join(READERS)}")
-    if not (source.is_dir() or (form == "list" and source.is_file())):
-        raise EmonbError(f"{source}: no such folder; give the folder that the release was unpacked into")
+    if form == "list" and not source.is_dir():
+        if not source.is_file():
+            raise EmonbError(f"{source}: no such list or folder; give a file, or the folder that it lies in")
+        if not source.name.lower().endswith(LIST_ENDINGS):
+            raise EmonbError(f"{source}: no list by its ending; save it as {', '.join(LIST_ENDINGS)}")
+    elif not source.is_dir():
+        what = "a file, no folder" if source.is_file() else "no such folder"
+        raise EmonbError(f"{source}: {what}; give the folder that the release was unpacked into")
     source = _unpacked(source, _PARTS.get(form, "."))
     if form != "fi" and not os.path.exists(source / _PARTS.get(form, ".")) and source.is_dir():
         made_of = resource("releases.yaml")[form]["made_of"]
@@ -111,9 +117,14 @@ def _unpacked(source: Path, *parts: str) -> Path:
 
 
 def classes_beside(folder: Path) -> tuple[str, ...] | None:
-    """The own taxonomy of a source: the lines of its `classes.txt`."""
-    file = folder / _CLASSES
-    return own_classes(read_text(file, "cp1252").splitlines(), file) if file.is_file() else None
+    """The own taxonomy of a source: the lines of its `classes.txt`, but for remarks, or one line with commas."""
+    files = [file for file in sorted(folder.iterdir()) if file.name.casefold() == _CLASSES and file.is_file()]
+    if len(files) > 1:
+        raise EmonbError(f"{folder}: {files[0].name} or {files[1].name}? Remove one")
+    if not files:
+        return None
+    lines = [line for line in read_text(files[0], "cp1252").splitlines() if line.strip() and line.lstrip()[0] != "#"]
+    return own_classes(lines[0].split(",") if len(lines) == 1 else lines, files[0])
 
 
 # ---- releases with lists -------------------------------------------------------------------------------------------
@@ -121,7 +132,7 @@ def classes_beside(folder: Path) -> tuple[str, ...] | None:
 
 def read_emoset(source: Path, names: Mapping[str, str]) -> Release:
     """EmoSet-118K: lists `{train,val,test}.json`, of which the last counts, and `annotation/<emotion>/*.json`."""
-    lists = [_emoset_list(source, split) for split in SPLITS if (source / f"{split}.json").is_file()]
+    lists = [_emoset_list(source, split) for split in SPLITS if os.path.lexists(source / f"{split}.json")]
     if not lists:
         raise EmonbError(f"{source}: none of train.json, val.json, test.json beside info.json; add the lists")
     release = _release(pd.concat(lists, ignore_index=True), source, MIKELS)
@@ -252,7 +263,8 @@ def _release(listed: pd.DataFrame, source: Path, labels: Sequence[str] | None) -
         "listed_twice": rated.loc[rated.duplicated("image_id"), "image_id"].unique().tolist(),
         "ambiguous_valence_left_out": listed.loc[listed["label"] == "", "image_id"].tolist(),
     }
-    found = {"total": len(listed), **Counter(listed.get("split", ()))}
+    once = listed.drop_duplicates("image_id", keep="last")
+    found = {"total": len(once), **Counter(filter(None, once.get("split", ())))}
     return Release(frame[frame["path"] != ""].reset_index(drop=True), source, labels, (), problems, found)
 
 
@@ -270,38 +282,75 @@ def read_list(source: Path, names: Mapping[str, str]) -> Release:
     The split is a column, or the name of the list or of its folder. Raises `EmonbError` where lists or rows contradict
     each other.
     """
-    root, files = (source.parent, [source]) if source.is_file() else (source, find_lists(source))
-    if not files:
-        raise EmonbError(f"{source}: no .csv, .tsv, .jsonl or .parquet with a column path and a column label in it")
-    tables = [_list_of(file, root, names) for file in files]
-    if len(tables) > 1 and not all("split" in table for table in tables):
-        raise EmonbError(f"{source}: {' or '.join(f.name for f in files)}? Give the one: data import list {files[0]}")
-    frame = pd.concat(tables, ignore_index=True).fillna("")
-    for told in ("label", "split"):
-        each = frame[frame.get(told, "") != ""].groupby("path")[told].unique() if told in frame else pd.Series([])
+    root, files, others = source.parent, [source], {}
+    if source.is_dir():
+        root, (files, others) = source, find_lists(source)
+    splits = {file: _split_named(file, root, names)[1] for file in files}
+    notes = [f"{file.relative_to(root)} is left out: --map says so" for file in files if splits[file] == ""]
+    files = [file for file in files if splits[file] != ""]
+    notes += _passed_over(others, files, root, names)
+    tables = {file: _list_of(file, root, names, splits[file]) for file in files}
+    whole = [file for file, table in tables.items() if "split" not in table]
+    if whole and len(files) > 1:
+        which = f"{' or '.join(file.name for file in files)}? Give the one: data import list {files[0]}"
+        if split := [file for file in files if file not in whole]:
+            which = f"{split[0].name} tells its split, {whole[0].name} does not; "
+            which += f"remove that one, or leave it out: --map '{whole[0].stem}='"
+        raise EmonbError(f"{source}: {which}")
+    frame = pd.concat(tables.values(), ignore_index=True).fillna("")
+    for told in (name for name in ("label", "split") if name in frame):
+        each = frame[frame[told] != ""].groupby("path")[told].unique()
         if len(odd := each[each.str.len() > 1]):
             both = " as well as ".join(map(repr, odd.iloc[0][:2]))
-            raise EmonbError(f"{files[0]}: {odd.index[0]!r} is {both} ({len(odd)} such {told}s); keep one row of each")
+            why = f"{odd.index[0]!r} is {both} ({len(odd)} such {told}s); keep one row of each"
+            raise EmonbError(visible(f"{files[0]}: {why}"))
     left = frame["label"] == ""
     left |= frame["split"] == "" if "split" in frame else False
-    release = _release(frame[~left].assign(image_id=frame["path"]), root, None)
-    release.problems["no_label"] = frame.loc[left, "path"].tolist()
-    return replace(release, labels=classes_beside(root))
+    release = _release(frame.assign(image_id=frame["path"], label=frame["label"].mask(left, "")), root, None)
+    release.problems["no_label"] = release.problems.pop("ambiguous_valence_left_out")
+    return replace(release, labels=classes_beside(root), notes=notes)
 
 
-def _list_of(file: Path, root: Path, names: Mapping[str, str]) -> pd.DataFrame:
-    """The rows of one list with paths relative to `root`."""
+def _list_of(file: Path, root: Path, names: Mapping[str, str], split: str | None) -> pd.DataFrame:
+    """The rows of one list with paths relative to `root`; `split` counts where it has no column for it."""
     rows, base = listed_rows(file), os.path.relpath(file.parent, root)
     below = [path and os.path.normpath(os.path.join(base, path)) for path in located(rows["path"], file.parent)]
     rows["path"] = [new or plain_text(old) for new, old in zip(below, rows["path"], strict=True)]
     if "split" in rows:
         read = {value: value and split_of(value, names, file) for value in rows["split"].unique()}
         if odd := [value for value, split in read.items() if split is None]:
-            raise EmonbError(f"{file}: split {odd[0]!r} is none of train, val, test; say --map '{odd[0]}=val' or so")
+            why = f"split {odd[0]!r} is none of train, val, test; say --map '{odd[0]}=val' or so"
+            raise EmonbError(visible(f"{file}: {why}"))
         rows["split"] = rows["split"].map(read)
-    elif split := split_of(file.stem, names, file) or (base != "." and split_of(file.parent.name, names, file)):
+    elif split:
         rows["split"] = split
     return rows
+
+
+def _passed_over(others: Mapping[Path, str], lists: Sequence[Path], root: Path, names: Mapping[str, str]) -> list[str]:
+    """Notes about files that look like lists and are none.
+
+    Raises `EmonbError` for one that stands for a split by its name, or where there is no list besides.
+    """
+    if others and not lists:
+        raise EmonbError("; ".join([*others.values()][:3]))
+    if not lists:
+        raise EmonbError(f"{root}: no list of paths and labels; save yours as {', '.join(LIST_ENDINGS)}")
+    for file, why in others.items():
+        word, split = _split_named(file, root, names)
+        named = word == file.stem or file.name in {other.name for other in lists}
+        if split and named and len(file.parts) == len(lists[0].parts):
+            raise EmonbError(f"{why}, or leave it out: --map '{word}='")
+    told = [why for file, why in others.items() if file.name != "captions.csv"]
+    return [f"passed over: {why}" for why in told[:3]] + [f"passed over: {len(told) - 3} more"] * (len(told) > 3)
+
+
+def _split_named(file: Path, root: Path, names: Mapping[str, str]) -> tuple[str, str | None]:
+    """The name of a list, or of its folder, that stands for a split, and the split (see `split_of`)."""
+    for word in (file.stem, *file.relative_to(root).parts[:-1]):
+        if (split := split_of(word, names, file)) is not None:
+            return word, split
+    return file.stem, None
 
 
 def read_fi(source: Path, names: Mapping[str, str]) -> Release:
@@ -316,6 +365,7 @@ def read_tree(root: Path, names: Mapping[str, str], labels: Sequence[str] | None
     be read in two ways.
     """
     pictures, unused, leftovers = _pictures(root)
+    labels = labels or classes_beside(root)
     parts = {path: path.relative_to(root).parts[:-1] for path in pictures}
     splits = {name: split_of(name, names, root) for name in sorted({name for p in parts.values() for name in p})}
     at = min((n for p in parts.values() for n, name in enumerate(p) if splits[name]), default=None)
@@ -328,8 +378,11 @@ def read_tree(root: Path, names: Mapping[str, str], labels: Sequence[str] | None
         raise _two_ways(root, f"{level[at][0]}/ a split or an album", f"with --map '{level[at][0]}=' if an album")
     if at is not None and first < at and at + 1 < len(level):
         raise _two_ways(root, f"the emotion {level[first][0]!r} or {level[at + 1][0]!r}", "from a folder of one kind")
-    if both := [name for name in below if clean(name) in KNOWN]:
-        raise _two_ways(root, f"the emotion {level[kind][0]!r} or {both[0]!r} below it", "from a folder of one kind")
+    asked = [name for name in level[kind] if at is None and split_within(name)] if below else []
+    if both := [name for name in below if asked or clean(name) in KNOWN | {*(labels or ())}]:
+        way = ",".join(f"{name}={split_within(name) or 'SPLIT'}" for name in level[kind])
+        way = "from a folder of one kind" + f"; of splits, with --map '{way}'" * (at is None)
+        raise _two_ways(root, f"the emotion {level[kind][0]!r} or {both[0]!r} below it", way)
     named = level[at] if at is not None else ()
     for name in named:
         if splits[name] is None:
@@ -350,18 +403,18 @@ def read_tree(root: Path, names: Mapping[str, str], labels: Sequence[str] | None
         raise EmonbError(f"{root}: zero pictures; expected {wanted}, or a list of paths and labels: data import list")
     frame = pd.DataFrame(rows, columns=["image_id", "path", "label", "split"], dtype="str")
     frame = frame if at is not None else frame.drop(columns="split")
-    unused = [path for path in unused if path != root / _CLASSES]
+    unused = [path for path in unused if (path.parent, path.name.casefold()) != (root, _CLASSES)]
     problems = {
         kind: [plain_text(str(path.relative_to(root))) + "/" * path.is_dir() for path in paths]
         for kind, paths in (("unused_file", unused), ("leftover", leftovers), ("left_out_as_told", left))
     }
     notes = [f"{name}/ is read as {splits[name]}" for name in named if splits[name] not in ("", clean(name))]
-    return Release(frame, root, labels or classes_beside(root), notes, problems, {"total": len(frame)})
+    return Release(frame, root, labels, notes, problems, {"total": len(frame) + len(left)})
 
 
 def _two_ways(root: Path, which: str, way: str) -> EmonbError:
     """The error about folders that can be read in two ways."""
-    return EmonbError(f"{root}: is {which}? Import it {way}")
+    return EmonbError(visible(f"{root}: is {which}? Import it {way}"))
 
 
 def _pictures(folder: Path, above: frozenset[str] = frozenset()) -> tuple[list[Path], list[Path], list[Path]]:

@@ -14,18 +14,19 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
+from pydantic import Field, TypeAdapter, ValidationError
 
 from emonb.data import inspected, taxonomy_for_dataset, with_splits
 from emonb.errors import EmonbError
 from emonb.files import make_folder, read_json, refuse_foreign, resource, visible, write_json
 from emonb.releases import Release, plain_text, read_release, recognise
 from emonb.releases.lists import walk
-from emonb.releases.names import clean, own_classes, own_names, read_classes
+from emonb.releases.names import clean, own_classes, read_classes
 from emonb.settings import SPLITS, check_dataset_name
 
 IMPORT_FILE = "import.json"
@@ -68,7 +69,7 @@ class Reading(NamedTuple):
     names: Mapping[str, str] = {}  # cleaned name of a class or split -> what it stands for, "": out
     classes: Sequence[str] = ()  # an own taxonomy in its order
     allow_missing_class: bool = False  # those without any picture are no classes here; val and test may lack some
-    max_unreadable: float = 0.05  # share of the pictures that are there; ours
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of the pictures that are there; ours
 
 
 def write_table(
@@ -94,7 +95,8 @@ def write_table(
     fixed = own or release.labels or (taxonomy and taxonomy.labels)
     if release.frame.empty:
         gone = ", ".join(map(visible, problems.get("listed_but_missing", ())[:3]))
-        raise EmonbError(f"{where}: no readable picture; put them where the release has them (not there: {gone}, ...)")
+        why = f"no readable picture; put them where the release has them (not there: {gone}, ...)"
+        raise EmonbError(f"{where}: {why if gone else 'no row has a picture and a label; complete the list'}")
     frame = release.frame
     if dataset == "emotion6-majority" and "label_majority" in frame:
         frame = frame.assign(label=frame["label_majority"])
@@ -121,6 +123,9 @@ def write_table(
             )
         labels = [label for label in labels if label not in missing]
         notes.append(f"without {', '.join(missing)}: not comparable with results of all classes")
+    if "val" in {*release.found, *frame.get("split", ())} and not (samples["split"] == "val").any():
+        remedy = "see to these files; only if val is to be made from train, leave it out: --map NAME="
+        raise EmonbError(f"{where}: split 'val' (0 readable pictures) has none of those it should have; {remedy}")
     samples = with_splits(samples, where).drop(columns="group", errors="ignore")
     counts = pd.crosstab(samples["split"], samples["label"]).reindex(index=SPLITS, columns=labels, fill_value=0)
     for split, row in counts.iterrows():
@@ -188,12 +193,14 @@ def _origin(folder: Path) -> tuple[str, Path, Reading]:
         if not isinstance(record, dict) or not isinstance(record.get(name), str):
             raise EmonbError(f"{file}: field {name!r} missing or no text; {remedy}")
     try:
-        reading = Reading(**record.get("reading", {}))
-        own_names([f"{name}={label}" for name, label in reading.names.items()])
-        assert 0 <= reading.max_unreadable <= 1
-    except (TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise EmonbError(f"{file}: field 'reading': {error}; {remedy}") from None
-    return record["format"], Path(record["source"]), reading
+        reading = TypeAdapter(Reading).validate_python(record.get("reading", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = visible(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (found {first['input']!r:.60})")
+        raise EmonbError(f"{file}: field 'reading': {why}; {remedy}") from None
+    if not os.path.exists(source := Path(record["source"])):
+        raise EmonbError(f"{file}: its source {source}: no such folder; move it back, or {remedy}")
+    return record["format"], source, reading
 
 
 def listing_digest(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -9,8 +10,8 @@ import posixpath
 import re
 import unicodedata
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from emonb.data import ENDINGS
+from emonb.data import ENDINGS, is_leftover
 from emonb.errors import EmonbError
-from emonb.files import read_text
-from emonb.releases.names import clean, is_leftover
+from emonb.files import read_text, visible
+from emonb.releases.names import clean
 
-_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+_TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson")
+LIST_ENDINGS = (*_TEXTS, ".parquet", *(f"{ending}.gz" for ending in _TEXTS))
 _COLUMNS = {
     "path": r"path|file( ?(name|path))?|(image|img)( ?(path|file|name|id))?|id",
     "label": r"labels?|emotion|class( name)?|category",
@@ -37,23 +39,37 @@ def read_table(file: Path, **options: Any) -> pd.DataFrame:
     The separator is the one of , ; tab | that the first line has most of; `options` are those of `pandas.read_csv`.
     Raises `EmonbError` naming the file and the row.
     """
+    ending = Path(file.name.lower().removesuffix(".gz")).suffix
     try:
-        if file.suffix.lower() == ".parquet":
+        if ending == ".parquet":
             plain = [f.name for f in parquet.read_schema(file) if not pa.types.is_nested(f.type)]  # no picture in it
-            table = pd.read_parquet(file, columns=plain)
-        elif file.suffix.lower() == ".jsonl":
-            table = pd.DataFrame([json.loads(line) for line in read_text(file, "cp1252").splitlines() if line.strip()])
+            found = parquet.read_table(file, columns=plain)
+            table = found.to_pandas(ignore_metadata=True)  # an index is a column, too
+        elif ending in (".jsonl", ".ndjson"):
+            lines = re.split(r"[\r\n]+", _text(file).strip())  # other ends of lines may stand in a text
+            table = pd.DataFrame(json.loads("[" + ",\n".join(lines) + "]") if any(lines) else [], dtype=object)
         else:
-            text = re.sub(r"^sep=.\s+", "", read_text(file, "cp1252"))  # a line that Excel writes
+            text = re.sub(r"^sep=.\s+", "", _text(file))  # a line that Excel writes
+            if text.lstrip().startswith("<"):
+                raise ValueError("it is a web page")
             sep = max(",;\t|", key=text.partition("\n")[0].count)
             with warnings.catch_warnings():  # a row of more columns than the first is told only so
                 warnings.simplefilter("error", pd.errors.ParserWarning)
                 types = {"sep": sep, "dtype": "str", "keep_default_na": False, "index_col": False} | options
                 table = pd.read_csv(io.StringIO(text), skipinitialspace=True, **types)
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors, too
-        raise EmonbError(f"{file}: cannot be read as a table ({' '.join(str(error).split())}); correct it") from None
+    except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:  # pandas' are ValueErrors
+        why = visible(" ".join(str(error).split()))
+        raise EmonbError(f"{file}: cannot be read as a table ({why}); correct it or get it again") from None
     table.columns = [str(name).strip() for name in table.columns]
     return table.astype(object).where(table.notna(), "").astype("str")
+
+
+def _text(file: Path) -> str:
+    """The text of a file, also of one that gzip has packed."""
+    if not file.name.lower().endswith(".gz"):
+        return read_text(file, "cp1252")
+    content = gzip.decompress(file.read_bytes())
+    return content.decode(json.detect_encoding(content))
 
 
 def read_captions(file: Path) -> dict[str, str]:
@@ -79,38 +95,67 @@ def caption_key(path: str) -> str:
     return stem if ending in ENDINGS else stem + ending
 
 
-def find_lists(folder: Path) -> list[Path]:
-    """The lists with a path and a label in a folder, else in the folders right below it (Hugging Face)."""
+def find_lists(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The lists with a path and a label in a folder, else in the folders right below it (Hugging Face).
+
+    And what has the ending of a list and is none, with the reason, for the caller to tell.
+    """
+    lists, others = list[Path](), dict[Path, str]()
     for pattern in ("*.*", "*/*.*"):
-        files = [p for p in sorted(folder.glob(pattern)) if p.suffix.lower() in _ENDINGS and p.is_file()]
+        files = [p for p in sorted(folder.glob(pattern)) if p.name.lower().endswith(LIST_ENDINGS)]
         files = [p for p in files if not any(map(is_leftover, p.relative_to(folder).parts))]
-        if found := [p for p in files if _has_columns(p)]:
-            return found
-    return []
+        others |= {p: why for p in files if (why := _no_list(p, lists))}
+        lists = lists or [p for p in files if p not in others]
+    return lists, others
 
 
-def _has_columns(file: Path) -> bool:
-    with suppress(EmonbError):
-        names = [*map(clean, read_table(file, nrows=1).columns)]
-        return all(any(re.fullmatch(_COLUMNS[role], name) for name in names) for role in ("path", "label"))
-    return False
+def _no_list(file: Path, above: Sequence[Path]) -> str:
+    """Why a file is no list of pictures; "": it is one."""
+    if above:
+        return f"{file}: lies deeper than {above[0].name}, which counts"
+    if not file.is_file():
+        return f"{file}: no regular file; put the list there"
+    try:
+        _check_columns(read_table(file, nrows=1), file)
+    except EmonbError as error:
+        return str(error)
+    return ""
+
+
+def _check_columns(table: pd.DataFrame, file: Path) -> None:
+    """Raise `EmonbError` for a table that has no row, or no column for the path or the label."""
+    if table.empty:
+        raise EmonbError(f"{file}: holds no row; complete it or get it again")
+    for role in ("path", "label"):
+        if not _columns_for(role, table):
+            names = visible(", ".join(table.columns))
+            raise EmonbError(f"{file}: no column for the {role} in {names:.200}; name it {role}")
+
+
+def _columns_for(role: str, table: pd.DataFrame) -> list[str]:
+    """The columns that may be what `_COLUMNS` names; pandas calls the second of one name label.1."""
+    plain = {name: re.sub(r"\.\d+$", "", clean(name)) for name in table}
+    found = [name for name in table if re.fullmatch(_COLUMNS[role], plain[name])]
+    if role == "path":  # before bare names, and these before numbers
+        found = [name for name in found if plain[name] == role] or found
+        found = [name for name in found if not plain[name].endswith("id")] or found
+    return found
 
 
 def listed_rows(file: Path) -> pd.DataFrame:
     """Columns path, label and, where the list has them, split, caption and group, as text without blanks around.
 
-    Raises `EmonbError` where there is no path or label, or two columns could be the same.
+    Raises `EmonbError` where there is no row, path or label, or two columns could be the same and differ.
     """
     table, roles = read_table(file), {}
-    for role, known in _COLUMNS.items():
-        found = [name for name in table if re.fullmatch(known, clean(name))]
-        for better in (lambda name: name == role, lambda name: not name.endswith("id")):  # noqa: B023 (used at once)
-            found = [name for name in found if better(clean(name))] or found
-        if len(found) > 1:
-            raise EmonbError(f"{file}: is the {role} in column {found[0]!r} or {found[1]!r}? Rename it to {role!r}")
-        roles |= dict.fromkeys(found, role)
-    if lacking := [role for role in ("path", "label") if role not in roles.values()]:
-        raise EmonbError(f"{file}: no column for the {lacking[0]} in {', '.join(table.columns)}; name it {lacking[0]}")
+    _check_columns(table, file)
+    for role in _COLUMNS:
+        first, *others = _columns_for(role, table) or [""]
+        for other in others:
+            if (odd := table[table[first].map(clean) != table[other].map(clean)]).size:
+                which = f"{first!r} or {other!r} (such as {odd[first].iloc[0]!r:.40} or {odd[other].iloc[0]!r:.40})"
+                raise EmonbError(visible(f"{file}: is the {role} in column {which}? Remove one, or rename it"))
+        roles |= {first: role} if first else {}
     roles |= {name: name for name in ("caption", "group") if name in table}
     return table[[*roles]].rename(columns=roles).apply(lambda column: column.str.strip())
 
@@ -145,7 +190,8 @@ def located(paths: Sequence[str], root: Path) -> list[str]:
     best = sorted(readings, key=lambda there: there.count(""))
     if len(best) > 1 and best[0].count("") == best[1].count(""):
         ways = " or ".join(readings[there] for there in best[:2])
-        raise EmonbError(f"{root}: do the list's files, such as {paths[0]!r}, lie in {ways}? Write their whole paths")
+        what = f"do the list's files, such as {paths[0]!r}, lie in {ways}? Write their whole paths"
+        raise EmonbError(visible(f"{root}: {what}"))
     return [*best[0]] if best else found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emonb.data import ENDINGS, open_picture
+from emonb.data import ENDINGS, is_leftover, open_picture
 from emonb.errors import EmonbError, PassingTrouble, UnreadablePicture
 from emonb.files import visible
 from emonb.progress import progress
@@ -102,20 +102,35 @@ def _say(text: str, where: Any = None) -> None:
 def find_pictures(images: Sequence[Path]) -> list[Path]:
     """The pictures named, and those below the folders named, sorted by name; links to folders are not followed.
 
-    A folder that cannot be read is named on standard error. Raises `EmonbError` for no such file or folder, or a
-    folder without pictures.
+    What else a folder holds is told on standard error. What is not there, or holds no picture, is among the pictures,
+    to be told as one without an answer. Raises `EmonbError` where that is all.
     """
     found = []
     for path in images:
-        if not path.exists():
-            raise EmonbError(f"{visible(path)}: no such picture or folder")
-        walked = os.walk(path, onerror=lambda error: _say(f"emonb: {visible(error)}: left out", sys.stderr))
-        inside = (Path(root, name) for root, _, names in walked for name in names if name.lower().endswith(ENDINGS))
-        pictures = [path] if path.is_file() else sorted(inside)
-        if not pictures:
-            raise EmonbError(f"{visible(path)}: no picture in this folder ({', '.join(ENDINGS)})")
-        found += pictures
+        inside = _pictures_below(path) if os.path.isdir(path) else []
+        found += inside or [path]
+    if not any(os.path.exists(path) and not os.path.isdir(path) for path in found):
+        empty = f"no picture in this folder ({', '.join(ENDINGS)})"
+        raise EmonbError(f"{visible(found[0])}: {empty if os.path.isdir(found[0]) else 'no such picture or folder'}")
     return found
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    """The pictures below a folder, sorted; leftovers and other files are told on standard error."""
+    files, leftovers = [], 0
+    walked = os.walk(folder, onerror=lambda error: _say(f"emonb: {visible(error)}: left out", sys.stderr))
+    for root, folders, names in walked:
+        leftovers += sum(map(is_leftover, (*folders, *names)))
+        folders[:] = [name for name in folders if not is_leftover(name)]
+        files += [Path(root, name) for name in names if not is_leftover(name)]
+    pictures = sorted(path for path in files if path.name.lower().endswith(ENDINGS))
+    told = [f"{leftovers} made by macOS, Windows, a NAS or Jupyter passed over"] if leftovers else []
+    if others := sorted(path.name for path in files if not path.name.lower().endswith(ENDINGS)):
+        which = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+        told.append(f"{len(others)} file{'s' * (len(others) > 1)} with an ending not taken: {which}")
+    if told:
+        _say(visible(f"{folder}: {'; '.join(told)}"), sys.stderr)
+    return pictures
 
 
 def default_model() -> Path:
