@@ -19,10 +19,9 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emonb.errors import EmonbError
 from emonb.files import file_digest, link_or_copy, locked, make_folder, read_json, write_json
@@ -32,8 +31,7 @@ from emonb.reach import reached
 _PROVENANCE = "provenance.json"
 
 
-@dataclass(frozen=True)
-class Artifact:
+class Artifact(NamedTuple):
     """One finished result: a folder that nobody changes any more."""
 
     stage: str
@@ -52,8 +50,7 @@ class Artifact:
         return self.provenance["digest"]
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """What a stage says of one result: how it is made, and what it depends on.
 
     `build(folder, parts)`, called in every process, fills the empty `folder`; what it puts into `parts` (finished
@@ -64,11 +61,10 @@ class Recipe:
     build: Callable[[Path, Path], Any]
     params: Mapping[str, Any]
     inputs: Sequence[Artifact] = ()
-    code: Mapping[str, str] = field(default_factory=dict)
+    code: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """A step of the pipeline.
 
     `recipe(run, *job, **needs)` gives a `Recipe`; its keyword-only parameters, `needs`, are the stages whose results
@@ -141,7 +137,7 @@ class Store:
         with locked(folder / f".{artifact.key}.lock") if is_main() else nullcontext():
             if is_main():
                 shutil.rmtree(temporary, ignore_errors=True)  # we hold the lock, so its writer is dead
-                if stage in self.keep and not _is_complete(artifact.path):
+                if stage in self.keep and not _is_sound(artifact.path):
                     _keep(artifact, made_of, temporary)
                 if not self._is_there(artifact):
                     if stage in self.force:
@@ -210,7 +206,7 @@ def _essence(made_of: Mapping[str, Any]) -> dict[str, Any]:
 
 def _keep(artifact: Artifact, made_of: Mapping[str, Any], temporary: Path) -> None:
     """Put the newest result that differs in its code only under the new key; its files are linked, not copied."""
-    there = [read_json(path / _PROVENANCE) for path in artifact.path.parent.glob("[!.]*/") if _is_complete(path)]
+    there = [read_json(path / _PROVENANCE) for path in artifact.path.parent.glob("[!.]*/") if _is_sound(path)]
     found = [old for old in there if _essence(old) == _essence(made_of)]
     if not found:
         return
@@ -267,21 +263,14 @@ def _replace(path: Path, temporary: Path) -> None:
     temporary.rename(path)
 
 
-def _is_complete(path: Path) -> bool:
-    """Whether provenance is readable and every file has the size that it had."""
-    try:
-        return read_json(path / _PROVENANCE)["files"] == _sizes(path)
-    except (EmonbError, KeyError, TypeError):
-        return False
-
-
 def _is_sound(path: Path) -> bool:
-    """Whether it is complete, and its files hold what they held; not those in folders: pictures are many."""
-    if not _is_complete(path):
-        return False
-    files = tuple((file, file.stat().st_mtime_ns) for file in sorted(path.iterdir()) if file.is_file())
-    made = read_json(path / _PROVENANCE)
-    return made.get("sha256", now := _digests(files)) == now
+    """Whether files have the sizes that they had and hold what they held; in folders not: pictures are many."""
+    with suppress(EmonbError, KeyError, TypeError):
+        made = read_json(path / _PROVENANCE)
+        if made["files"] == _sizes(path):
+            files = tuple((file, file.stat().st_mtime_ns) for file in sorted(path.iterdir()) if file.is_file())
+            return made.get("sha256", now := _digests(files)) == now
+    return False
 
 
 @functools.cache  # looked at once by a process, unless a file is written to

@@ -3,7 +3,8 @@
 They stand in for the paper's datasets where none is on disk (our choice: a laptop run needs no download); accuracies
 on them are not comparable with the paper's. A scene has *content* (glyphs of matplotlib's DejaVu Sans, drawn as
 stickers) and a *mood* (hue, brightness, texture, light); its emotion shows in one of them, or in both. What can be
-drawn, and which emotion it is associated with, is read from `resources/lexicon.yaml`. Ignore it if you have photographs.
+drawn, and which emotion it is associated with, is read from `resources/lexicon.yaml`. Ignore it
+if you have photographs.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +126,8 @@ def make_and_die(profile: str, images: str, out: str, stage: str, step: int) -> 
             made.build(*folders)
             time.sleep(5)
 
-        return replace(made, build=build)
+        return made._replace(build=build)
 
     torch.optim.AdamW.step = counted
-    STAGES[stage] = replace(STAGES[stage], recipe=mortal)
+    STAGES[stage] = STAGES[stage]._replace(recipe=mortal)
     open_run(profile, images=images, out=out).make(stage)
