@@ -25,11 +25,18 @@ data = typer.Typer(help="Datasets on disk.", no_args_is_help=True, rich_markup_m
 app.add_typer(data, name="data")
 
 
+def _path(text: str | Path) -> Path:
+    """A path as it is meant: `~` is the home also in quotes and after `=`, where no shell says so."""
+    if not str(text).strip():
+        raise typer.BadParameter("is blank; name a file or folder")
+    return Path(os.path.expanduser(text))
+
+
 def _from_root(path: str) -> str:
     """A path relative to the user's folder, relative to the project: notebooks then hold no machine path."""
     from emonb.settings import project_root
 
-    return os.path.relpath(path, project_root()) if path else ""
+    return os.path.relpath(_path(path), project_root()) if path else ""
 
 
 def _profile(profile: str) -> str:
@@ -46,6 +53,7 @@ Images = Annotated[
     str, Option(callback=_from_root, help="folder of datasets, <images>/<dataset>/...; default: the drawn world")
 ]
 Out = Annotated[str, Option(callback=_from_root, help="results folder; default: build/<profile>")]
+Results = Annotated[Path, Option(parser=_path, help="results folder, whole or partial")]
 Seeds = Annotated[str, Option(help="comma-separated; default: the profile's")]
 Force = Annotated[str, Option(help="comma-separated stages to recompute, or all")]
 Keep = Annotated[str, Option(help=_KEEP)]
@@ -57,6 +65,10 @@ NoPrice = Annotated[bool, Option("--no-price", help="a model without a price; no
 
 def _terms(no_price: bool, **given: Any) -> dict[str, Any]:
     """What of the settings of triplets is given: the terms on which a paid model is asked."""
+    if no_price and given["price"]:
+        raise EmonbError("--price, --no-price: contradict each other; leave out one of them")
+    if (given["model"] or "").isspace():
+        raise EmonbError("--model: is blank; name a vision model that the server has")
     given["price"] = given["price"] or ("none" if no_price else None)
     return {name: value for name, value in given.items() if value not in (None, "")}
 
@@ -126,7 +138,7 @@ def triplets(
     price: Price = "",
     no_price: NoPrice = False,
     concurrency: Concurrency = None,
-    model: Annotated[str, Option(help="a vision model of the server; default: the profile's")] = "",
+    model: Annotated[str | None, Option(help="a vision model of the server; default: the profile's")] = None,
     import_file: Annotated[str, Option("--import", help="a JSON file of the authors', or EmoVIT-style")] = "",
     patient: Annotated[bool, Option("--wait/--no-wait", help="batch: wait, or submit and fetch later")] = True,
     images: Images = "",
@@ -144,6 +156,9 @@ def triplets(
     from emonb.settings import load_settings
     from emonb.triplets import has_paid_answers
 
+    if estimate and import_file:
+        raise EmonbError("--estimate, --import: contradict each other; leave out one of them")
+    model = " " if model == "" else model  # no default was meant
     changes = {"annotator": annotator, "max_cost": max_cost, "concurrency": concurrency, "model": model}
     changes = _terms(no_price, price=price, **changes)
     given = {"profile": profile, "datasets": dataset, "images": images, "out": out}
@@ -164,7 +179,7 @@ def triplets(
         stopped = annotate.write_triplets(*asked, batch=batch, patient=patient, say=typer.echo)
         if not has_paid_answers(path):
             typer.echo("no triplets yet")
-            raise typer.Exit(3 if stopped else 0)
+            raise typer.Exit(0 if annotate.open_batches(path) and not stopped else 3)
     if import_file or paid:  # what is there, without asking again
         opened = Run(load_settings(**given))
     key = opened.make("triplets")[dataset].key
@@ -175,8 +190,8 @@ def triplets(
 @data.command("import")
 def import_data(
     form: Annotated[str, Argument(metavar="FORMAT", help=_FORMATS)],
-    source: Annotated[Path, Argument(metavar="SRC", help="folder of the release; it is only read")],
-    out: Annotated[Path, Option(help="folder of datasets, later IMAGES; gets <name>/")],
+    source: Annotated[Path, Argument(metavar="SRC", parser=_path, help="folder of the release; it is only read")],
+    out: Annotated[Path, Option(parser=_path, help="folder of datasets, later IMAGES; gets <name>/")],
     name: Annotated[str, Option(help="name of the dataset; default: the format's, or the folder's")] = "",
     allow_missing_split: Annotated[
         bool, Option("--allow-missing-split", help="although train or test is missing")
@@ -209,7 +224,7 @@ def rehearse(
     dataset_size: Annotated[int, Option(min=10, help="images of Flickr, Instagram or yours")] = 10_000,
     image_side: Annotated[int, Option(min=56, help="long side of the pictures in pixels")] = 1024,
     device: Annotated[str, Option(help="auto, cpu or cuda")] = "auto",
-    out: Annotated[Path, Option(help="folder of report.md and report.json")] = Path("build/rehearsal"),
+    out: Annotated[Path, Option(parser=_path, help="folder of report.md and report.json")] = Path("build/rehearsal"),
 ) -> None:
     """What a run of this size would take on this machine: operations counted, speed measured; hours, memory, cost."""
     from emonb.annotate.request import estimate_table
@@ -224,20 +239,19 @@ def rehearse(
 
 
 @app.command()
-def report(out: Annotated[str, Option(help="results folder, whole or partial")] = "build/mini") -> None:
+def report(out: Results = Path("build/mini")) -> None:
     """Write the report of a results folder again: index.html, and the executed notebooks as pages."""
     from emonb.show.report import write_report
 
-    folder = Path(out)
-    if not folder.is_dir():
+    if not out.is_dir():
         raise EmonbError(f"{out}: no such results folder; make one with: python -m emonb run")
-    for line in write_report(folder):
+    for line in write_report(out):
         typer.echo(line)
-    typer.echo(str(folder / "index.html"))
+    typer.echo(str(out / "index.html"))
 
 
 @app.command()
-def compare(runs: Annotated[list[Path], Argument(help="two or more results folders")]) -> None:
+def compare(runs: Annotated[list[Path], Argument(parser=_path, help="two or more results folders")]) -> None:
     """What differs between two runs, and where it begins; of more, how often each verdict comes out.
 
     Exit code 0: nothing differs, 1: something does, 2: an error.
@@ -253,15 +267,15 @@ def compare(runs: Annotated[list[Path], Argument(help="two or more results folde
         else:
             counts = comparing.verdict_counts(runs)
             text, same = counts.to_string(), (counts == len(runs)).any(axis=1).all()
-    except EmonbError as error:
-        typer.echo(f"emonb: {error}", err=True)
+    except (EmonbError, OSError) as error:
+        _say(error)
         raise typer.Exit(2) from None
     typer.echo(text)
     raise typer.Exit(0 if same else 1)
 
 
 @app.command()
-def doctor(out: Annotated[str, Option(help="results folder to check")] = "build") -> None:
+def doctor(out: Results = Path("build")) -> None:
     """Check this environment: [OK] or [FAIL] with the remedy, line by line."""
     import psutil
 
@@ -277,7 +291,7 @@ def doctor(out: Annotated[str, Option(help="results folder to check")] = "build"
     except Exception as error:  # whatever is broken here is the finding
         fit, versions = False, f"{type(error).__name__}: {error}"
     differs = "; ".join(f"{name}: {both}" for name, both in lock_state()["differs"].items())
-    memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(make_folder(Path(out))).free / 2**30
+    memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(make_folder(out)).free / 2**30
     findings = {
         "torch and torchvision agree": (fit, f"{versions}; Python {sys.version.split()[0]}"),
         "libraries": (True, f"not as in {LOCK} (installed, locked): {differs}" if differs else "as locked"),
@@ -291,8 +305,8 @@ def doctor(out: Annotated[str, Option(help="results folder to check")] = "build"
 
 @app.command()
 def predict(
-    image: Annotated[list[Path], Argument(help="pictures, or folders of them; a name like -x.png after --")],
-    model: Annotated[Path | None, Option(help="a saved model; default: the first of build/mini/models")] = None,
+    image: Annotated[list[Path], Argument(parser=_path, help="pictures, or folders of them; -x.png after --")],
+    model: Annotated[Path | None, Option(parser=_path, help="a saved model; default: the first of build/mini")] = None,
     as_json: Annotated[bool, Option("--json", help="print one JSON list, an entry a picture")] = False,
     reasons: Annotated[bool, Option("--reasons", help="ask the VLM what it sees and why, too")] = False,
 ) -> None:
@@ -307,14 +321,15 @@ def predict(
 
 
 @app.command()
-def notebooks(out: Annotated[str, Option(help="results of a run of the mini profile")] = "build/mini") -> None:
+def notebooks(out: Results = Path("build/mini")) -> None:
     """Copy the executed notebooks back into notebooks/, clean, and the headline figures into the README."""
+    from emonb.files import results_folder
     from emonb.settings import project_root
     from emonb.show.notebooks import copy_back, refresh_readme
 
-    for path in copy_back(Path(out)):
+    for path in copy_back(results_folder(out)):
         typer.echo(str(path))
-    refresh_readme(Path(out), project_root() / "README.md")
+    refresh_readme(out, project_root() / "README.md")
 
 
 # What the user can do about an error of the system that is no fault of ours.
@@ -323,7 +338,21 @@ _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room or set OUT (--out); finished results are kept"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files: ulimit -n 4096"),
     errno.EIO: "the disk fails; set OUT (--out) to another one",
+    errno.ENOENT: "correct the path, or change to a folder that is still there",
 }
+
+
+def _say(error: EmonbError | OSError) -> None:
+    """Tell of a user's mistake, or of what the system refuses, in a line; raise again what is neither."""
+    from emonb.files import visible
+
+    said = str(error)
+    if isinstance(error, OSError):
+        if not error.filename and error.errno not in _REMEDIES:
+            raise error
+        where, remedy = error.filename or "a file", _REMEDIES.get(error.errno, "name another file or folder")
+        said = f"{visible(where)}: cannot be read or written ({error.strerror or error}); {remedy}"
+    print(f"emonb: {said}", file=sys.stderr)
 
 
 def main() -> None:
@@ -333,15 +362,9 @@ def main() -> None:
     try:
         settle()
         app()
-    except EmonbError as error:
-        print(f"emonb: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in _REMEDIES:
-            raise
-        where, why = error.filename or "a file", error.strerror or str(error)
-        print(f"emonb: {where}: cannot be read or written ({why}); {_REMEDIES[error.errno]}", file=sys.stderr)
-        sys.exit(1)
+    except (EmonbError, OSError) as error:
+        _say(error)
+        sys.exit(getattr(error, "exit_code", 1))
     except SystemExit as end:
         if end.code == 130:  # what typer makes of Ctrl-C
             print("emonb: stopped; the next run goes on from the finished results", file=sys.stderr)

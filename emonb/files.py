@@ -35,9 +35,16 @@ def make_folder(path: Path) -> Path:
         probe = path / f".write-{os.getpid()}"
         probe.touch()
         probe.unlink(missing_ok=True)  # another thread has looked, too
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise EmonbError(f"{path}: cannot write ({reason}); choose another folder with OUT (--out)") from None
+    except (OSError, RecursionError) as error:  # the latter of a thousand folders in each other
+        reason = getattr(error, "strerror", None) or error
+        raise EmonbError(f"{visible(path)}: cannot write ({reason}); choose another folder with OUT (--out)") from None
+    return path
+
+
+def results_folder(path: Path) -> Path:
+    """The folder of a run; raises `EmonbError` for one that is not there, or is none."""
+    if not (path / "run.json").is_file():
+        raise EmonbError(f"{visible(path)}: no results folder; make one with: python -m emonb run")
     return path
 
 
@@ -102,7 +109,7 @@ def read_text(path: Path, otherwise: str = "") -> str:
         wrong = f"{byte} is no {encoding.upper()}, perhaps Latin-1; save the file as UTF-8"
     except OSError as error:
         wrong = f"cannot be read ({error.strerror}); correct the file's name or its permissions"
-    raise EmonbError(f"{path}: {wrong}")
+    raise EmonbError(f"{visible(path)}: {wrong}")
 
 
 def read_json(path: Path, remedy: str = "delete it and run again") -> Any:
@@ -112,8 +119,31 @@ def read_json(path: Path, remedy: str = "delete it and run again") -> Any:
         content = Path(path).read_bytes()
         return json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
-        why = "it is a web page" if content.lstrip().startswith(b"<") else error
-        raise EmonbError(f"{path}: cannot be read as JSON ({why}); {remedy}") from None
+        why = "it is a web page" if content.lstrip().startswith(b"<") else getattr(error, "strerror", None) or error
+        raise EmonbError(f"{visible(path)}: cannot be read as JSON ({why}); {remedy}") from None
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which the last would win silently."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, first = super().compose_mapping_node(anchor), {}
+        for key, _ in node.value:
+            if first.setdefault((key.tag, str(key.value)), key) is not key:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
+        return node
+
+
+def read_yaml(path: Path, remedy: str = "correct the file") -> Any:
+    """Read YAML in any UTF; raises `EmonbError` naming the file, what is wrong, also a key twice, and the line."""
+    text = read_text(path)
+    try:
+        return yaml.load(text, _EachKeyOnce)
+    except Exception as error:  # besides YAML's own what a value meets, such as a 13th month or a bottomless nest
+        mark, about = getattr(error, "problem_mark", None), [getattr(error, n, "") for n in ("context", "problem")]
+        line = f"line {mark.line + 1}: " if mark else ""
+        why = visible(" ".join((", ".join(filter(None, about)) or str(error)).split()))[:200]
+        raise EmonbError(f"{visible(path)}: {line}not valid YAML ({why}); {remedy}") from None
 
 
 def file_digest(path: Path) -> str:
@@ -148,7 +178,7 @@ def resource(file: str, *entry: str) -> Any:
 
 @functools.cache
 def _tree(file: str) -> Any:
-    return yaml.safe_load(resource_path(file).read_text(encoding="utf-8"))
+    return read_yaml(resource_path(file))
 
 
 @contextmanager

@@ -43,7 +43,7 @@ from emonb.predictions import is_ours, load_all, read_review
 from emonb.reach import reached_by
 from emonb.releases.imports import listing_digest
 from emonb.run import Run, parse_stages
-from emonb.settings import Settings, checkpoint_of, load_settings, project_root
+from emonb.settings import Settings, checkpoint_of, from_root, load_settings, project_root
 from emonb.show.notebooks import sign
 from emonb.show.report import write_report
 from emonb.store import STAGES, Store, stage_code
@@ -111,16 +111,19 @@ def run(
     terms = load_settings(profile, **given, triplets=ask).triplets if ask else None
     if terms:
         annotate.check_server(terms)
-    marks = read_review(project_root() / review) if review else None
+    marks = read_review(from_root(review)) if review else None
     given = {"profile": profile if profile != "mini" else "", **given}  # the notebooks' own default: nothing to inject
     parameters = {name: value for name, value in given.items() if value}
-    own, packed = project_root() / "notebooks", Path(__file__).with_name("notebooks")
-    place = (folder or (own if own.is_dir() else packed)).resolve()
-    sources = sorted(place.glob("[0-9]*.ipynb"))
+    package = Path(__file__).resolve().parent  # beside it the notebooks of an editable install
+    places = [folder] if folder else [base / "notebooks" for base in (project_root(), package, package.parent)]
+    for place in places:
+        if sources := sorted(place.resolve().glob("[0-9]*.ipynb")):
+            break
     wanted = tuple(part.strip() for part in notebooks.split(",") if part.strip())
     chosen = [source for source in sources if not wanted or source.stem.startswith(wanted)]
     if not chosen:
-        raise EmonbError(f"notebooks {notebooks!r}: none of {', '.join(s.stem[:2] for s in sources)} of {place}")
+        there = ", ".join(source.stem[:2] for source in sources) or "none"
+        raise EmonbError(f"notebooks {notebooks or 'all'}: there is {there} in {visible(place)}")
     results = claim_folder(settings.out_path)
     busy = f"{results}: another run is writing here; wait for it or choose another OUT"
     environment = {

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import os
 import re
+import reprlib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from emonb.errors import EmonbError
-from emonb.files import read_text, resource_path, visible
+from emonb.files import read_yaml, resource_path, visible
 
 DRAWN_SCENES = "drawn-scenes"  # the networks' weights shipped with emonb, as "stand-in" is the VLM's
 SPLITS = ("train", "val", "test")  # of every dataset, in this order
@@ -25,8 +25,23 @@ Kind = Literal["categorical", "conversation", "reasoning"]  # of triplets (paper
 Gate = Literal["concat", "bilinear", "moe", "dynamic", "cross"]  # (paper, gate table)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def _each_once(value: tuple) -> tuple:
+    if len({*value}) < len(value):
+        raise ValueError("names one entry twice")
+    return value
+
+
+_Some = (Field(min_length=1), AfterValidator(_each_once))
+_Path = Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]  # not blank, and without what no system takes
+_Above0 = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]  # of hidden layers
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+
+
+class _Section(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+    pass
 
 
 class WorldSettings(_Section):
@@ -41,18 +56,18 @@ class WorldSettings(_Section):
 class VLMSettings(_Section):
     """Stage 1: the vision-language model and its LoRA tuning (paper: section on instruction tuning)."""
 
-    base: str = "Qwen/Qwen2-VL-7B-Instruct"  # paper; "stand-in" is the checkpoint shipped with emonb
+    base: _Path = "Qwen/Qwen2-VL-7B-Instruct"  # paper; "stand-in" is the checkpoint shipped with emonb
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"  # authors' code; auto: `fast_dtype()`; ours
     quantize_4bit: bool = True  # authors' code: NF4, double quantisation
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"  # auto: FlashAttention 2 or sdpa; ours
     max_side: int = Field(1024, ge=28)  # authors' code: images shrunk to 1024 px on the long side
-    processor: dict[str, Any] = {}  # what differs from the model's own image processor, by its names; ours
+    processor: dict[str, JsonValue] = {}  # what differs from the model's own image processor, by its names; ours
     cache_visual_tokens: bool = False  # token-level features of all images: 10 MB an image for 7B
     batch_size: int = Field(8, ge=1)  # passes without gradient; ours
     lora_r: int = Field(8, ge=1)  # paper
     lora_alpha: int = Field(8, ge=1)  # paper
     lora_dropout: float = Field(0.05, ge=0, lt=1)  # paper
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  # authors' code
+    lora_targets: Annotated[tuple[_Path, ...], *_Some] = ("q_proj", "k_proj", "v_proj", "o_proj")  # authors' code
     epochs: float = Field(5, gt=0)  # authors' code
     lr: float = Field(1e-4, gt=0)  # authors' code
     lr_schedule: Literal["constant", "constant_with_warmup", "cosine"] = "constant"  # authors' code
@@ -62,7 +77,7 @@ class VLMSettings(_Section):
     gradient_accumulation: int = Field(1, ge=1)  # authors' code
     loss: Literal["response", "all"] = "response"  # ours: the authors' code learns the prompt, too ("all")
     gradient_checkpointing: bool = True  # authors' code
-    triplet_kinds: tuple[Kind, ...] = ("categorical", "conversation", "reasoning")  # paper
+    triplet_kinds: Annotated[tuple[Kind, ...], *_Some] = ("categorical", "conversation", "reasoning")  # paper
     reasons: int = Field(64, ge=0)  # test images for which the VLM's reasons are generated; ours
     max_new_tokens: int = Field(256, ge=1)  # authors' code
 
@@ -111,7 +126,7 @@ class TripletSettings(_Section):
     # times and answered at full length, 21 USD with gpt-4o, the dearest in the price file, and usually 2 to 6
     max_cost: float = Field(25.0, gt=0)
     price: tuple[float, float] | Literal["none"] | None = None  # USD per million tokens in, out; none: without a limit
-    prices: str | None = None  # a file like emonb/resources/prices.yaml; None: that one
+    prices: _Path | None = None  # a file like emonb/resources/prices.yaml; None: that one
     min_words: int = Field(8, ge=1)  # of conversation and of reasoning
     max_words: int = Field(200, ge=1)
     near_duplicate: float = Field(0.8, gt=0, le=1)  # Jaccard similarity of three-word sequences
@@ -144,15 +159,15 @@ class NetworkSettings(_Section):
 
     name: str  # timm architecture
     pretrained: bool = False
-    weights: str | None = None  # a local .safetensors or .pth file; "drawn-scenes": ours; None: timm's from the hub
+    weights: _Path | None = None  # a local .safetensors or .pth file; "drawn-scenes": ours; None: timm's from the hub
     image_size: int = Field(384, ge=16)
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, JsonValue] = {}
     epochs: int = Field(10, ge=1)  # authors' code
     lr: float = Field(3e-5, gt=0)  # authors' code
     weight_decay: float = Field(1e-5, ge=0)  # authors' code
     batch_size: int = Field(10, ge=1)  # authors' code
     optimizer: Literal["adam", "adamw"] = "adam"  # authors' code
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # torchvision's default for a random resized crop
+    crop_scale: tuple[_Share, _Share] = (0.08, 1.0)  # torchvision's default for a random resized crop
 
     @property
     def building(self) -> dict[str, Any]:
@@ -163,6 +178,13 @@ class NetworkSettings(_Section):
     def training(self) -> dict[str, Any]:
         """Arguments of `teacher.train_network`."""
         return self.model_dump(include={"epochs", "lr", "weight_decay", "batch_size", "optimizer"})
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("must be the least and the greatest share of the picture, above 0")
+        return value
 
     @field_validator("weights")
     @classmethod
@@ -175,25 +197,31 @@ class NetworkSettings(_Section):
 class TeacherSettings(_Section):
     """Stage 2a: the ViT teacher and the other conventional baselines."""
 
+    teacher: str = "vit"  # which of the networks is distilled
     networks: dict[str, NetworkSettings] = {}
-    teacher: str = "vit"  # which of them is distilled
 
     @field_validator("networks")
     @classmethod
-    def _not_empty(cls, value: dict[str, NetworkSettings]) -> dict[str, NetworkSettings]:
-        if "vit" not in value:
-            raise ValueError("must contain 'vit', the paper's teacher")
+    def _named(cls, value: dict[str, NetworkSettings], info: ValidationInfo) -> dict[str, NetworkSettings]:
+        """By its name the files of a network are called, beside those of our own models."""
+        for name in ("vit", info.data.get("teacher", "vit")):
+            if name not in value:
+                raise ValueError(f"must contain {name!r}, the teacher of the paper or of this profile")
+        for name in value:
+            ours = re.match("(vlm|probe|head|gate|emovlmkd|average)(_|$)", name)
+            if ours or not re.fullmatch(r"[a-zA-Z0-9]+([_.-][a-zA-Z0-9]+)*", name):
+                raise ValueError(f"{name!r} is taken, or would break names of files; use letters and digits")
         return value
 
 
 class DistillSettings(_Section):
     """Stage 2b: the student head (paper: section on knowledge distillation)."""
 
-    hidden: tuple[int, ...] = (1024,)  # paper
-    depths: tuple[tuple[int, ...], ...] = tuple((1024, 512, 256, 128, 64)[:n] for n in range(1, 6))  # 1, 2, 5: paper
-    lengths: tuple[float, ...] = (8,)  # of more trainings of the printed depths, 1: the authors' (`schedules`); ours
+    hidden: _Widths = (1024,)  # paper
+    depths: tuple[_Widths, ...] = tuple((1024, 512, 256, 128, 64)[:n] for n in range(1, 6))  # 1, 2, 5: paper
+    lengths: tuple[_Above0, ...] = (8,)  # of more trainings of the printed depths, 1: the authors' (`schedules`); ours
     alpha: float = Field(0.5, ge=0, le=1)  # paper
-    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0.5: paper
+    alphas: tuple[_Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0.5: paper
     tau: float = Field(2.0, gt=0)  # paper
     target: Literal["label", "teacher"] = "label"  # paper and code: ground truth; article: teacher's argmax
     dropout: float = Field(0.1, ge=0, lt=1)  # authors' code
@@ -230,11 +258,11 @@ class DistillSettings(_Section):
             heads |= {f"head_depth{len(d)}_x{x:g}": {"hidden": d, **schedule} for d in printed}
         return {name: {"hidden": self.hidden, "alpha": self.alpha, **own} for name, own in heads.items()}
 
-    @field_validator("depths", "alphas")
+    @field_validator("depths", "alphas", "lengths")
     @classmethod
-    def _one_name_each(cls, value: tuple, info: ValidationInfo) -> tuple:
-        """Files are called by a head's number of layers, and by alpha in six digits."""
-        names = [f"{x:g}" if info.field_name == "alphas" else str(len(x)) for x in value]
+    def _one_name_each(cls, value: tuple) -> tuple:
+        """Files are called by a head's number of layers, and by alpha and length in six digits."""
+        names = [str(len(x)) if isinstance(x, tuple) else f"{x:g}" for x in value]
         if len({*names}) < len(names):
             raise ValueError(f"files of two would have one name ({', '.join(names)}); leave one out")
         return value
@@ -243,7 +271,7 @@ class DistillSettings(_Section):
 class GateSettings(_Section):
     """Stage 3: the gate (paper: section on the gate)."""
 
-    kinds: tuple[Gate, ...] = ("concat", "bilinear", "moe", "dynamic", "cross")  # paper
+    kinds: Annotated[tuple[Gate, ...], *_Some] = ("concat", "bilinear", "moe", "dynamic", "cross")  # paper
     kind: Literal["concat"] = "concat"  # paper; tables and claims call it so
     epochs: int = Field(10, ge=1)  # authors' code
     lr: float = Field(1e-4, gt=0)  # authors' code
@@ -272,10 +300,10 @@ class Settings(_Section):
     profile: str
     emotion6_labels: Literal["folder", "majority"] = "folder"  # authors' tree; majority: Emotion6 by its raters
     datasets: tuple[str, ...] = Field(min_length=1)
-    images: str | None = None  # folder of datasets; None = the drawn world
+    images: _Path | None = None  # folder of datasets; None = the drawn world
     classes: dict[str, tuple[str, ...]] = {}  # own taxonomies: dataset -> its classes in order
     remarks: dict[str, str] = {}  # dataset -> a sentence without which its numbers mislead; beside every table
-    out: str
+    out: _Path
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     repeats: int = Field(3, ge=1)  # how often a pipeline trains the head, the head without teacher and the gate; ours
     side_by_side: bool = False  # on a CPU: several datasets at once, a thread each; ours
@@ -304,9 +332,7 @@ class Settings(_Section):
     def _named(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         """By its name every file and table says which labels a dataset has."""
         by = {"emotion6": "emotion6-majority"} if info.data.get("emotion6_labels") == "majority" else {}
-        names = tuple(by.get(name, name) for name in value)
-        if len(set(names)) != len(names):
-            raise ValueError("names one entry twice")
+        names = _each_once(tuple(by.get(name, name) for name in value))
         for name in names:
             check_dataset_name(name)
         return names
@@ -340,13 +366,13 @@ class Settings(_Section):
 
     @property
     def out_path(self) -> Path:
-        """Results folder; a relative one is relative to the project root, not to the notebook."""
-        return (project_root() / self.out).resolve()
+        """Results folder."""
+        return Path(os.path.realpath(from_root(self.out)))  # unlike Path.resolve() it goes on with a ring of links
 
     @property
     def images_path(self) -> Path | None:
         """Folder of datasets, or None for the drawn world."""
-        return (project_root() / self.images).resolve() if self.images else None
+        return Path(os.path.realpath(from_root(self.images))) if self.images else None
 
 
 def check_dataset_name(name: str) -> None:
@@ -378,7 +404,7 @@ def checkpoint_of(base: str) -> str:
     """The one place that knows of the stand-in; else a folder (relative: to the project root), else a hub name."""
     if base == "stand-in":
         return str(resource_path("base"))
-    folder = project_root() / Path(base).expanduser()
+    folder = from_root(base)
     return str(folder) if folder.is_dir() else base
 
 
@@ -386,7 +412,12 @@ def weights_of(weights: str, name: str) -> Path:
     """The one place that knows of the networks shipped, a file each family (`vit`, ...); else a file, as in a base."""
     if weights == DRAWN_SCENES:
         return resource_path("networks", f"{re.match('[a-z]*', name)[0]}.safetensors")
-    return project_root() / Path(weights).expanduser()
+    return from_root(weights)
+
+
+def from_root(path: str) -> Path:
+    """A path that settings name: relative to the project root, not to the notebook; `~` is the user's home."""
+    return project_root() / os.path.expanduser(path)
 
 
 def project_root() -> Path:
@@ -394,7 +425,7 @@ def project_root() -> Path:
     here = Path.cwd()
     for folder in (here, *here.parents):
         pyproject = folder / "pyproject.toml"
-        if pyproject.is_file() and 'name = "emonb"' in pyproject.read_text(encoding="utf-8"):
+        if pyproject.is_file() and 'name = "emonb"' in pyproject.read_text("utf-8", "replace"):
             return folder
     return here
 
@@ -420,25 +451,25 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
-        raise EmonbError(f"profile {profile}: invalid settings\n" + "\n".join(lines)) from None
+        wrong = []
+        for one in error.errors()[:3]:
+            key, what = visible(".".join(map(str, one["loc"])))[:80], one["msg"].removeprefix("Value error, ")
+            wrong.append(f"{key}: {what} (found {_SHORT.repr(one['input'])[:100]})")
+        raise EmonbError(f"profile {visible(profile)}: invalid settings: {'; '.join(wrong)}") from None
 
 
 def _read_profile(profile: str) -> tuple[str, dict[str, Any]]:
     """Name and settings of a profile, on top of those of the profile that its key `from` names."""
     shipped = {file.stem: file for file in Path(__file__).with_name("profiles").glob("*.yaml")}
-    path, known = shipped.get(profile, Path(profile)), ", ".join(sorted(shipped))
+    path, known = shipped.get(profile) or from_root(profile), ", ".join(sorted(shipped))
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         raise EmonbError(f"unknown profile {profile!r}; use one of {known} or the path of a .yaml file")
-    try:
-        tree = yaml.safe_load(read_text(path)) or {}
-    except yaml.YAMLError as error:
-        raise EmonbError(f"profile {profile}: not valid YAML ({error}); correct the file") from None
+    tree = read_yaml(path) or {}
     if not isinstance(tree, dict):
         raise EmonbError(f"profile {profile}: must be a mapping of settings, found {type(tree).__name__}")
     start = tree.pop("from", "")
-    if start and start not in shipped:
-        raise EmonbError(f"profile {profile}: from: {start!r} is none of {known}")
+    if start and not (isinstance(start, str) and start in shipped):
+        raise EmonbError(f"profile {profile}: from: {_SHORT.repr(start)} is none of {known}")
     return Path(profile).stem, _merged(_read_profile(start)[1], tree) if start else tree
 
 

@@ -42,7 +42,15 @@ def add_lora(
     inside = next(name for name, module in vlm.model.named_modules() if module is vlm.language)
     layers = rf"{re.escape(inside)}\..*\.({'|'.join(targets)})"
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers, task_type="CAUSAL_LM")
-    return VLM(get_peft_model(vlm.model, config), vlm.processor, vlm.max_side)
+    try:
+        return VLM(get_peft_model(vlm.model, config), vlm.processor, vlm.max_side)
+    except ValueError:  # peft found nothing to adapt
+        known = sorted(
+            {name.split(".")[-1] for name, part in vlm.language.named_modules() if isinstance(part, nn.Linear)}
+        )
+        raise EmonbError(
+            f"setting vlm.lora_targets: no {', '.join(targets)} here; layers are {', '.join(known)}"
+        ) from None
 
 
 @contextmanager

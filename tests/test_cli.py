@@ -1,11 +1,13 @@
 """The command line: exit codes, messages without traceback, paths relative to the user's folder, nothing heavy."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
+from emonb import cli
 from emonb.cli import main
 
 
@@ -30,23 +32,60 @@ MISTAKES = {
     "run --keep cooking": "keep: unknown stage cooking",
     "run --seeds one": "seeds",
     "run --out pyproject.toml/out": "out: cannot write (Not a directory); choose another folder with OUT",
-    "run --notebooks 12": "none of 01, 02",
+    "run --notebooks 12": "notebooks 12: there is 01, 02",
     "run --max-cost 1": "--max-cost: is about a served model; name it with --ask MODEL",
     "run --ask m --price 1": "price: '1' is not IN,OUT",
     "stage cooking --out OUT": "stage 'cooking': unknown; use one of samples, triplets",
     "predict missing.png --model emonb": "missing.png: no such picture",
     "predict pyproject.toml --model missing": "missing: no such model folder",
     "report --out missing": "missing: no such results folder",
-    "notebooks --out missing": "run.json",
+    "report --out ~/missing": "/home/missing: no such results folder",
+    "notebooks --out missing": "missing: no results folder; make one with: python -m emonb run",
+    "notebooks --out=~/missing": "/home/missing: no results folder",
+    "run --datasets x --images ~/missing": "images: /home/missing is no folder",
+    "run --datasets x --images RING": "ring is no folder",
+    "stage samples --out RING": "ring: cannot write",
+    "doctor --out DEEP": "cannot write",
+    **dict.fromkeys(
+        (
+            "predict LONG",
+            "run --out LONG",
+            "run --datasets x --images LONG",
+            "run --profile LONG.yaml",
+            "run --review LONG",
+            "report --out LONG",
+            "data import folder LONG --out OUT",
+        ),
+        300 * "x",
+    ),
 }
 
 
 @pytest.mark.parametrize("command", MISTAKES)
-def test_a_users_mistake_is_one_message(emonb, tmp_path, command):
-    code, told = emonb(*command.replace("OUT", str(tmp_path)).split())
-    assert (code, told[:7]) == (1, "emonb: ")
+def test_a_users_mistake_is_one_message(emonb, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("HOME", "/home")
+    (tmp_path / "ring").symlink_to("ring")
+    places = {"OUT": "out", "LONG": 300 * "x", "DEEP": 1500 * "y/", "RING": "ring"}
+    code, told = emonb(*(re.sub("[A-Z]{3,}", lambda it: str(tmp_path / places[it[0]]), a) for a in command.split()))
+    assert (code, told[:7], told.count("\n")) == (1, "emonb: ", 1)
     assert MISTAKES[command] in told
-    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("command", ["report --out=_", "doctor --out=_", "predict _", "compare _ _", "run --images=_"])
+def test_a_blank_is_no_path(emonb, command):
+    for blank in ("", " ") if "run" not in command else (" ",):  # of a run "" means the profile's
+        code, told = emonb(*[part.replace("_", blank) for part in command.split()])
+        assert code == 2
+        assert "is blank; name a file or folder" in told
+
+
+def test_what_is_no_file_s_fault_is_no_message(monkeypatch):
+    def broken():
+        raise ConnectionError("ours")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(ConnectionError, match="ours"):
+        cli.main()
 
 
 def test_paths_are_relative_to_the_users_folder(emonb, monkeypatch):

@@ -121,10 +121,54 @@ def test_two_drawings_of_a_name_are_two_pictures(runs):
         assert np.isnan(row["changed"]) if changed is None else row["changed"] == changed, world
 
 
+def test_claims_of_an_earlier_version_have_another_column(runs):
+    for out, name in zip(runs, ("mcnemar_p", "p"), strict=True):
+        file = out / "tables" / "claims.csv"
+        pd.read_csv(file).assign(**{name: 0.5}).to_csv(file, index=False)
+    assert compare(*runs).verdicts.empty
+    assert verdict_counts(runs).to_numpy().tolist() == [[2, 0, 0], [0, 2, 0]]
+
+
 def test_what_cannot_be_compared_is_an_error_of_its_own(runs, tmp_path):
-    assert said_by(runs[0], tmp_path / "nowhere")[0] == 2
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "nowhere", tmp_path / "empty", runs[0] / "run.json"):
+        for given in ((runs[0], folder), (folder, *runs)):
+            code, text = said_by(*given)
+            assert (code, text) == (2, f"emonb: {folder}: no results folder; make one with: python -m emonb run\n")
+    assert said_by(runs[0], tmp_path / (300 * "x"))[0] == 2
     for path in (runs[1] / "predictions").iterdir():
         path.rename(path.with_name(path.name.replace("a__", "z__")))
     code, text = said_by(*runs)
     assert code == 2
     assert "no dataset in common" in text
+
+
+HEAD = "claim,dataset,verdict,decided_by,value,ci_low,ci_high\n"
+DAMAGES = {
+    "run.json": ["", "[]", "null", '{"notebooks": {}}', '{"settings": 3}', "\udcff"],
+    "tables/claims.csv": ["", "claim,dat", "a,b\n1,2\n", f"{HEAD}C1,all,hol", f'{HEAD}C1,all,"holds', "\udcff"],
+    "tables/main.csv": ["", 'row\n"vit', "row\nvit,1\n2,3,4", "\udcff"],
+    "predictions/a__vit.parquet": ["", "PAR1"],
+    "artifacts/samples/k1/provenance.json": ["", "null", "[]", "{}"],
+}
+
+
+@pytest.mark.parametrize(("file", "content"), [(file, content) for file in DAMAGES for content in DAMAGES[file]])
+def test_a_damaged_file_is_an_error_in_one_line_that_names_it(runs, file, content):
+    (runs[1] / file).write_bytes(content.encode(errors="surrogateescape"))
+    for given in (runs, runs[::-1]):
+        code, text = said_by(*given)
+        assert (code, text.count("\n")) == (2, 1), text
+        assert text.startswith(f"emonb: {runs[1] / file}: ")
+
+
+@pytest.mark.parametrize("part", ["machine", "settings", "git", "notebooks"])
+def test_a_part_of_run_json_of_another_kind_is_one_line(runs, part):
+    file = runs[0] / "run.json"
+    whole = json.loads(file.read_text())
+    more = {"machine": {}, "settings": {"world": 3}, "git": [[]], "notebooks": {"01_data": {"stages": [{}]}}}
+    for odd in (None, 3, [1], "text", more[part]):
+        write_json(file, whole | {part: odd})
+        code, text = said_by(*runs)
+        assert (code, text.count("\n")) == (2, 1), (odd, text)
+        assert text.startswith(f"emonb: {file}: damaged")

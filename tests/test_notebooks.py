@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -195,8 +196,10 @@ def test_tables_follow_from_the_prediction_files_in_the_taxonomys_order(smoke_ru
 
 def test_a_finished_run_is_up_to_date(smoke_run, tmp_path):
     shutil.copytree(smoke_run.out, tmp_path / "out")
+    start = time.monotonic()
     said, _ = emonb("run", "--profile", "smoke", "--out", str(tmp_path / "out")).communicate()
     assert "9 notebooks up to date, 0 executed" in said
+    assert time.monotonic() - start < 60
 
 
 # ---- cell by cell

@@ -167,6 +167,15 @@ def test_a_selection_and_one_run_at_a_time(finished):
         run(**arguments)
 
 
+def test_outside_a_checkout_the_notebooks_beside_the_package_are_there(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()  # somebody's, without any of ours
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EmonbError, match=r"notebooks 77: there is 01, 02, .*, 09 in .*notebooks\Z"):
+        run("smoke", notebooks="77")
+    with pytest.raises(EmonbError, match=r"notebooks all: there is none in .*notebooks\Z"):
+        run("smoke", folder=tmp_path / "notebooks")
+
+
 def test_a_failing_cell_leaves_its_marked_copy_and_a_report(tmp_path, notebook_folder, monkeypatch):
     monkeypatch.setattr(headless, "write_report", REPORT)
     folder, out = notebook_folder("saves_table", "fails", "reads_result"), tmp_path / "out"
@@ -308,7 +317,7 @@ def test_inner_progress_reaches_the_bar(tmp_path, monkeypatch, capsys):
 def test_weights_that_cannot_be_had_are_named_all_at_once_before_anything_runs(tmp_path, monkeypatch):
     """And with the commands that fetch them."""
     monkeypatch.setattr(headless, "hub_offline", lambda: True)
-    monkeypatch.setattr(headless, "_cached", lambda repository, file: False)
+    monkeypatch.setattr(headless, "try_to_load_from_cache", lambda repository, file: None)
     make_tree(tmp_path / "images" / "own", {"train": 2, "val": 1, "test": 1})
     with pytest.raises(EmonbError) as caught:
         run("photos", datasets="own", images=str(tmp_path / "images"), out=str(tmp_path / "out"))

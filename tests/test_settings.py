@@ -1,5 +1,7 @@
 """Settings: the profiles are valid, and a mistake is named."""
 
+import re
+import shutil
 from contextlib import nullcontext
 
 import pytest
@@ -9,6 +11,7 @@ from conftest import ROOT
 
 from emonb.annotate.request import load_prices
 from emonb.errors import EmonbError
+from emonb.files import make_folder
 from emonb.pipeline import dataset_folder
 from emonb.predictions import dataset_title, paper_dataset
 from emonb.settings import NetworkSettings, TripletSettings, checkpoint_of, load_settings
@@ -84,9 +87,10 @@ def test_a_profile_may_start_from_another_one(tmp_path):
     assert (mine.vlm.epochs, mine.teacher.networks["vit"].lr, mine.profile) == (3, 0.5, "mine")
     assert mine.vlm.lr == smoke.vlm.lr
     assert mine.teacher.networks["resnet"] == smoke.teacher.networks["resnet"]
-    (tmp_path / "mine.yaml").write_text("from: nowhere\n")
-    with pytest.raises(EmonbError, match=r"from: 'nowhere' is none of mini, paper"):
-        load_settings(str(tmp_path / "mine.yaml"))
+    for start in ("nowhere", "[smoke]", "{smoke: 1}", "3"):
+        (tmp_path / "mine.yaml").write_text(f"from: {start}\n")
+        with pytest.raises(EmonbError, match=r"from: .* is none of mini, paper"):
+            load_settings(str(tmp_path / "mine.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +114,30 @@ WRONG = {
     "gate.kind": "gate: {kind: moe}",
     "distill.depths": "distill: {depths: [[8], [8, 4], [4, 2]]}",
     "distill.alphas": "distill: {alphas: [0.5, 0.50000001]}",
+    "distill.lengths": "distill: {lengths: [8, 8.0]}",
+    "distill.alphas.0": "distill: {alphas: [7]}",
+    "distill.lengths.0": "distill: {lengths: [-1]}",
+    "distill.lengths.1": "distill: {lengths: [8, .nan]}",
+    "distill.depths.0.0": "distill: {depths: [[-5]]}",
+    "distill.hidden.0": "distill: {hidden: [0]}",
+    "distill.hidden": "distill: {hidden: []}",
+    "distill.lr": "distill: {lr: .inf}",
+    "vlm.epochs": "vlm: {epochs: 1e999}",
+    "vlm.lora_targets": "vlm: {lora_targets: []}",
+    "vlm.lora_targets.0": "vlm: {lora_targets: ['']}",
+    "vlm.triplet_kinds": "vlm: {triplet_kinds: [reasoning, reasoning]}",
+    "vlm.processor.a.dict.b": "vlm: {processor: {a: &a {b: *a}}}",
+    "vlm.base": "vlm: {base: ' '}",
+    "gate.kinds": "gate: {kinds: []}",
+    "teacher.networks: must contain 'nosuch',": "teacher: {teacher: nosuch, networks: {vit: {name: resnet18}}}",
+    "teacher.networks: 'a/b'": "teacher: {networks: {vit: {name: resnet18}, a/b: {name: resnet18}}}",
+    "teacher.networks: 'head_x'": "teacher: {networks: {vit: {name: resnet18}, head_x: {name: resnet18}}}",
+    "teacher.networks.vit.crop_scale": "teacher: {networks: {vit: {name: resnet18, crop_scale: [1, 0.5]}}}",
+    "teacher.networks.vit.kwargs.day": "teacher: {networks: {vit: {name: resnet18, kwargs: {day: 2024-01-01}}}}",
+    "out": 'out: "a\\0b"',
+    "images": "images: ' '",
+    "large": "large: [&a [x, y, z, x, y, z], &b [*a, *a, *a, *a, *a, *a], [*b, *b, *b, *b, *b, *b]]",
+    "red\\x1b[31m": '"red\\e[31m": 1',
     "triplets.max_words": "triplets: {min_words: 9, max_words: 8}",
     "triplets.max_cost": "triplets: {max_cost: 0}",
     "datasets": "datasets: []",
@@ -118,13 +146,47 @@ WRONG = {
 
 
 @pytest.mark.parametrize("key", WRONG)
-def test_a_wrong_key_is_named(tmp_path, key):
+def test_a_wrong_key_is_named_in_one_line(tmp_path, key):
     lines = {"datasets": "[mini-fi]", "teacher": "{networks: {vit: {name: vit_tiny_patch16_224}}}"}
     lines |= dict([WRONG[key].split(": ", 1)])
     (tmp_path / "mine.yaml").write_text("\n".join(f"{name}: {value}" for name, value in lines.items()))
-    with pytest.raises(EmonbError) as caught:
+    with pytest.raises(EmonbError, match=f"invalid settings: {re.escape(key)}[: ]") as caught:
         load_settings(str(tmp_path / "mine.yaml"))
-    assert f"  {key}: " in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+NO_YAML = {  # text -> the line that is named, and why
+    "seeds: [0]\nseeds: [1]": (2, "key 'seeds' is there twice"),
+    "vlm: {lr: 1}\n\n'vlm': {epochs: 1}": (3, "key 'vlm' is there twice"),
+    "vlm:\n  lr: 1\n  lr: 2": (3, "key 'lr' is there twice"),
+    "vlm:\n\tlr: 1": (2, "cannot start any token"),
+    "a: [": (1, "expected the node content"),
+    "a: 1\n---\nb: 2": (2, "another document"),
+    "a: !!python/object:os.system []": (1, "could not determine a constructor"),
+    "a: \0": (0, "unacceptable character"),
+    "a: 2024-13-01": (0, "month must be in 1..12"),
+    "a: !!int x": (0, "invalid literal"),
+    f"a: {500 * '['}": (0, "recursion"),
+}
+
+
+@pytest.mark.parametrize("text", NO_YAML, ids=range(len(NO_YAML)))
+def test_what_is_wrong_with_yaml_is_one_line_with_its_number(tmp_path, text):
+    file, (line, why) = tmp_path / "mine.yaml", NO_YAML[text]
+    file.write_text(text)
+    for read, what in (load_settings, str(file)), (load_prices, TripletSettings(prices=str(file))):
+        with pytest.raises(EmonbError, match=why) as caught:
+            read(what)
+        assert str(caught.value).startswith(f"{file}: {f'line {line}: ' * bool(line)}not valid YAML (")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_comes_by_an_anchor_may_be_said_otherwise(tmp_path):
+    networks = "{vit: &v {name: x, lr: 0.1}, b: &b {<<: *v, lr: 0.2}, c: {<<: [*b, *v], name: y}}"
+    (tmp_path / "mine.yaml").write_text(f"datasets: [mini-fi]\nteacher:\n  networks: {networks}\n")
+    found = load_settings(str(tmp_path / "mine.yaml")).teacher.networks
+    assert [(network.name, network.lr) for network in found.values()] == [("x", 0.1), ("x", 0.2), ("y", 0.2)]
 
 
 @pytest.mark.parametrize(
@@ -163,10 +225,9 @@ def test_what_is_no_profile_is_named(tmp_path):
     for profile in ("huge", "missing.yaml"):
         with pytest.raises(EmonbError, match=r"unknown profile .*mini, paper, paper-2b, photos, smoke"):
             load_settings(profile)
-    for text in ("a: [", "- a\n- b"):
-        (tmp_path / "bad.yaml").write_text(text)
-        with pytest.raises(EmonbError, match=r"bad\.yaml"):
-            load_settings(str(tmp_path / "bad.yaml"))
+    (tmp_path / "bad.yaml").write_text("- a\n- b")
+    with pytest.raises(EmonbError, match=r"bad\.yaml: must be a mapping"):
+        load_settings(str(tmp_path / "bad.yaml"))
 
 
 def test_a_relative_folder_is_relative_to_the_project(tmp_path, monkeypatch):
@@ -177,3 +238,19 @@ def test_a_relative_folder_is_relative_to_the_project(tmp_path, monkeypatch):
     assert checkpoint_of("models/mine") == str(tmp_path / "models" / "mine")
     assert checkpoint_of("Qwen/Qwen2-VL-7B-Instruct") == "Qwen/Qwen2-VL-7B-Instruct"
     assert load_settings("smoke").out_path == tmp_path / "build" / "smoke"
+    shutil.copy(ROOT / "emonb/profiles/smoke.yaml", tmp_path / "models" / "own.yaml")
+    assert load_settings("models/own.yaml").out_path == tmp_path / "build" / "own"
+
+
+def test_a_tilde_is_the_home_and_a_ring_of_links_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ring").symlink_to("ring")
+    settings = load_settings("smoke", out="~/out", images="~")
+    assert (settings.out_path, settings.images_path) == (tmp_path / "out", tmp_path)
+    assert checkpoint_of("~") == str(tmp_path)
+    for user in ("~nobody-of-this-name/x", "ring", "ring/x"):
+        assert load_settings("smoke", out=user).out_path.name == user.split("/")[-1]
+    with pytest.raises(EmonbError, match=r"images: .*ring is no folder"):
+        dataset_folder(load_settings("smoke", images=str(tmp_path / "ring")), "fi")
+    with pytest.raises(EmonbError, match="ring: cannot write"):
+        make_folder(load_settings("smoke", out=str(tmp_path / "ring")).out_path)

@@ -164,3 +164,8 @@ def test_the_mini_profile_starts_from_networks_that_have_seen_drawn_scenes(netwo
 def test_an_unknown_network_is_named(what, name):
     with pytest.raises(EmonbError, match=f"setting teacher.networks: timm has no {what} of '{name}'"):
         build_network(name, 3, pretrained=what == "weights")
+
+
+def test_options_that_a_network_does_not_have_are_named():
+    with pytest.raises(EmonbError, match=r"setting teacher.networks \(resnet10t\): timm cannot build it so: .*nosuch"):
+        teacher.build_network("resnet10t", 6, nosuch=1)

@@ -442,3 +442,8 @@ def test_four_bits_ask_for_their_package(monkeypatch):
     monkeypatch.setattr(room, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(EmonbError, match=r"setting vlm.quantize_4bit: .*pip install -e '\.\[gpu\]'"):
         room.load_vlm("stand-in", quantize_4bit=True)
+
+
+def test_layers_for_lora_that_are_not_there_are_named_with_those_that_are():
+    with pytest.raises(EmonbError, match=r"setting vlm.lora_targets: no nosuch here; layers are down_proj, .*, v_proj"):
+        tuning.add_lora(room.load_vlm("stand-in"), targets=["nosuch"])

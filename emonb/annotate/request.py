@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from PIL import Image
 from pydantic import BaseModel, Field
 
 from emonb.data import open_picture, question, sizes_of
 from emonb.errors import EmonbError
-from emonb.files import read_text, resource, resource_path
-from emonb.settings import TripletSettings, project_root
+from emonb.files import read_yaml, resource, resource_path
+from emonb.settings import TripletSettings, from_root
 from emonb.triplets import KINDS, Record, has_paid_answers, instruction, triplet_lines
 
 FORMS = ("schema", "sections", "questions")  # in this order: from the strictest to what any model can do
@@ -98,13 +97,32 @@ _HEADING = re.compile(  # at the start of a line, with Markdown, numbers or quot
     r"(?:[:：\-–—]+[^\S\n]{0,8}[*_]{0,4}|$)",
     re.IGNORECASE | re.MULTILINE,
 )
-_ROLE = re.compile(r"^\s*(?:<\|[^|>]*\|>\s*)+(?:assistant)?\s*")  # some servers leave the template's marks in
-_THINKS = r"(?:[a-z]{1,12}:)?(?:think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|analysis)"
-_OPEN, _SHUT = (  # as DeepSeek, Qwen, Seed; Magistral; Kimi-VL; gpt-oss write them
-    rf"(?:<{end}{_THINKS}\s{{0,4}}>|\[{end}think\]|◁{end}think▷|{harmony})"
-    for end, harmony in (("", r"<\|channel\|>(?:analysis|commentary)"), ("/", r"<\|channel\|>final<\|message\|>"))
+_MARK = (  # of a VLM's template, whose processor would look for another picture there, or end the text
+    r"(?:<[|｜][^<>\n]{1,60}>|<[^<>|｜\s]{1,60}[|｜]>|</?(?:s|unk|pad|bos|eos|image|img|video|audio|global-img|answer"
+    r"|unused\d{1,4}|\w{1,40}_\w{1,40})>|\[/?(?:img|inst|video|audio)(?:_\w{1,20})?\])"
 )
-_THOUGHT = re.compile(rf"{_OPEN}.*?(?:{_SHUT}|\Z)", re.IGNORECASE | re.DOTALL)
+_ROLE = rf"\A\s*(?:{_MARK}\s*)+(?:assistant)?\s*"  # some servers leave it in
+# Thoughts have no common form: tags with such a word in their name (DeepSeek, Magistral, Kimi-VL, Skywork, Cohere), a
+# word behind a mark of the template (gpt-oss, Gemma), the same where the server leaves out marks, fences, headings.
+_WORD = r"[\w:.\-]{0,24}?(?:think|thought|reason|analysis|scratch|monolog|reflect|deliberat)[\w:.\-]{0,24}"
+_LEFT, _RIGHT = r"(?:<|&lt;|\[|◁)[|｜]?", r"\s{0,4}[|｜]?(?:>|&gt;|\]|▷)"
+_OPEN = (
+    rf"(?:{_LEFT}(?!/|end){_WORD}(?:\s{{1,4}}\w+=[^<>\]\n]{{0,60}})?{_RIGHT}"
+    r"|assistantanalysis|\A\s*(?-i:analysis[A-Z]))"
+)
+_SHUT = (
+    rf"(?:{_LEFT}(?:/|end_?){_WORD}{_RIGHT}"
+    r"|assistantfinal|<\|channel\|>final<\|message\|>|<channel\|>|<unused95>|<\|begin_of_solution\|>)"
+)
+_THOUGHT = re.compile(
+    rf"{_OPEN}.*?(?:{_SHUT}|\Z)"
+    rf"|{_MARK}\s*(?:thinking|think|thoughts?|analysis|commentary)\s*(?:\n|{_MARK}).*?(?:{_MARK}|\Z)"
+    rf"|^[`~]{{3,}}[^\S\n]{{0,4}}{_WORD}[^\S\n]*\n.*?(?:^[`~]{{3,}}[^\S\n]*$|\Z)"
+    r"|\A[\s#*_]{0,12}(?:(?:my|inner|internal|chain of) )?(?:thinking|thoughts?|scratch ?pad|monologue)(?: process)?"
+    r"(?:[*_]{1,3}:?|:[*_]{0,3}|(?=\n)).*?(?:^[\s#*_>]{0,12}(?:final )?(?:answer|response|output)\b[*_:]*"
+    r"|(?=^[^a-z{\n]{0,16}(?:categorical|conversation))|(?=^\s{0,4}(?:```\w*\s)?\{)|\Z)",
+    re.IGNORECASE | re.DOTALL | re.MULTILINE,
+)
 _LATE = re.compile(rf"\A.*{_SHUT}", re.IGNORECASE | re.DOTALL)  # opened in the prompt, where nobody sees it
 _PRIVATE = {
     r"\bsk-[\w*\-]{4,}|\b(?:Basic|Bearer)\s+[\w+/=\-.]+": "[key]",  # also a masked or a foreign one
@@ -122,32 +140,80 @@ def dig(tree: Any, *path: str | int) -> Any:
     return None
 
 
+def token_counts(usage: Any) -> dict[str, int] | None:
+    """Input and output tokens as a server, or a file of answers, counts them; None where they cannot be so."""
+    counts = {name: dig(usage, name) for name in TOKENS}
+    sound = all(isinstance(n, int) and 0 <= n < 10**9 for n in counts.values()) and any(counts.values())
+    if sound and isinstance(total := dig(usage, "total_tokens"), int) and total < 10**9:
+        counts["completion_tokens"] = max(
+            counts["completion_tokens"], total - counts["prompt_tokens"]
+        )  # some leave out
+    return counts if sound else None
+
+
 def without_thoughts(text: str) -> str:
     """A model's text without what it thought before it answered, also where that has no end, or no beginning."""
-    return _LATE.sub("", _THOUGHT.sub("", text)).strip() if re.search(_OPEN + "|" + _SHUT, text, re.I) else text
+    return _LATE.sub("", _THOUGHT.sub("", text)).strip()
+
+
+def spoken(text: str) -> str:
+    """What of a model's text may be taught: neither its thoughts nor the marks of a VLM's template."""
+    text = re.sub(_ROLE, "", without_thoughts(text), flags=re.IGNORECASE)
+    return re.sub(_MARK, " ", text, flags=re.IGNORECASE).strip()
 
 
 def read_reply(completion: Any) -> Record:
     """What a chat completion (JSON) says: text, refusal, model, finish, and usage, None where the server counts none.
 
     Thoughts are no text, whether they stand in it, in parts of it or in a field of their own; their tokens count. One
-    with tokens alone was paid for, too. Raises ValueError for anything else.
+    with tokens alone was paid for, too. Raises ValueError for anything else, with the server's words if it has any.
     """
-    usage = {name: dig(completion, "usage", name) for name in TOKENS}
-    counted = all(isinstance(n, int) and 0 <= n < 10**9 for n in usage.values()) and any(usage.values())
-    if counted and isinstance(total := dig(completion, "usage", "total_tokens"), int) and total < 10**9:
-        usage["completion_tokens"] = max(usage["completion_tokens"], total - usage["prompt_tokens"])  # some leave out
+    usage = token_counts(dig(completion, "usage"))
     message, finish = (dig(completion, "choices", 0, name) for name in ("message", "finish_reason"))
-    if not counted and not isinstance(message, dict):
-        raise ValueError("the server's answer is not a chat completion; set OPENAI_BASE_URL up to and including /v1")
-    content = dig(message, "content")
+    if usage is None and not isinstance(message, dict):
+        words = dig(completion, "error", "message") or dig(completion, "error") or dig(completion, "message")
+        otherwise = "the server's answer is not a chat completion; set OPENAI_BASE_URL up to and including /v1"
+        raise ValueError(f"the server says: {words}" if words else otherwise)
+    content, fields = dig(message, "content"), message if isinstance(message, dict) else {}
+    thought = any(value for name, value in fields.items() if re.search("reason|think|thought", name))
     if isinstance(content, list):
-        content = "".join(str(dig(part, "text") or "") for part in content if dig(part, "type") != "thinking")
+        texts = [part for part in content if dig(part, "type") in ("text", "output_text") and not dig(part, "thought")]
+        thought = thought or len(texts) < len(content)
+        content = "".join(text for part in texts if isinstance(text := part.get("text"), str))
     said = {"text": content, "refusal": dig(message, "refusal"), "model": dig(completion, "model")}
     reply = {name: str(words or "").encode("utf-8", "replace").decode() for name, words in said.items()}
-    text = without_thoughts(reply["text"])
-    thought = len(text) < len(reply["text"].strip()) or dig(message, "reasoning_content") or dig(message, "reasoning")
-    return {**reply, "text": text, "thought": bool(thought), "finish": finish, "usage": usage if counted else None}
+    thought = thought or len(without_thoughts(reply["text"])) < len(reply["text"].strip())
+    return {**reply, "text": spoken(reply["text"]), "thought": thought, "finish": finish, "usage": usage}
+
+
+def text_lines(data: bytes, errors: str = "strict") -> list[str]:
+    """JSON Lines in any UTF, or a list as such lines; U+2028 and its like may stand in a text, and end no line."""
+    text = data.decode(json.detect_encoding(data), errors)
+    if isinstance(items := _opened(text), list):
+        return [*map(json.dumps, items)]
+    return [line for line in re.split(r"[\r\n]+", text) if line.strip()]
+
+
+def read_batch_line(line: str) -> tuple[str, Record | None, str]:
+    """A line of a batch's results: its custom id, the reply if it has one, and the error that stands there instead."""
+    tree = _opened(line)
+    response = _opened(dig(tree, "response"))
+    body, reply = _opened(dig(response, "body")), None
+    for completion in (body, response):
+        with suppress(ValueError):
+            reply = reply or read_reply(completion)
+    status, error = dig(response, "status_code"), dig(tree, "error") or dig(body, "error")
+    failed = error or (isinstance(status, int) and status >= 400)
+    named = str(dig(tree, "custom_id"))
+    name = next(iter(re.findall(r"[\da-f]{40}", named.lower())), named)  # ours, also where a server adds to it
+    return name, reply, f"status {status}: {json.dumps(body or error)}" if failed else ""
+
+
+def _opened(value: Any) -> Any:
+    """A part of JSON that some write as a text."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(value) if isinstance(value, str) else value
+    return None
 
 
 def parse_sections(text: str) -> dict[str, str]:
@@ -169,7 +235,7 @@ def parse_reply(texts: list[str], form: str) -> Answer | None:
 
     JSON is looked for first (see `json_answer`), then sections.
     """
-    first, *more = (_ROLE.sub("", text).strip() for text in texts)
+    first, *more = map(spoken, texts)
     if form == "questions":
         said: Record = {"conversation": first, "reasoning": more[0]}
     else:
@@ -191,7 +257,7 @@ def json_answer(text: str) -> Record:
     for found in _objects(text):
         named = {re.sub(r"\W+", "_", str(name).lower()): value for name, value in found.items()}
         named["key_elements"] = named.get("key_elements") or named.get("key_visual_elements")
-        texts = {name: v.strip() for name in ("conversation", "reasoning") if isinstance(v := named.get(name), str)}
+        texts = {name: spoken(v) for name in ("conversation", "reasoning") if isinstance(v := named.get(name), str)}
         if any(texts.values()):
             elements = named["key_elements"]
             listed = [str(e) for e in elements] if isinstance(elements, list) else str(elements or "")
@@ -219,6 +285,13 @@ def _inside(tree: Any, depth: int = 3) -> Iterator[Record]:
             yield from _inside(part, depth - 1)
 
 
+def given(name: str) -> str:
+    """A variable of the environment as it was meant: no blanks or quotes around, nor its own name before."""
+    around = " \t\n\r\"'<>`\u00a0\u200b\ufeff\u201c\u201d\u2018\u2019"
+    text = os.environ.get(name, "").strip(around)
+    return re.sub(rf"^(?:(?:export|set)\s+|\$env:)?{name}\s*[=:]|^Bearer\s", "", text).strip(around)
+
+
 def public_name(model: str) -> str:
     """A model's name without the folder that a local server may put before it."""
     return re.sub(r"^(?:[/~.]|[A-Za-z]:\\)(?:.*[/\\])?", "", model.rstrip("/\\"))
@@ -226,7 +299,7 @@ def public_name(model: str) -> str:
 
 def scrub(text: str) -> str:
     """A server's message without keys and local paths, on one line of at most 300 characters."""
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    key = given("OPENAI_API_KEY")
     text = text.replace(key, "[key]") if len(key) >= 4 else text
     for pattern, shown in _PRIVATE.items():
         text = re.sub(pattern, shown, text)
@@ -246,16 +319,15 @@ def load_prices(settings: TripletSettings) -> Record:
 
     Raises `EmonbError` naming file and model if it cannot be read or lacks something.
     """
-    path, where = project_root() / settings.prices if settings.prices else resource_path("prices.yaml"), "models"
-    text = read_text(path)
+    path, where = from_root(settings.prices) if settings.prices else resource_path("prices.yaml"), "models"
+    prices = read_yaml(path, "correct the file, or triplets.prices")
     try:
-        prices = yaml.safe_load(text)
         for where, price in prices["models"].items():
             prices["models"][where] = price = {**_UNKNOWN, **price}
             tokens = picture_tokens(price["image"], (512, 512), settings)
             if not all(0 <= number < math.inf for number in (price["input"], price["output"], price["batch"], tokens)):
                 raise ValueError("input and output must be 0 or more")
-    except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         why = f"{where}: {type(error).__name__} {' '.join(str(error).split())}"
         raise EmonbError(f"{path.name}: {why}; correct the file, or triplets.prices") from None
     if isinstance(settings.price, tuple):

@@ -231,7 +231,7 @@ def import_release(
     run refuses such a dataset, other tools need not. `say` gets one line for each finding. Raises `EmonbError` for
     another format, a missing list, a name that is taken, a folder that cannot be written, ...
     """
-    root, drawn = source.resolve(), resource("lexicon.yaml", "datasets")
+    root, drawn = Path(os.path.realpath(source)), resource("lexicon.yaml", "datasets")
     name = name or ((root.stem if root.is_file() else root.name) if form in ("folder", "list") else form)
     target = out / name
     if (plain := plain_text(str(root))) != str(root):
@@ -242,7 +242,7 @@ def import_release(
         raise EmonbError(f"--name {name!r}: {error}") from None
     if name in drawn:
         raise EmonbError(f"--name {name!r}: choose none of the drawn ones ({', '.join(drawn)})")
-    if out.resolve().is_relative_to(root):
+    if Path(os.path.realpath(out)).is_relative_to(root):
         raise EmonbError(f"--out {out}: lies in the source, which is only read; choose a folder outside {root}")
     refuse_foreign(target, "--name or --out")
     release, where = read_release(form, source, reading.names), {"where": str(source), "source": str(root)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pandas as pd
 from emonb.claims import FAILS, HOLDS, UNDECIDED
 from emonb.data import SPLITS
 from emonb.errors import EmonbError
-from emonb.files import read_json
+from emonb.files import read_json, results_folder, visible
 from emonb.metrics import Interval, correctness, mean_interval
 from emonb.predictions import Predictions, is_drawn, load_all, model_name
 
 _TIMED = ("cost", "departures")  # tables of measured times, and of words
+_JUDGED = ("claim", "dataset", "verdict", "decided_by", "value", "ci_low", "ci_high")  # in the claims of all versions
 
 
 @dataclass
@@ -61,15 +63,16 @@ def compare(a: Path, b: Path) -> Comparison:
     """Compare two results folders; images that both have are paired, unless each run has drawn its own.
 
     Raises:
-        EmonbError: a folder without run.json or predictions, or runs of different datasets.
+        EmonbError: a folder without run.json or predictions, a damaged file, or runs of different datasets.
     """
-    runs, found = [read_json(out / "run.json") for out in (a, b)], [load_all(out / "predictions") for out in (a, b)]
+    about, digests, worlds = zip(_read_run(a), _read_run(b), strict=True)
+    found = [load_all(out / "predictions") for out in (a, b)]
     if not {d for d, _ in found[0]} & {d for d, _ in found[1]}:
         raise EmonbError(f"{a} and {b}: no dataset in common; compare runs of the same datasets")
     return Comparison(
-        causes=[*_causes(*(_about(run) for run in runs)), *_alone(*found)],
-        begins=_begins(*(_digests(out, run) for out, run in zip((a, b), runs, strict=True))),
-        answers=_answers(*found, _drawn_alike(*(run["settings"].get("world", {}) for run in runs))),
+        causes=[*_causes(*about), *_alone(*found)],
+        begins=_begins(*digests),
+        answers=_answers(*found, _drawn_alike(*worlds)),
         tables=_tables(a / "tables", b / "tables"),
         verdicts=_verdicts(*(out / "tables" / "claims.csv" for out in (a, b))),
     )
@@ -79,14 +82,40 @@ def verdict_counts(runs: Sequence[Path]) -> pd.DataFrame:
     """In how many results folders each verdict came out: a row per claim and dataset, a column per verdict.
 
     Raises:
-        EmonbError: a folder without claims.
+        EmonbError: a folder without claims, or with damaged ones.
     """
-    files = [out / "tables" / "claims.csv" for out in runs]
+    files = [results_folder(out) / "tables" / "claims.csv" for out in runs]
     if missing := [str(file) for file in files if not file.is_file()]:
         raise EmonbError(f"{missing[0]}: no claims; run notebook 08 there first")
-    judged = pd.concat([pd.read_csv(file) for file in files])
+    judged = pd.concat([_read_table(file, _JUDGED) for file in files])
     counts = judged.groupby(["claim", "dataset"], sort=False)["verdict"].value_counts().unstack(fill_value=0)
     return counts.reindex(columns=[HOLDS, UNDECIDED, FAILS], fill_value=0)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Whatever a damaged or foreign file makes of its reader is one line that names it."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # pandas' own errors are of the last kind
+        why = f"{type(error).__name__}: {visible(' '.join(str(error).split()))[:200]}"
+        raise EmonbError(f"{visible(file)}: damaged, or not as emonb writes it ({why}); run it again") from None
+
+
+def _read_run(out: Path) -> tuple[dict[str, Any], dict[tuple[str, str], str], dict[str, Any]]:
+    """What `_about` and `_digests` find in a run, and its settings `world`."""
+    file = results_folder(out) / "run.json"
+    run = read_json(file)
+    with _reading(file):
+        return _about(run), _digests(out, run), {**run["settings"].get("world", {})}
+
+
+def _read_table(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    with _reading(file):
+        found = pd.read_csv(file, usecols=columns)
+        if columns and not found["verdict"].isin([HOLDS, UNDECIDED, FAILS]).all():
+            raise ValueError("column verdict")
+        return found
 
 
 def _about(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +143,12 @@ def _digests(out: Path, run: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """(stage, name) -> digest of the files of each result that the run used, in pipeline order."""
     used = [stage for record in run["notebooks"].values() for stage in record.get("stages", [])]
     places = {(s["stage"], s["name"]): out / "artifacts" / s["stage"] / s["key"] / "provenance.json" for s in used}
-    return {result: read_json(place)["digest"] for result, place in places.items() if place.is_file()}
+    return {result: _digest(place) for result, place in places.items() if place.is_file()}
+
+
+def _digest(place: Path) -> str:
+    with _reading(place):
+        return read_json(place)["digest"]
 
 
 def _begins(a: Mapping[tuple[str, str], str], b: Mapping[tuple[str, str], str]) -> list[str]:
@@ -166,7 +200,7 @@ def _tables(a: Path, b: Path) -> list[str]:
         if not all(file.is_file() for file in files):
             lines.append(f"table {name}: in one of the runs only")
         elif files[0].read_bytes() != files[1].read_bytes():
-            one, other = map(pd.read_csv, files)
+            one, other = map(_read_table, files)
             alike = one.shape == other.shape and list(one) == list(other)
             gaps = (one.select_dtypes("number") - other.select_dtypes("number")).abs().max() if alike else None
             largest = f"largest difference {gaps.max():.4g} ({gaps.idxmax()})" if alike and gaps.max() > 0 else ""
@@ -175,9 +209,8 @@ def _tables(a: Path, b: Path) -> list[str]:
 
 
 def _verdicts(a: Path, b: Path) -> pd.DataFrame:
-    keys, columns = ["claim", "dataset"], ["verdict", "decided_by", "value", "ci_low", "ci_high"]
     if not (a.is_file() and b.is_file()):
         return pd.DataFrame()
-    one, other = (pd.read_csv(path)[keys + columns] for path in (a, b))
-    both = one.merge(other, "outer", keys, suffixes=(" a", " b"))
+    one, other = (_read_table(path, _JUDGED) for path in (a, b))
+    both = one.merge(other, "outer", ["claim", "dataset"], suffixes=(" a", " b"))
     return both[both["verdict a"].fillna("") != both["verdict b"].fillna("")]
