@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 from annotating import KEY, Asking, asked_of, completion, read_lines
 from openai_server import CONTENT, error
+from typer.testing import CliRunner
 
 from emonb.annotate.ask import connect, server_address
 from emonb.annotate.log import Answers
+from emonb.cli import app
 from emonb.errors import EmonbError
 from emonb.machine import settle
 from emonb.settings import TripletSettings
@@ -329,6 +331,7 @@ def ended(finish_reason, **message):
     return completion("", choices=[{"finish_reason": finish_reason, "message": message}])
 
 
+SHORT = json.dumps({"conversation": "A dog.", "reasoning": "It barks.", "key_elements": []})
 USELESS = {  # body of an answer, and the reason told
     "empty": (completion(""), "8 answers in a row were empty"),
     "only thoughts": (completion("<think>hm"), r"empty \(only thoughts came; raise triplets.max_output_tokens"),
@@ -355,6 +358,35 @@ def test_eight_useless_answers_in_a_row_end_the_run(small, monkeypatch, body, re
         assert len(server.log) - before <= 8 + 3  # and what was under way
 
 
+@pytest.mark.parametrize(("concurrency", "retries", "most"), [(1, 2, 12), (8, 2, 16 + 7), (1, 0, 8), (8, 0, 8 + 7)])
+@pytest.mark.parametrize("said", [SHORT, text(1), "nonsense"], ids=["too short", "near-duplicate", "unread"])
+def test_a_check_that_answers_fail_again_and_again_ends_the_run(small, monkeypatch, said, concurrency, retries, most):
+    with asked_of(monkeypatch, answer=lambda *_: completion(said)) as server:
+        stopped = small.ask(concurrency=concurrency, retries=retries, answer_format="schema")
+        assert re.match("8 answers in a row were (too short|near-duplicate|not in the asked form) .*", stopped)
+        assert server.paid <= most + 1
+
+
+def test_checks_that_fail_now_and_then_end_nothing(small, monkeypatch):
+    told = "could not be used"
+    for answer in (lambda n, r: told in question(r) or n % 9 == 0, lambda n, _: random.Random(n).random() < 0.5):
+        good = lambda n, r, answer=answer: completion(text(n) if answer(n, r) else SHORT)  # noqa: E731
+        with asked_of(monkeypatch, answer=good):
+            small.path.unlink(missing_ok=True)
+            small.path.with_name("small.rejected.jsonl").unlink(missing_ok=True)
+            assert small.ask(near_duplicate=1.0, retries=5) == ""
+            small.assert_complete()
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_run_without_one_usable_answer_is_no_success(small, monkeypatch, batch):
+    bodies = [completion(SHORT), completion(text(1).replace("stone", "fear sad joy anger surprise disgust"))]
+    with asked_of(monkeypatch, answer=lambda n, _: bodies[n % 2]):
+        stopped = small.ask(batch=batch, retries=1, concurrency=1)
+    assert re.match(r"not one answer could be used, see triplets/; choose another|8 answers in a row", stopped)
+    assert not small.path.exists()
+
+
 def test_useless_answers_of_several_kinds_or_with_others_between_end_nothing(small, monkeypatch):
     useless = ("I'm sorry, I can't help with it.", "")
     with asked_of(monkeypatch, answer=lambda n, _: completion(useless[n % 2] if n % 8 else text(n))):
@@ -369,7 +401,102 @@ https://h/v1 < h/v1 | https://h | "https://h/v1" | 'h' | <https://h/v1> | \u201c
 https://h/api/v1 < https://h/api/v1 | h/api/v1/chat/completions
 http://me:pw@host:8/v1 < me:pw@host:8/v1
  < ws://h | http:/h | http//h | http:// | /v1 | http://a b/v1 | http://h:99999 | http://h:port | file:///x | http://h?x=1
+ < None | null | $MY_URL | ${MY_URL}/v1 | https://<host>/v1 | http://h..i/v1 | http://h/v1,http://i/v1 | http://h/\x01
 """
+
+
+ENDS = {  # what a server says: requests until the end, status, error
+    "add credit, and start again": (
+        *((402, {"message": "Insufficient Balance"}), (429, {"message": "no", "type": "insufficient_quota"})),
+        *(
+            (429, {"message": "no", "code": "insufficient_quota"}),
+            (400, {"message": "Your credit balance is too low"}),
+        ),
+    ),
+    "sees no pictures; choose another with --model": (
+        *((400, {"message": "this model does not support image input"}), (400, {"message": "text-only model"})),
+        *((404, {"message": "No endpoints found that support image input"}), (400, {"message": "At most 0 image(s)"})),
+        *((500, {"message": "image input is not supported"}), (422, {"message": "content must be a string"})),
+    ),
+}
+
+
+@pytest.mark.parametrize(("remedy", "said"), [(remedy, said) for remedy, some in ENDS.items() for said in some])
+def test_what_no_other_try_mends_is_said_at_once(small, monkeypatch, remedy, said):
+    with asked_of(monkeypatch, answer=lambda *_: (said[0], {"error": said[1]})) as server:
+        with pytest.raises(EmonbError, match=rf"{re.escape(said[1]['message'])}; .*{remedy}"):
+            small.ask(concurrency=1)
+        assert len(server.log) == 1
+
+
+def test_an_error_that_comes_as_an_answer_is_shown_in_the_servers_words(small, monkeypatch):
+    error = pytest.raises(EmonbError, match=r"127.0.0.1: the server says: model is loading; start again")
+    with asked_of(monkeypatch, answer=lambda *_: (200, {"error": {"message": "model is loading"}})), error:
+        small.ask()
+
+
+def test_what_stands_between_us_and_the_server_is_named(small, monkeypatch, tmp_path):
+    monkeypatch.setattr("emonb.annotate.ask._BACKOFF", 0.01)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://no-such-host.invalid/v1")
+    with pytest.raises(EmonbError, match=r"no-such-host.invalid: Connection error. .*ConnectError .*; start again"):
+        small.ask()
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(
+        EmonbError, match=r"asked through HTTPS_PROXY http://127.0.0.1:9; correct or unset it, or .* NO_PROXY"
+    ):
+        small.ask()
+    monkeypatch.delenv("HTTPS_PROXY")
+    (tmp_path / "empty.pem").touch()
+    for file in (tmp_path / "empty.pem", "/nope.pem"):
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        with pytest.raises(EmonbError, match=r"SSL_CERT_FILE .*: no certificates there .*; correct or unset it"):
+            small.ask()
+
+
+@pytest.mark.parametrize(
+    "around", ['"{}"', "OPENAI_API_KEY={}", "export OPENAI_API_KEY='{}'", " Bearer {}\n", "\ufeff{}"]
+)
+def test_a_key_is_taken_as_it_was_meant_and_never_shown(small, monkeypatch, around):
+    key = "abcd-0123456789"  # without the prefix that tells a key
+    with asked_of(monkeypatch, api_key=key) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", around.format(key))
+        assert small.ask() == ""
+        server.api_key, server.answer = None, lambda *_: error(400, f"bad key {key}", "no")
+        small.path.unlink()
+        with pytest.raises(EmonbError, match=r"bad key \[key\]"):
+            small.ask()
+
+
+CONTRADICTIONS = {
+    "leave out one of them": ("--price", "1,2", "--no-price"),
+    "is blank; name a vision model": ("--model", " "),
+    "is blank; name a vision": ("--model", ""),
+    "--estimate, --import": ("--estimate", "--import", "a.json"),
+}
+
+
+def test_the_command_line_refuses_contradictions_and_calls_nothing_no_success(tmp_path, monkeypatch):
+    def call(*options):
+        (tmp_path / "p.yaml").write_text("from: smoke\nworld: {mikels8: [16, 8, 8]}\n")
+        given = (
+            "triplets",
+            "--dataset",
+            "mini-fi",
+            "--profile",
+            str(tmp_path / "p.yaml"),
+            "--out",
+            str(tmp_path / "o"),
+        )
+        return CliRunner().invoke(app, [*given, "--annotator", "openai", *options])
+
+    with asked_of(monkeypatch, answer=lambda n, _: completion(SHORT)) as server:
+        for said, options in CONTRADICTIONS.items():
+            assert said in str(call(*options).exception)
+        assert not server.log
+        for _ in range(3):
+            ended = call("--concurrency", "1")
+            assert (ended.exit_code, "no triplets yet" in ended.stdout) == (3, True)
 
 
 def test_addresses_of_servers_as_people_write_them(small, monkeypatch):
@@ -491,13 +618,67 @@ def test_every_cut_of_the_file_costs_its_last_answer_alone(written):
     ends = [whole.index(b"\n", whole.index(b'"reasoning"', i)) for i in (0, len(whole) // 3, 2 * len(whole) // 3)]
     for cut in (*range(0, len(whole), 311), len(whole)):
         written.path.write_bytes(whole[:cut])
-        assert len(reopened(written).done) == sum(cut > end for end in ends), cut
+        assert len(reopened(written).done) == sum(cut >= end for end in ends), cut
     written.path.write_bytes(whole + b"\0" * 4096)  # after a power cut
     assert len(reopened(written).done) == 3
     assert written.path.read_bytes() == whole
     rejected = written.path.with_name("small.rejected.jsonl")
     rejected.write_bytes(b'{"image_id": "a", "reason": "empty"}\n{"image_')
     assert "rejected: empty 1" in str(reopened(written))
+
+
+OTHER_FORMS = {
+    "a list in one line": lambda data: b"[" + b",".join(data.splitlines()) + b"]",
+    "a list": lambda data: b"[\n" + b",\n".join(data.splitlines()) + b"\n]",
+    "CR": lambda data: data.replace(b"\n", b"\r"),
+    "UTF-16": lambda data: data.decode().encode("utf-16"),
+    "blanks for line ends": lambda data: data.replace(b"\n", b" "),
+    "indented": lambda data: json.dumps(json.loads(data.splitlines()[0]), indent=2).encode(),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_FORMS.values(), ids=OTHER_FORMS)
+def test_paid_answers_in_another_form_are_left_alone(written, monkeypatch, change):
+    data = change(written.path.read_bytes())
+    written.path.write_bytes(data)
+    with asked_of(monkeypatch) as server:
+        with pytest.raises(EmonbError, match=r"triplets/small.jsonl: is not one JSON object a line .*; save it so"):
+            written.ask()
+        assert (server.log, written.path.read_bytes()) == ([], data)
+
+
+@pytest.mark.parametrize("change", [bytes.strip, lambda data: b"\xef\xbb\xbf" + data.strip().replace(b"\n", b"\r\n")])
+def test_a_last_line_that_lacks_its_end_alone_is_kept(written, monkeypatch, change):
+    lines = written.path.read_bytes().splitlines(keepends=True)
+    for order in (lines, lines[::-1], sorted(lines, key=lambda line: json.loads(line)["kind"])):
+        written.path.write_bytes(change(b"".join(order)))
+        with asked_of(monkeypatch) as server:
+            assert written.ask() == ""
+            assert server.log == []
+    written.path.write_bytes(lines[0].strip())  # the first of three that a killed run was to write
+    assert not reopened(written).done
+
+
+@pytest.mark.parametrize("name", ["small.jsonl", "small.rejected.jsonl", "small.batches.json", "small.unassigned.txt"])
+def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_paid(small, monkeypatch, name):
+    (small.path.parent / name).mkdir(parents=True)
+    with asked_of(monkeypatch) as server:
+        with pytest.raises(EmonbError, match=rf"triplets/{name}: cannot be written \(it is no file\); move it away"):
+            small.ask()
+        assert not server.log
+
+
+@pytest.mark.parametrize("usage", ["y", [1], {"prompt_tokens": "z"}, {"prompt_tokens": -1, "completion_tokens": 2}, 7])
+def test_a_usage_that_cannot_be_is_counted_as_the_most(written, usage):
+    for path in (written.path, written.path.with_name("small.rejected.jsonl")):
+        lines = read_lines(path) or [{"image_id": "a", "reason": "empty", "asked_of": "gpt-4.1", "usage": {}}]
+        lines = [{**line, "usage": usage} if "usage" in line and line["usage"] is not None else line for line in lines]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    answers = reopened(written)
+    assert answers.spent["usd"] == pytest.approx(4 * answers.most_usd, rel=0.2)
+    path.write_text('{"image_id": ["a"], "reason": "empty"}\n')
+    with pytest.raises(EmonbError, match=r"small.rejected.jsonl, line 1: field image_id is .*; delete the line"):
+        reopened(written)
 
 
 def test_damage_in_the_middle_is_named_not_guessed(written):

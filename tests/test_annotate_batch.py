@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from annotating import Asking, asked_of
 
-from emonb.errors import EmonbError
+from emonb.errors import EmonbError, StoppedEarly
 
 KEPT = Path(__file__).parent / "kept" / "triplets"
 
@@ -211,6 +211,54 @@ def test_answers_that_were_paid_and_did_not_come_are_fetched_again(small, server
     assert ask(small) == ""
     assert_complete(small, server)
     assert len(server.batches) == 1
+
+
+def changed(name, change):
+    """Lines whose field `name` has become what `change` makes of it."""
+
+    def run(lines, _):
+        return [json.dumps({**(line := json.loads(text)), name: change(line[name])}).encode() for text in lines]
+
+    return run
+
+
+FIT = {  # an odd result whose answers are found
+    "UTF-16": lambda lines, _: [b"\n".join(lines).decode().encode("utf-16")],
+    "a list": lambda lines, _: [b"[" + b",".join(lines) + b"]"],
+    "CR": lambda lines, _: [b"\r".join(lines)],
+    "ids in capitals": changed("custom_id", lambda name: f"request-{name.upper()}"),
+    "a body as text": changed("response", lambda said: {"status_code": 200, "body": json.dumps(said["body"])}),
+}
+FIT_NOT = {  # whether its answers count as paid
+    "other ids": (True, changed("custom_id", lambda name: name[:20])),
+    "no response": (False, changed("response", lambda said: None)),
+    "a page": (False, lambda lines, _: [b"<html>"] * len(lines)),
+    "a third": (True, lambda lines, _: [line.replace(b'"custom_id": "', b'"custom_id": "x') for line in lines[:10]]),
+}
+
+
+@pytest.mark.parametrize("change", FIT.values(), ids=FIT)
+def test_odd_results_are_read(small, server, change):
+    assert fetched(server, small, lambda lines, batch: batch.pop("request_counts") and change(lines, batch)) == ""
+    assert_complete(small, server)
+
+
+@pytest.mark.parametrize(("paid", "change"), FIT_NOT.values(), ids=FIT_NOT)
+def test_a_batch_that_fits_no_image_is_told_and_not_paid_again(small, server, paid, change):
+    with pytest.raises(StoppedEarly, match=r"of its 30 images got no answer that can be read; start again"):
+        fetched(server, small, lambda lines, batch: batch.pop("request_counts") and change(lines, batch))
+    spent = small.said[-1].partition(" paid answers")[0].split()[-1]
+    for _ in range(2):
+        with pytest.raises(StoppedEarly, match=r"to pay for these images again, remove it from small.batches.json"):
+            ask(small)
+        with pytest.raises(EmonbError, match=r"30 images are not fetched yet"):
+            small.ask()
+        assert (server.paid, len(server.batches), len(noted(small))) == (30, 1, 1)
+        assert f"{spent} paid answers" in small.said[-1]
+    assert (spent != "0") == paid
+    small.path.with_name("small.batches.json").unlink()
+    assert ask(small) == ""
+    small.assert_complete(30)
 
 
 def test_a_batch_of_useless_answers_is_not_submitted_again(small, server):

@@ -135,6 +135,12 @@ def test_every_problem_is_reported(load):
         assert texts(frame) == BOTH
 
 
+def test_a_line_of_json_ends_at_line_feeds_alone(load):
+    lines = [json.dumps(paper(name, f"{GPT}\u2028\x85", IMAGES[name][0]), ensure_ascii=False) for name in (FEAR, AWE)]
+    for data in ("\n".join(lines).encode(), "\r\n".join(lines).encode("utf-16")):
+        assert set(load(data)[0]["image_id"]) == {FEAR, AWE}
+
+
 def test_the_report_shows_no_folder_of_this_machine_and_hostile_names_are_data(load):
     hostile = ["<b>.jpg", 'it\'s "x".jpg', "grün 図 🙂.jpg", "\x1b[2J\u202e.jpg"]
     samples = table(IMAGES | {f"train/fear/{name}": ("fear", "train") for name in hostile})

@@ -103,7 +103,15 @@ def test_odd_texts_are_read_quickly():
     start = time.process_time()
     for text in ("\n" * 20_000, "* \n" * 20_000, "- " * 20_000, "1. " * 20_000, "#" * 50_000):
         parse_sections(text)
-    for text in ("{" * 50_000, "<think>" * 20_000, "</think>" * 20_000, "{'a':" * 5000, "<" * 50_000):
+    odd = [
+        "<think>" * 20_000,
+        "</think>" * 20_000,
+        "<" * 50_000,
+        "<a_" * 20_000,
+        "```" * 20_000,
+        "<|a|> think\n" * 8000,
+    ]
+    for text in ("{" * 50_000, "{'a':" * 5000, "Thinking:" + "\n " * 20_000, *odd):
         parse_reply([module.without_thoughts(text)], "schema")
     assert time.process_time() - start < 2
 
@@ -117,7 +125,31 @@ THOUGHTS = [
     "[THINK]a[/THINK]{}",
     "◁think▷a◁/think▷{}",
     "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>{}",
+    "<|begin_of_thought|>a<|end_of_thought|>\n<|begin_of_solution|>{}<|end_of_solution|>",
+    "<|START_THINKING|>a<|END_THINKING|>{}",
+    "a<|END_THINKING|>{}",
+    "<unused94>thought\na<unused95>{}",
+    "<|channel>thought\na<channel|>{}",
+    "<|im_start|>think\na<|im_end|><|im_start|>assistant\n{}",
+    "assistantanalysisaassistantfinal{}",
+    "analysisWe look.assistantfinal{}",
+    "<|thinking|>a<|/thinking|>{}",
+    "<inner_monologue>a</inner_monologue>{}",
+    "<Thought_Process>a</Thought_Process><answer>{}</answer>",
+    '<reasoning_engine id="1">a</reasoning_engine>{}',
+    "&lt;scratch_pad&gt;a&lt;/scratch_pad&gt;{}",
+    "```thinking\na\n```\n{}",
+    "**Thinking:** a\n\n**Answer:** {}",
+    "## My thought process\na\n\n{}",
 ]
+LEGITIMATE = [
+    "I think so <b>",
+    "Thoughtful colours: red. A thought: calm.",
+    "Thinking of it, the lamp's reflection is <b>bright</b> [1].",
+    "**Conversation:** An analysis.\n**Reasoning:** One thinks of home; 1 < 2, x_y > 3.",
+]
+MARKS = ["<|im_end|>", "<|image_pad|>", "<image>", "<|end_of_box|>", "</s>", "<end_of_turn>", "<row_1_col_1>", "[IMG]"]
+MARKS += ["<｜end▁of▁sentence｜>", "<turn|>", "<fake_token_around_image>"]
 
 
 def test_thoughts_are_no_answer_and_their_tokens_count():
@@ -129,10 +161,29 @@ def test_thoughts_are_no_answer_and_their_tokens_count():
         reply = said(thought.replace("{}", json.dumps(GOOD)))
         assert (reply["text"], reply["thought"]) == (json.dumps(GOOD), True), thought
         assert [*reply["usage"].values()] == [100, 50]  # some count thoughts in the total alone
-    assert said("<think>Conversation: a.\nReasoning: b.")["text"] == ""  # cut, or never ended
+    for text in (
+        "<think>Conversation: a.\nReasoning: b.",
+        "<inner_monologue>a",
+        "Thoughts: a",
+        "<unused94>thought\na",
+    ):
+        assert said(text)["text"] == ""  # cut, or never ended
     assert said(None, reasoning_content=json.dumps(GOOD))["text"] == ""
     assert said([{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "y"}], total=120)["text"] == "y"
-    assert not said("I think so <b>")["thought"]
+    for kind in ("reasoning", "reasoning_text", "redacted_thinking", "summary_text", None):
+        assert said([{"type": kind, "text": "x"}, {"type": "output_text", "text": "y"}])["text"] == "y"
+    for text in LEGITIMATE:
+        assert (said(text)["text"], said(text)["thought"]) == (text, False)
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_marks_of_a_template_do_not_reach_training(mark):
+    texts = dict.fromkeys(("conversation", "reasoning"), f"{mark}A dark {mark} street.")
+    for said in (json.dumps(texts), json.dumps(texts).replace("<", "\\u003c")):
+        answer = parse_reply([said], "schema")
+        assert {" ".join(text.split()) for text in (answer.conversation, answer.reasoning)} == {"A dark street."}
+    reply = module.read_reply({"choices": [{"message": {"content": mark}}]})
+    assert (reply["text"], reply["thought"]) == ("", False)
 
 
 @given(st.text(), st.sampled_from(FORMS))
@@ -158,7 +209,7 @@ def test_tokens_of_a_picture_as_in_the_provider_s_examples():
         ("as_of: 2026-01-01\nmodels: {m: {input: -1, output: 1}}", "m: .*0 or more"),
         ("as_of: 2026-01-01\nmodels: {m: {input: 1}}", "m: .*0 or more"),
         ("as_of: 2026-01-01\nmodels: {m: {input: 1, output: 1, image: {rule: patches}}}", "m: .*most"),
-        ("models: [", "while parsing a flow node"),
+        ("models: [", "not valid YAML"),
         (None, "No such file"),
     ],
 )
@@ -169,7 +220,7 @@ def test_the_price_file(tmp_path, text, said):
     assert np.isnan(module.find_price(prices, "gpt-4.1-sonnet")["input"])
     if text:
         (tmp_path / "own.yaml").write_text(text)
-    with pytest.raises(EmonbError, match=rf"own.yaml: .*{said}.*; correct the file"):
+    with pytest.raises(EmonbError, match=rf"own.yaml.*: .*{said}.*; correct the file"):
         module.load_prices(TripletSettings(prices=str(tmp_path / "own.yaml")))
 
 

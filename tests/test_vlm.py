@@ -445,5 +445,6 @@ def test_four_bits_ask_for_their_package(monkeypatch):
 
 
 def test_layers_for_lora_that_are_not_there_are_named_with_those_that_are():
-    with pytest.raises(EmonbError, match=r"setting vlm.lora_targets: no nosuch here; layers are down_proj, .*, v_proj"):
+    found = r"setting vlm.lora_targets: no nosuch here; layers are down_proj, .*, v_proj"
+    with pytest.raises(EmonbError, match=found):
         tuning.add_lora(room.load_vlm("stand-in"), targets=["nosuch"])

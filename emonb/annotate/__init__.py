@@ -10,14 +10,23 @@ for what is missing. That holds as well where a served model is asked what our V
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from emonb.annotate.log import Answers, Emotions, Log, emotion_records, lock_answers, open_batches, refuse_open_batches
+from emonb.annotate.log import (
+    REMEDY,
+    Answers,
+    Emotions,
+    Log,
+    emotion_records,
+    lock_answers,
+    open_batches,
+    refuse_open_batches,
+)
+from emonb.annotate.request import given
 from emonb.errors import EmonbError
 from emonb.files import atomic_write
 from emonb.predictions import one_word_predictions
@@ -59,6 +68,8 @@ def _ask(answers: Log, say: Callable[[str], None], batch: bool = False, patient:
             from emonb.annotate.ask import Batches, Online  # with the SDK, which takes a second
 
             stopped = Batches(answers, say).run(patient) if batch else Online(answers, say).run()
+            if not (stopped or answers.done or open_batches(answers.path)):
+                stopped = f"not one answer could be used, see {answers.path.parent.name}/; {REMEDY}"
     finally:
         say(f"{answers}\nstopped: {stopped}" if stopped else str(answers))
     return stopped
@@ -103,7 +114,7 @@ def check_server(settings: TripletSettings) -> None:
     """Raise `EmonbError` at once for an address, a key or a proxy that cannot work; without a key all may be there."""
     from emonb.annotate.ask import connect
 
-    if any(os.environ.get(name, "").strip() for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL")):
+    if any(map(given, ("OPENAI_API_KEY", "OPENAI_BASE_URL"))):
         connect(settings).close()
 
 

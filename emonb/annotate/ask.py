@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import re
 import secrets
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -19,9 +17,9 @@ from urllib.request import getproxies, proxy_bypass
 
 import openai
 
-from emonb.annotate.log import BATCHES, UNASSIGNED, Answers, Log, open_batches, refuse_open_batches
-from emonb.annotate.request import dig, encode_picture, read_reply, scrub
-from emonb.errors import EmonbError, UnreadablePicture
+from emonb.annotate.log import BATCHES, UNASSIGNED, Answers, Log, custom_id, open_batches, refuse_open_batches
+from emonb.annotate.request import dig, encode_picture, given, read_batch_line, read_reply, scrub, text_lines
+from emonb.errors import EmonbError, StoppedEarly, UnreadablePicture
 from emonb.files import write_json
 from emonb.progress import progress
 from emonb.settings import TripletSettings
@@ -32,24 +30,32 @@ _MINUTE = 61.0  # seconds; requests travel for different times, and the server c
 _BACKOFF, _LONGEST = 0.5, 120.0  # seconds before the second attempt, and that a server may make us wait at a time
 _IN_A_ROW = 20  # images without an answer, one after another: the server is down, not the images at fault
 _KNOCKS = 3  # times that an image is asked for where nobody listens, or something else than such a server
+_NOBODY = ("ConnectError", "ProxyError", "TooManyRedirects", "UnsupportedProtocol")  # of the SDK's HTTP library
 _ENDPOINT = "/v1/chat/completions"
 _REMEDIES = {
     401: "set a valid key in OPENAI_API_KEY",
+    402: "add credit, and start again",
     403: "set a key that may do this in OPENAI_API_KEY",
     404: "set triplets.model or --model, and OPENAI_BASE_URL up to and including /v1; a batch that is gone there is "
     "to be removed from <dataset>.batches.json",
     429: "add credit, or wait, and start again",
 }
+_NO_CREDIT = re.compile(r"insufficient.{0,3}(?:quota|balance|credit|fund)|exceeded_current_quota|credit balance", re.I)
+_BLIND = re.compile(  # as OpenAI, OpenRouter, vLLM, llama.cpp, DeepSeek and Groq say that a model sees no pictures
+    r"support.{0,20}(?:image(?! format| type| size)|vision)|(?:image|vision).{0,40}(?:not|only) (?:supported|enabled)"
+    r"|not a (?:multi-?modal|vision)|at most 0 image|unknown variant .image_url|content must be a string|text-only",
+    re.IGNORECASE,
+)
+_SEES_NOTHING = "this model sees no pictures; choose another with --model"
 
 
 def server_address() -> str:
     """OPENAI_BASE_URL as the SDK needs it, up to and including /v1, from what people write; "": OpenAI's own.
 
-    Forgiven: blanks and quotes around, no scheme, no /v1 after a bare host, a slash or an endpoint at the end. Raises
+    Forgiven: no scheme, no /v1 after a bare host, a slash or an endpoint at the end, and what `given` forgives. Raises
     `EmonbError` for what is no address of a server.
     """
-    given = os.environ.get("OPENAI_BASE_URL", "")
-    text = given.strip(" \t\n\r\"'<>`\u201c\u201d\u2018\u2019")
+    text = said = given("OPENAI_BASE_URL")
     if not text:
         return ""
     if "://" not in text:
@@ -58,12 +64,14 @@ def server_address() -> str:
         text = f"{'http' if near else 'https'}://{text}"
     with suppress(ValueError):
         parts = urlsplit(text)
-        sound = parts.scheme in ("http", "https") and (parts.hostname or "http") not in ("http", "https")
-        if sound and not re.search(r"[\s?#]", text) and (parts.port or 1) > 0:
+        host = parts.hostname or ""
+        sound = re.fullmatch(r"[\w.\-]+|[\da-f:.]+(%\w+)?", host.encode("idna").decode()) and (parts.port or 1) > 0
+        sound = sound and host not in ("http", "https", "none", "null", "undefined")
+        if sound and parts.scheme in ("http", "https") and text.isprintable() and not re.search(r"[\s?#,;]", text):
             path = re.sub(r"/((chat/)?completions|responses|models|embeddings|files|batches)/*$", "", parts.path)
             return f"{parts.scheme}://{parts.netloc}{path.rstrip('/') or '/v1'}"
     raise EmonbError(
-        f"OPENAI_BASE_URL: {scrub(given)!r} is no address of a server; write it up to and including /v1, such as "
+        f"OPENAI_BASE_URL: {scrub(said)[:99]!r} is no address of a server; write it up to and including /v1, such as "
         "http://localhost:8000/v1 or https://api.openai.com/v1"
     )
 
@@ -71,29 +79,40 @@ def server_address() -> str:
 def connect(settings: TripletSettings) -> openai.OpenAI:
     """The official SDK's client of the server that OPENAI_BASE_URL and OPENAI_API_KEY name.
 
-    A server on this machine is asked past any proxy. Raises `EmonbError` for no server, an odd key, or a proxy that
-    needs a package.
+    A server on this machine is asked past any proxy. Raises `EmonbError` for no server, an odd key, certificates that
+    are not there, or a proxy that cannot be used.
     """
-    key, base_url = os.environ.get("OPENAI_API_KEY", "").strip(), server_address()
+    key, base_url = given("OPENAI_API_KEY"), server_address()
     if not key and not base_url:
         raise EmonbError(
             "OPENAI_API_KEY is not set: export it (and OPENAI_BASE_URL for another server than OpenAI's), "
             "or write the triplets without a key: --annotator offline"
         )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise EmonbError("OPENAI_API_KEY holds blanks, line breaks or other odd characters; set it again, without")
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        if not re.fullmatch("[!-~]*", given(name)):
+            raise EmonbError(f"{name} holds blanks, line breaks or other odd characters; set it again, without")
     where = {"api_key": key or "none", "base_url": base_url or "https://api.openai.com/v1"}
-    host = urlsplit(where["base_url"]).hostname
+    proxies = _proxies(where["base_url"])
     try:
-        direct = host in ("localhost", "127.0.0.1", "::1", "0.0.0.0") or proxy_bypass(host)
-        client = openai.DefaultHttpxClient(trust_env=not direct)
-        patience = {"max_retries": settings.transport_retries, "timeout": settings.timeout_s}
-        return openai.OpenAI(**where, **patience, http_client=client)
-    except Exception as error:  # what the SDK's HTTP library, which differs by version, makes of the shell's proxies
-        names = ", ".join(f"{name}_proxy" for name in getproxies() if name != "no") or "proxy"
+        client = openai.DefaultHttpxClient(trust_env=proxies is not None)
+    except Exception as error:  # what the SDK's HTTP library, which differs by version, makes of the environment
+        if isinstance(error, OSError):
+            what = "SSL_CERT_FILE (or SSL_CERT_DIR): no certificates there"
+            raise EmonbError(f"{what} ({scrub(str(error))}); correct or unset it") from None
         remedy = "pip install 'httpx[socks]'" if isinstance(error, ImportError) else "correct it"
         remedy += ", unset it, or name the server in NO_PROXY"
+        names = ", ".join(f"{name}_proxy" for name in proxies or ()) or "proxy"
         raise EmonbError(f"{names}: this proxy cannot be used ({scrub(str(error))}); {remedy}") from None
+    patience = {"max_retries": settings.transport_retries, "timeout": settings.timeout_s}
+    return openai.OpenAI(**where, **patience, http_client=client)
+
+
+def _proxies(base_url: str) -> dict[str, str] | None:
+    """The environment's proxies, scheme -> address; None for a server that is asked past them."""
+    host = urlsplit(base_url).hostname
+    if host in ("localhost", "127.0.0.1", "::1", "0.0.0.0") or proxy_bypass(host):
+        return None
+    return {scheme: address for scheme, address in getproxies().items() if scheme != "no"}
 
 
 def _token_limits(sdk: openai.OpenAI) -> tuple[str, str]:
@@ -102,16 +121,28 @@ def _token_limits(sdk: openai.OpenAI) -> tuple[str, str]:
     return names if sdk.base_url.host.endswith("openai.com") else names[::-1]
 
 
-def _explained(error: Exception, sdk: openai.OpenAI) -> EmonbError:
+def _explained(error: Exception, sdk: openai.OpenAI, remedy: str = "") -> EmonbError:
     """What to tell the user of an error that ends the run, without key or path."""
-    remedy = _REMEDIES.get(getattr(error, "status_code", 0), "start again to go on")
-    return EmonbError(f"{sdk.base_url.host}: {_said_by(error)}; {remedy} (what was answered is saved)")
+    status, said = getattr(error, "status_code", 0), _said_by(error)
+    remedy = remedy or _REMEDIES.get(402 if _is_no_credit(error) else status, "start again to go on")
+    proxies = (_proxies(str(sdk.base_url)) or {}) if isinstance(error, openai.APIConnectionError) else {}
+    for scheme in proxies.keys() & {sdk.base_url.scheme, "all"}:
+        said += f", asked through {scheme.upper()}_PROXY {scrub(proxies[scheme])}"
+        remedy = "correct or unset it, or name the server in NO_PROXY"
+    return EmonbError(f"{sdk.base_url.host[:60]}: {said}; {remedy} (what was answered is saved)")
 
 
 def _said_by(error: Exception) -> str:
-    """The server's own words where there are any; else the SDK's or the connection's."""
-    words = dig(getattr(error, "body", None), "message")
-    return scrub(str(words or f"{error} ({type(error.__cause__ or error).__name__})"))
+    """The server's own words where there are any; else the SDK's and the connection's, or ours."""
+    words, cause = dig(getattr(error, "body", None), "message"), error.__cause__
+    return scrub(str(words or (f"{error} ({type(cause).__name__} {cause})" if cause else error)))
+
+
+def _is_no_credit(error: Exception) -> bool:
+    """Whether only money helps, not another try; some say so in the code, some in the type, some in words."""
+    said = " ".join(str(getattr(error, name, "")) for name in ("code", "type", "message"))
+    status = getattr(error, "status_code", 0)
+    return status == 402 or (400 <= status < 500 and bool(_NO_CREDIT.search(said)))
 
 
 # ---- one by one ----------------------------------------------------------------------------------------------------
@@ -203,9 +234,11 @@ class Online:
         """
         image_id, status = row["image_id"], getattr(error, "status_code", 0)
         self.attempts[image_id] += 1
-        no_credit = getattr(error, "code", None) == "insufficient_quota"
+        no_credit = _is_no_credit(error)
+        blind = status >= 400 and not self.answers.spent["answers"] and bool(_BLIND.search(_said_by(error)))
         refused = 400 <= status < 500 or isinstance(error, UnreadablePicture)  # nobody worked on it: not billed
-        if not refused or (status in (408, 409, 429) and not no_credit):  # it may pass
+        passing = not refused or status in (408, 409, 429)
+        if passing and not (no_credit or blind):
             self.lost += 0.0 if refused else self.answers.most_usd
             told = re.fullmatch(r"\d{1,6}(\.\d*)?", error.response.headers.get("retry-after", "")) if status else None
             pause = float(told[0]) if told else _BACKOFF * 2 ** min(self.attempts[image_id] - 1, 4)
@@ -222,10 +255,11 @@ class Online:
             self.answers.receive(row, replies, form, _said_by(error), filtered)
         # a server that answers others may refuse some images for good
         self.in_a_row += not again and (status not in (400, 413, 422) or not self.answers.spent["answers"])
-        nobody = type(error.__cause__).__name__ == "ConnectError" or isinstance(error, ValueError)
+        nobody = type(error.__cause__).__name__ in _NOBODY or isinstance(error, ValueError)
         nobody = nobody and not self.answers.spent["answers"] and self.attempts[image_id] >= _KNOCKS
-        if nobody or (not again and (no_credit or status in (401, 403, 404) or self.in_a_row >= _IN_A_ROW)):
-            raise _explained(error, self.sdk)
+        hopeless = no_credit or blind or status in (401, 403, 404) or self.in_a_row >= _IN_A_ROW
+        if nobody or (hopeless and not again):
+            raise _explained(error, self.sdk, _SEES_NOTHING if blind else "")
         return again
 
 
@@ -289,7 +323,7 @@ class Batches:
             if not self.answers.can_afford(reserved):
                 limit = _LIMIT.format(self.answers.max_cost)
                 break
-            asked = {"custom_id": _custom_id(row), "method": "POST", "url": _ENDPOINT}
+            asked = {"custom_id": custom_id(row), "method": "POST", "url": _ENDPOINT}
             line = json.dumps({**asked, "body": self.answers.requests(row, picture, form)[0]}).encode() + b"\n"
             if len(lines) == self.settings.batch_requests or size + len(line) > self.settings.batch_mb * 1e6:
                 self._submit(lines)
@@ -316,63 +350,75 @@ class Batches:
     def _fetched(self, patient: bool) -> bool:
         """Merge what is ready; with patience, wait for everything. Whether nothing is under way any more."""
         while self.open:
+            problems = list[EmonbError]()
             for batch in self.open:
-                self._look(batch)
+                try:
+                    self._look(batch)
+                except EmonbError as problem:  # what came of the others is merged first
+                    problems.append(problem)
+            if problems:
+                raise problems[0]
             if not patient:
                 break
             time.sleep(self.settings.batch_poll_s if self.open else 0)
         return not self.open
 
     def _look(self, batch: Record) -> None:
-        """If a batch is over, merge its answers; raises `EmonbError` if it was refused or cancelled."""
+        """If a batch is over, merge its answers; raises `EmonbError` if it was refused or cannot be read."""
         found = self.sdk.batches.retrieve(batch["batch_id"])
         if found.status not in ("completed", "expired", "cancelled", "failed"):
             return
         files = [file_id for file_id in (found.output_file_id, found.error_file_id) if file_id]
-        lines = b"\n".join(self.sdk.files.content(file_id).content for file_id in files).splitlines()
+        lines = [line for file_id in files for line in text_lines(self.sdk.files.content(file_id).content, "replace")]
         counts, refused = found.request_counts, found.status in ("cancelled", "failed")
         due = counts.completed + counts.failed if counts and not refused else 0
         if len(lines) < due:
             came = f"{len(lines):,} answers came, and not all" if lines else "its files are empty"
-            raise EmonbError(f"{batch['name']}: {came} of {due:,}; start again to fetch them")
-        self._merge(batch, lines)
+            raise StoppedEarly(f"{batch['name']}: {came} of {due:,}; start again to fetch them")
+        self._merge(batch, lines, whole=found.status == "completed" and bool(lines))
         if not lines and not refused:
             self.empty = f"{batch['name']} came back {found.status} without one answer; start again to ask anew"
         if refused:
             why = "; ".join(f"{error.code}: {error.message}" for error in (found.errors and found.errors.data) or [])
             raise EmonbError(f"{self.sdk.base_url.host}: {batch['name']} {found.status} ({scrub(why)}); start again")
 
-    def _merge(self, batch: Record, lines: list[bytes]) -> None:
-        """Judge the answers of a batch; a merge that was interrupted goes on where it was."""
+    def _merge(self, batch: Record, lines: list[str], whole: bool) -> None:
+        """Judge the answers of a batch; a merge that was interrupted goes on where it was.
+
+        `whole`: each image has to be there. Raises `StoppedEarly` where many images got neither an answer that can be
+        read nor an error: they are paid. The batch stays open, so that none of them is asked for again unasked.
+        """
         rejected = [record for _, record in json_lines(self.answers.path.with_suffix(REJECTED))]
         over = self.answers.done.keys() | {r["image_id"] for r in rejected if r.get("batch") == batch["name"]}
-        known = {_custom_id(row): row for row in self.answers.rows}
-        rows = {name: row for name, row in known.items() if row["image_id"] not in over}
+        rows = {custom_id(row): row for row in self.answers.rows}
         more = {"batch": batch["name"], "asked_of": batch["asked_of"], "prompt_sha256": batch["prompt_sha256"]}
-        once, odd = set[str](), Counter[str]()
-        for text in filter(None, map(bytes.strip, lines)):
-            line = None
-            with suppress(ValueError, RecursionError):
-                line = json.loads(text)
-            name = str(dig(line, "custom_id"))
-            if name in once or name not in known:
-                odd["repeat a custom id" if name in once else "are of no image of ours"] += 1
-                self.answers.keep(text)
+        found, odd, once = dict[str, tuple[Record | None, str]](), defaultdict[str, list[str]](list), set[str]()
+        for line in lines:
+            name, reply, error = read_batch_line(line)
+            if name in rows and name not in once:
+                found[name] = reply, error
+            else:
+                odd["repeat a custom id" if name in once else "are of no image of ours"].append(line)
             once.add(name)
-            if row := rows.pop(name, None):
-                replies, body = list[Record](), dig(line, "response", "body")
-                with suppress(ValueError):
-                    replies.append(read_reply(body))
-                why = f"status {dig(line, 'response', 'status_code')}: {json.dumps(body or dig(line, 'error'))}"
-                if not replies and "response_format" in why:
-                    self.answers.unread[batch["form"]] = math.inf
-                self.answers.receive(row, replies, batch["form"], "" if replies else why, **more)
-        for what, count in odd.items():
-            kept = self.answers.path.with_suffix(UNASSIGNED).name
-            self.say(f"{batch['name']}: {count:,} answers {what}; they are kept in {kept}")
+        kept, note = (self.answers.path.with_suffix(suffix).name for suffix in (UNASSIGNED, BATCHES))
+        for what, some in odd.items():
+            self.answers.keep(some)
+            self.say(f"{batch['name']}: {len(some):,} answers {what}; they are kept in {kept}")
+        absent = batch["images"] - len(found)
+        absent = absent if whole else min(absent, sum(map(len, odd.values())))
+        lost = absent + sum(not reply and not error for reply, error in found.values())
+        many = lost > max(2, batch["images"] / 10) or 2 * lost > batch["images"]
+        for name, (reply, error) in found.items():
+            row = rows[name]
+            if row["image_id"] in over or (many and not reply and not error):
+                continue
+            if not reply and "response_format" in error:
+                self.answers.unread[batch["form"]] = math.inf
+            problem = "" if reply else error or "its line cannot be read"
+            self.answers.receive(row, [reply] if reply else [], batch["form"], problem, **more)
+        if many:
+            raise StoppedEarly(
+                f"{batch['name']}: {lost:,} of its {batch['images']:,} images got no answer that can be read; start "
+                f"again to fetch it once more, or, to pay for these images again, remove it from {note}"
+            )
         self._note([other for other in self.open if other is not batch])
-
-
-def _custom_id(row: Record) -> str:
-    """Short and free of odd characters; the same in every run."""
-    return hashlib.sha256(row["image_id"].encode()).hexdigest()[:40]

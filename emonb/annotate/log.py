@@ -35,7 +35,8 @@ from emonb.triplets import Record
 
 BATCHES, UNASSIGNED = ".batches.json", ".unassigned.txt"  # beside `<dataset>.jsonl`; lines that belong to no image
 _NO_ANSWER, _UNREAD, _UNPARSABLE = "no answer", "not in the asked form", "unparsable"
-_USELESS = ("refused", "cut off", "empty")  # a next answer is likely to be the same
+_USELESS = ("refused", "cut off", "empty")  # a next answer is likely to be the same, whatever is asked
+REMEDY = "choose another model, or other settings of triplets, and start again (what was paid is kept)"
 _USELESS_IN_A_ROW = 8  # of one kind, in the order of arrival; ours: few enough to cost cents, with eight at a time
 _FORM_FAILURES = 3  # unread answers in a form that the server never managed, before the next form is tried
 
@@ -60,7 +61,7 @@ class Log:
         most, most_usd: tokens in and out that one request takes at most, and what these cost.
         spent: tokens of all paid `answers`, and their `usd` (NaN: a price is unknown).
         max_cost: USD that these may reach, infinity where the user said that there is no price.
-        useless: why asking on is of no use: the last answers of this run were all refused, cut off or empty; or "".
+        useless: why asking on is of no use: the last answers of this run failed all in the same way; or "".
     """
 
     form: str  # to ask in now
@@ -68,9 +69,12 @@ class Log:
     @classmethod
     @contextmanager
     def opened(cls, samples: pd.DataFrame, labels: Sequence[str], path: Path, *terms: Any) -> Iterator[Self]:
-        """The log of a dataset, locked and mended; raises `EmonbError` for a second writer or a damaged line."""
+        """The log of a dataset, locked and mended; raises `EmonbError` for a second writer or a damaged file."""
         with lock_answers(path):
-            for file in (path, path.with_suffix(room.REJECTED)):
+            files = [path, *map(path.with_suffix, (room.REJECTED, BATCHES, UNASSIGNED))]
+            for file in files:
+                _check_writable(file)
+            for file in files[:2]:
                 _mend(file)
             yield cls(samples, labels, path, *terms)
 
@@ -84,7 +88,7 @@ class Log:
         self.most_usd = asking.cost(self.price, *self.most, batch=batch)
         self.unread, self.spent, self.done = Counter[str](), Counter[str](), dict[str, Any]()
         self.max_cost = math.inf if settings.price == "none" else settings.max_cost
-        self.useless, self._alike = "", ("", 0)
+        self.useless, self._alike = "", (("", ""), 0)
 
     def is_missing(self, image_id: str) -> bool:
         """Whether an image is to be asked for."""
@@ -124,28 +128,33 @@ class Log:
         origin = {"source": "openai", "model": model, "created": now, "prompt_sha256": self.asked[1]}
         origin |= {"asked_of": self.asked[0], "answer_format": form, **more}
         usage = None
-        if replies:  # where the server does not count, the most that it can be
-            most = dict(zip(TOKENS, self.most, strict=True))
-            usage = {name: sum((reply["usage"] or most)[name] for reply in replies) for name in TOKENS}
+        if replies:
+            usage = {name: sum((reply["usage"] or self._most_usage)[name] for reply in replies) for name in TOKENS}
             usage |= {"batch": True} if self.batch else {}
         record = {"image_id": row["image_id"], "reason": reason, "detail": asking.scrub(detail)}
         record |= {"text": "\n\n".join(reply["text"] for reply in replies), **origin, "usage": usage}
-        self._write(row, None if reason else verdict, record)
         if reason != _NO_ANSWER:
-            self._alike = reason, self._alike[1] * (reason == self._alike[0]) + 1
-        if self._is_useless(reason) and self._alike[1] >= _USELESS_IN_A_ROW:
+            alike = self._alike[1] if self._alike[0] == (reason, form) else 0
+            self._alike = (reason, form), alike + self._is_useless(row, reason, form)
+        self._write(row, None if reason else verdict, record)
+        if self._alike[1] >= _USELESS_IN_A_ROW:
             said = f"{reason} ({asking.scrub(detail)})" if detail else reason
-            remedy = "choose another model, or other settings of triplets, and start again (what was paid is kept)"
-            self.useless = f"{_USELESS_IN_A_ROW} answers in a row were {said}; {remedy}"
+            self.useless = f"{_USELESS_IN_A_ROW} answers in a row were {said}; {REMEDY}"
 
-    def _is_useless(self, reason: str) -> bool:
+    def _is_useless(self, row: Record, reason: str, form: str) -> bool:
+        """Whether an answer rejected for this reason says that the next one will be, too."""
         return reason in _USELESS
+
+    @property
+    def _most_usage(self) -> dict[str, int]:
+        """Where the server does not count, the most that it can be."""
+        return dict(zip(TOKENS, self.most, strict=True))
 
     def _note_cost(self, record: Record) -> None:
         if usage := record.get("usage"):
-            tokens = {name: usage.get(name) or 0 for name in TOKENS}
+            tokens = asking.token_counts(usage) or self._most_usage
             price = asking.find_price(self.prices, _asked(record)[0])
-            usd = asking.cost(price, *tokens.values(), batch=bool(usage.get("batch")))
+            usd = asking.cost(price, *(tokens[name] for name in TOKENS), batch=bool(asking.dig(usage, "batch")))
             self.spent.update(answers=1, usd=usd, **tokens)
 
     @property
@@ -180,6 +189,9 @@ class Answers(Log):
             self._note_accepted([*group])
         for record in _records(path.with_suffix(room.REJECTED), "image_id", "reason"):
             self._note_rejected(record)
+        self._kept = set[str]()  # lines that belong to no image
+        if path.with_suffix(UNASSIGNED).is_file():
+            self._note_kept(asking.text_lines(path.with_suffix(UNASSIGNED).read_bytes(), "replace"))
 
     def check_fit(self) -> None:
         """Also for answers, or batches under way, of another model or prompt."""
@@ -221,11 +233,21 @@ class Answers(Log):
         triplets[1] |= {"usage": record["usage"], "key_elements": elements}  # there alone: a sum counts tokens once
         self.accept(triplets)
 
-    def keep(self, line: bytes) -> None:
+    def keep(self, lines: Sequence[str]) -> None:
         """Put what was paid for and belongs to no image on disk, once."""
-        path = self.path.with_suffix(UNASSIGNED)
-        if not path.is_file() or line not in path.read_bytes().splitlines():
-            _append(path, line.decode("utf-8", "backslashreplace") + "\n")
+        if new := [line for line in dict.fromkeys(lines) if line not in self._kept]:
+            _append(self.path.with_suffix(UNASSIGNED), "".join(f"{line}\n" for line in new))
+            self._note_kept(new)
+
+    def _note_kept(self, lines: Sequence[str]) -> None:
+        """What they cost; a second answer about an image of ours was not asked for."""
+        ours = {custom_id(row) for row in self.rows}
+        for line in lines:
+            name, reply, _ = asking.read_batch_line(line)
+            if reply and name not in ours:
+                usage = {**(reply["usage"] or self._most_usage), "batch": True}
+                self._note_cost({"asked_of": self.asked[0], "usage": usage})
+        self._kept.update(lines)
 
     def accept(self, *groups: list[Record]) -> None:
         """Append the triplets of an image, or of several; returns when they are on disk."""
@@ -245,6 +267,15 @@ class Answers(Log):
             return failure
         similar = self._seen.find(f"{answer.conversation}\n{answer.reasoning}")
         return ("near-duplicate", f"{similar[1]:.2f} like that of {similar[0]}") if similar else answer
+
+    def _is_useless(self, row: Record, reason: str, form: str) -> bool:
+        """Also one that fails a check although the model was told why its last one did: first tries say nothing yet.
+
+        Nor do unread ones while there is another form to be tried.
+        """
+        goes_on = reason == _UNREAD and self.settings.answer_format == "auto"
+        told = bool(self.tries[row["image_id"]]) or not self.settings.retries
+        return super()._is_useless(row, reason, form) or (bool(reason) and told and not goes_on)
 
     def _note_accepted(self, triplets: list[Record]) -> None:
         image_id, record = triplets[0]["image_id"], next((t for t in triplets if t["usage"]), triplets[-1])
@@ -319,10 +350,10 @@ class Emotions(Log):
         if same and record["reason"] != _NO_ANSWER:
             self.done[record["image_id"]] = record
 
-    def _is_useless(self, reason: str) -> bool:
+    def _is_useless(self, row: Record, reason: str, form: str) -> bool:
         """Also of a model that has named no emotion yet; how often one cannot be parsed is a result."""
         never = not any(record["emotion"] for record in self.done.values())
-        return super()._is_useless(reason) or (reason == _UNPARSABLE and never)
+        return (reason == _UNPARSABLE and never) or super()._is_useless(row, reason, form)
 
     def __str__(self) -> str:
         odd = sum(not record["emotion"] for record in self.done.values())
@@ -337,11 +368,23 @@ def emotion_records(path: Path) -> Iterator[Record]:
     return _records(path, "image_id", "reason", "emotion", "usd")
 
 
+_TYPES = {**dict.fromkeys(("image_id", "reason", "emotion", "answer_format"), str), "usd": float | int | None}
+_TYPES["seconds"] = float | int
+
+
 def _records(path: Path, *fields: str) -> Iterator[Record]:
     for where, record in room.json_lines(path):
         if not isinstance(record, dict) or not {*fields} <= record.keys():
             raise EmonbError(f"{where}: field {' or '.join(fields)} missing; delete the line")
+        for name in _TYPES.keys() & record.keys():
+            if not isinstance(record[name], _TYPES[name]):
+                raise EmonbError(f"{where}: field {name} is {str(record[name])[:40]!r}; delete the line")
         yield record
+
+
+def custom_id(row: Record) -> str:
+    """What an image is called in a batch: short and free of odd characters; the same in every run."""
+    return hashlib.sha256(row["image_id"].encode()).hexdigest()[:40]
 
 
 def _asked(record: Record) -> tuple[str, str]:
@@ -352,7 +395,7 @@ def _asked(record: Record) -> tuple[str, str]:
 def _append(path: Path, text: str) -> None:
     """One write, on disk when this returns; a disk that is full leaves no half line."""
     data = text.encode("utf-8", "backslashreplace")
-    with path.open("ab", buffering=0) as file:
+    with suppress(OSError), path.open("ab", buffering=0) as file:
         start = file.tell()
         with suppress(OSError):
             if file.write(data) == len(data):
@@ -362,13 +405,56 @@ def _append(path: Path, text: str) -> None:
     raise EmonbError(f"{path.parent.name}/{path.name}: cannot write; make room on the disk and start again")
 
 
+def _check_writable(path: Path) -> None:
+    """Before anything is paid: raise `EmonbError` for what is in the place of a file of ours, or is only read."""
+    why = "it is no file" if os.path.lexists(path) and not path.is_file() else ""
+    try:
+        if path.is_file():
+            path.open("ab").close()
+    except OSError as error:
+        why = error.strerror or str(error)
+    if why:
+        raise EmonbError(f"{path.parent.name}/{path.name}: cannot be written ({why}); move it away")
+
+
+# Of a paid answer, a line after which others are to come.
+_PART = re.compile(rb'(\{"image_id": "(?:[^"\\]|\\.)*", "kind": )"(?!reasoning").*"source": "openai"')
+
+
 def _mend(path: Path) -> None:
-    """Cut off what a killed run left half written at the end: a line, or one or two of an answer's three."""
-    if path.is_file():
-        *lines, _ = path.read_bytes().split(b"\n")
-        while lines and b'"source": "openai"' in lines[-1] and re.search(rb'"kind": "(?!reasoning")', lines[-1]):
+    """Cut off what a killed run left half written at the end: a line, or one or two of an answer's three.
+
+    A last line that lacks its end alone gets it. Raises `EmonbError` for a file in another form and leaves it alone:
+    an editor or a converter saved it so, and its answers are paid.
+    """
+    data = path.read_bytes().rstrip(b"\0") if path.is_file() else b""  # zeros: after a power cut
+    *lines, last = data.split(b"\n")
+    whole = _is_whole(last)
+    if whole is None or data.startswith(b"[") or not json.detect_encoding(data[:4]).startswith("utf-8"):
+        raise EmonbError(
+            f"{path.parent.name}/{path.name}: is not one JSON object a line in UTF-8, as emonb wrote it; save it so "
+            "or restore a copy (nothing was changed or paid)"
+        )
+    lines += [last] * whole
+    part = _PART.match(lines[-1]) if lines else None
+    if part and not any(line.startswith(part[1] + b'"reasoning"') for line in lines):  # else only sorted
+        while lines and lines[-1].startswith(part[1]):
             lines.pop()
-        os.truncate(path, sum(len(line) + 1 for line in lines))
+    size = sum(len(line) + 1 for line in lines)
+    if path.is_file():
+        os.truncate(path, min(size, len(data)))
+    if size > len(data):
+        _append(path, "\n")
+
+
+def _is_whole(line: bytes) -> bool | None:
+    """Whether a line without an end is a record, or the beginning of one, or none; None: it is something else."""
+    text = line.decode("utf-8-sig", "ignore").strip()
+    try:
+        record, end = json.JSONDecoder().raw_decode(text)
+        return True if isinstance(record, dict) and end == len(text) else None
+    except (ValueError, RecursionError):
+        return False if text[:1] in ("", "{") else None
 
 
 # ---- batches under way: `emonb.annotate.ask` -----------------------------------------------------------------------

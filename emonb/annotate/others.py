@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from emonb.annotate.log import Answers
-from emonb.annotate.request import dig, json_answer, parse_sections, without_thoughts
+from emonb.annotate.request import dig, json_answer, parse_sections, spoken, text_lines
 from emonb.data import parse_emotion
 from emonb.errors import EmonbError
 from emonb.files import visible, write_json
@@ -29,7 +29,6 @@ from emonb.triplets import Record, make_triplets, names_emotion
 
 _NAMES = ("image_id", "img_path", "image", "img")  # not `id`: EmoVIT cuts it to five characters
 _ASKS_WHY = re.compile(r"\b(why|explain|reason|evok|feel)", re.I)
-_TOKEN = re.compile(r"<image>|<\|[^|<>]{1,40}\|>")  # a VLM's processor would look for another picture there
 
 
 def import_triplets(
@@ -94,14 +93,14 @@ def import_triplets(
 
 def _rows(data: bytes) -> list[Any]:
     """The rows of a JSON file: a list, one a line, or a list inside an object; also fenced, with a comma too many."""
-    text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig").strip()
+    text = data.decode(json.detect_encoding(data)).strip()
     text = re.sub(r"\A```\w*", "", text).removesuffix("```").strip()
     try:
         content = json.loads(text, strict=False)
     except ValueError:
         with suppress(ValueError):
             if "\n" in text:
-                return [json.loads(line, strict=False) for line in text.splitlines() if line.strip()]
+                return [json.loads(line, strict=False) for line in text_lines(text.encode())]
         content = json.loads(re.sub(r",(\s*[}\]]\s*)(?=[,}\]]|\Z)", r"\1", text), strict=False)
     known = isinstance(content, dict) and not content.keys() & {*_NAMES}  # no row alone
     lists = [part for part in content.values() if isinstance(part, list)] if known else [content]
@@ -146,7 +145,6 @@ def _talk(row: Record) -> list[tuple[str, str, str]]:
 
 
 def _text(value: Any) -> str:
-    """Text that can be written as UTF-8, without thoughts and the marks of a VLM's template; "" for anything else."""
-    text = value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
-    text = _TOKEN.sub(" ", without_thoughts(text))
+    """Text that can be written as UTF-8, as far as it may be taught; "" for anything else."""
+    text = spoken(value.encode("utf-8", "replace").decode()) if isinstance(value, str) else ""
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
