@@ -126,7 +126,7 @@ class EmoVLMKD(nn.Module):
         save_adapter(self.seeing(), folder / "adapter")
         save_module(self.head, folder / "head.safetensors")
         save_module(self.gate, folder / "gate.safetensors")
-        files = ["config.json", "head.safetensors", "gate.safetensors"]
+        files = ["config.json", *(path.name for path in sorted(folder.glob("*.safetensors")))]  # also what it has seen
         files += [f"adapter/{path.name}" for path in sorted((folder / "adapter").iterdir())]
         digests = {file: _digest(folder, file, self.config) for file in files}
         write_json(folder / "config.json", {**self.config, "sha256": digests})

@@ -57,6 +57,7 @@ Trained = tuple[Any, list[dict[str, Any]], dict[str, Any]]  # net, training curv
 
 
 Tables = Mapping[str, pd.DataFrame]  # of each split: image_id, label and perhaps path
+KNOWN = 2048  # pictures by whose traits strangers are told: 4 kB a picture for a 1 k wide VLM; ours
 SHARD = 512  # pictures; ours: minutes of work for a 7B model, and a multiple of the usual batch sizes
 
 
@@ -621,14 +622,37 @@ def rows_of(file: Path, split: str, ids: Iterable[str]) -> list[int]:
 
 
 @stage("06_gate")
-def model(run: Run, dataset: str, *, adapter: Artifact, head: Artifact, gate: Artifact) -> Making:
-    """The assembled model of the first seed; also copied to `OUT/models/<dataset>`."""
+def model(
+    run: Run, dataset: str, *, samples: Artifact, features: Artifact, adapter: Artifact, head: Artifact, gate: Artifact
+) -> Making:
+    """The assembled model of the first seed, and what it has seen; also copied to `OUT/models/<dataset>`."""
+    from safetensors.torch import save_file
+
+    from emonb.show.opinions import SEEN
     from emonb.tuning import adapted
 
     config = _config(run, dataset, head)
     folder, _ = yield config
     with adapted(base_vlm(run), adapter.path) as tuned:
+        sources = [Source(tuned, features, samples, split) for split in ("train", "val")]
+        save_file(_seen(sources, run.settings.vlm.batch_size), folder / SEEN)
         assemble(tuned, head.path, gate.path, config).save_pretrained(folder)
+
+
+def _seen(sources: Sequence[Source], size: int) -> dict[str, Tensor]:
+    """By what `find_stranger` tells pictures unlike these: the traits of at most `KNOWN` of them, `size` at a time."""
+    import torch
+
+    from emonb.show.opinions import familiar_limit, traits
+
+    step, found = -(-sum(len(source.ids) for source in sources) // KNOWN), []
+    for source in sources:
+        rows = range(0, len(source.ids), step)
+        for some in (rows[i : i + size] for i in range(0, len(rows), size)):
+            visual = source([source.ids[row] for row in some])
+            found.append(traits([source.paths[row] for row in some], visual))
+    known, shapes = torch.cat(found), torch.cat([source.grid for source in sources]).unique(dim=0)
+    return {"known": known, "limit": torch.tensor(familiar_limit(known)), "shapes": shapes}
 
 
 def _config(run: Run, dataset: str, head: Artifact) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Opinions about a picture against the model's own numbers; which way the gate leaned; the head's map and its sum."""
+"""Opinions about a picture against the model's own numbers; strangers; the gate's lean; the head's map and its sum."""
 
 from __future__ import annotations
 
@@ -10,28 +10,37 @@ import numpy as np
 import pytest
 import torch
 from assembled import LABELS, assembled, picture, results
+from conftest import ROOT
 from families import FAMILIES, save_family
-from PIL import Image
+from PIL import Image, ImageOps
+from pipeline import DATASET
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from emonb.data import open_picture
 from emonb.errors import EmonbError
 from emonb.files import read_json, write_json
 from emonb.gate import GATES, make_gate
+from emonb.model import EmoVLMKD
 from emonb.predictions import MODELS as KNOWN
 from emonb.show.opinions import (
     MODELS,
+    SEEN,
+    distance_to,
     explain_head,
+    familiar_limit,
     find_stranger,
     find_teacher,
     gate_lean,
     opinions,
-    seen_before,
+    traits,
 )
-from emonb.store import Recipe, Store
 from emonb.vlm import VisualTokens, load_vlm, visual_tokens
+from emonb.world import draw_dataset
 
 KEYS = ["image", "emotion", "confidence", "models", "gate", "saliency", "key_elements", "reasons", "unfamiliar"]
-SEEN = {"train": 2000, "val": 300}
+SIZES = {"known": 2000, "new": 300}
+PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "oasis" / "images"
 THREE = ["joy", "anger", "sadness"]
 
 
@@ -88,37 +97,95 @@ def test_the_teacher_is_found_beside_its_model_and_knows_the_same_emotions(world
     assert find_teacher(out / "models" / "mini-fi", LABELS) is None
 
 
-def test_a_picture_unlike_those_of_training_is_told_by_distance_and_by_shape(world, tmp_path):
-    """Distances are Mahalanobis', by numpy; at most 1 % of val is told; without features nobody is."""
-    model, folder = world
-    rng, width = np.random.default_rng(0), model.seeing().width
-    features = {split: rng.normal(size=(n, width)) * np.linspace(1, 9, width) for split, n in SEEN.items()}
-    train, other = (torch.tensor(features[split]).float() for split in ("train", "val"))
-    distance, limit = seen_before(train, other)
-    gaps, inverse = features["val"] - features["train"].mean(0), np.linalg.inv(np.cov(features["train"].T))
-    expected = np.sqrt(np.einsum("ij,jk,ik->i", gaps, inverse, gaps))
-    np.testing.assert_allclose(distance(other), expected, rtol=1e-3)
-    assert (distance(other) > limit).sum() <= 0.01 * len(other)
-    assert (distance(3 * other) > limit).all()
+# ---- pictures that the models have not seen ------------------------------------------------------------------------
 
-    visual = visual_tokens(model.seeing(), [picture(), picture((192, 96))])
-    seen, near = visual.pooled()[0].numpy(), {"grid": visual.grid[:1].numpy()}
-    pooled = {split: seen + scale * rng.normal(size=(200, width)) for split, scale in (("train", 1), ("val", 1))}
 
-    def made(where, parts):
-        for split, values in pooled.items():
-            np.save(where / f"{split}.pooled.npy", values.astype(np.float16))
-            np.save(where / f"{split}.grid.npy", np.repeat(near["grid"], len(values), 0))
+def test_distances_are_to_the_nearest_in_units_of_the_spread():
+    """By numpy's inverse square root of the covariance; of new pictures of their kind about 1 % lie beyond."""
+    rng, scale = np.random.default_rng(0), np.linspace(1, 9, 20)
+    features = {split: rng.normal(size=(n, 20)) * scale for split, n in SIZES.items()}
+    known, new = (torch.tensor(features[split]) for split in ("known", "new"))
+    size, directions = np.linalg.eigh(np.cov(features["known"].T))
+    white = {split: x @ directions / np.sqrt(size) for split, x in features.items()}
+    expected = np.linalg.norm(white["new"][:, None] - white["known"][None], axis=-1).min(1)
+    distance, limit = distance_to(known), familiar_limit(known)
+    np.testing.assert_allclose(distance(new), expected, rtol=0.02)
+    assert 0 < (distance(new) > limit).sum() <= 0.02 * len(new)
+    assert (distance(9 * new) > limit).sum() > 0.9 * len(new)
+    flat = torch.nn.functional.pad(known, (0, 1))  # a number in which all are the same, and a picture that differs
+    assert distance_to(flat)(torch.nn.functional.pad(known[:1], (0, 1), value=2)) > familiar_limit(flat)
 
-    out = shutil.copytree(folder.parent.parent, tmp_path / "out")
-    assert find_stranger(out / "models" / "mini-fi") is None
-    Store(out / "artifacts").get("features", "mini-fi", Recipe(made, {}))
-    ask = find_stranger(out / "models" / "mini-fi")
-    same, wide = ask(visual)
-    assert same == ""
-    assert "not of their one shape" in wide
-    far = VisualTokens([tokens + 9 for tokens in visual.tokens], visual.grid)
-    assert "unlike the pictures that these models know: far from all" in ask(far)[0]
+
+@pytest.fixture(scope="module")
+def drawn(world, tmp_path_factory):
+    """Who tells strangers for a model of 300 drawn pictures, and 120 new drawn ones."""
+    folder = tmp_path_factory.mktemp("drawn")
+    table = draw_dataset("mini-fi", folder, {"train": 300, "val": 8, "test": 120})
+    paths = {split: [folder / path for path in rows["path"]] for split, rows in table.groupby("split")}
+    visual = visual_tokens(world[0].seeing(), paths["train"])
+    known = traits(paths["train"], visual)
+    seen = {"known": known, "limit": torch.tensor(familiar_limit(known)), "shapes": visual.grid.unique(dim=0)}
+    save_file(seen, folder / SEEN)
+    ask = find_stranger(folder)
+    return lambda pictures: ask(pictures, visual_tokens(world[0].seeing(), pictures)), paths["test"]
+
+
+def like_a_photograph(seed, side=96):
+    """Light from one side, on clouds of noise with the spectrum of nature: amplitudes fall with the frequency."""
+    rng, along = np.random.default_rng(seed), np.fft.fftfreq(side)
+    frequency = np.hypot(along[:, None], along[None]) + 1 / side
+    noise = np.fft.fft2(rng.normal(size=(3, side, side))) / frequency ** rng.uniform(0.9, 1.4)
+    clouds = np.fft.ifft2(noise).real.transpose(1, 2, 0) @ (np.eye(3) * 0.4 + 0.6 * rng.random((3, 3)))
+    light = np.linspace(-1, 1, side)[:, None, None] * rng.normal(size=3) * 40
+    pixels = rng.uniform(60, 200, 3) + light + clouds / clouds.std() * rng.uniform(15, 50)
+    return Image.fromarray(pixels.clip(0, 255).astype("uint8"))
+
+
+def share(said):
+    """Of the pictures that are warned of."""
+    return sum(map(bool, said)) / len(said)
+
+
+def test_drawn_pictures_are_known_and_what_looks_like_a_photograph_is_not(drawn):
+    ask, new = drawn
+    assert share(ask(new)) <= 0.03
+    strange = ask([like_a_photograph(seed) for seed in range(60)])
+    assert share(strange) >= 0.95
+    assert all(
+        x.startswith("unlike the pictures that these models know: far from all of them (") for x in strange if x
+    )
+    assert "not of their one shape" in ask([Image.open(new[0]).resize((192, 96))])[0]
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs are not beside the checkout")
+def test_photographs_and_their_squares_are_warned_of(drawn):
+    files = sorted(PHOTOGRAPHS.glob("*.jpg"))
+    whole = [open_picture(file) for file in files[:: len(files) // 60][:60]]
+    squares = [ImageOps.fit(one, (96, 96), Image.Resampling.BICUBIC) for one in whole]
+    cut = [ImageOps.fit(one, (min(one.size),) * 2).crop((80, 80, 176, 176)) for one in whole]
+    assert share(drawn[0](whole)) == 1
+    assert share(drawn[0](squares)) >= 0.95
+    assert share(drawn[0](cut)) >= 0.95
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (300, 2)])
+def test_the_smallest_pictures_have_traits(size):
+    visual = VisualTokens([torch.ones(1, 8)], torch.ones(1, 1))
+    assert traits([picture(size)], visual).isfinite().all()
+
+
+def test_a_model_keeps_what_it_has_seen_and_one_of_earlier_knows_nothing(world, tiny, tmp_path):
+    folder = tiny.run.out / "models" / DATASET
+    table = tiny.run.samples(DATASET, "test")
+    model, paths = EmoVLMKD.from_pretrained(folder), table["path"].tolist()
+    found = opinions(model, [open_picture(path) for path in paths], paths, stranger=find_stranger(folder))
+    assert share([opinion["unfamiliar"] for opinion in found]) < 0.5
+    assert len(load_file(folder / SEEN)["known"]) == sum(len(tiny.run.samples(DATASET, s)) for s in ("train", "val"))
+    copy = shutil.copytree(folder, tmp_path / "damaged")
+    (copy / SEEN).write_bytes((copy / SEEN).read_bytes()[:-1] + b"?")
+    with pytest.raises(EmonbError, match=rf"{SEEN}: damaged"):
+        EmoVLMKD.from_pretrained(copy)
+    assert find_stranger(world[1]) is None
 
 
 # ---- the gate's lean -----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import re
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -28,8 +29,8 @@ def world(tmp_path_factory):
         picture().save(path)
     table = pd.DataFrame({"path": paths, "label": [LABELS[i] for i in (0, 1, 1, 2)]})
     made = results(folder, model)
-    others = {"teacher": find_teacher(made, LABELS), "stranger": lambda visual: [""] * len(visual)}
-    return {"model": model, "others": others, "table": table}
+    others = {"teacher": find_teacher(made, LABELS), "stranger": lambda pictures, visual: [""] * len(visual)}
+    return {"model": model, "others": others, "table": table, "run": SimpleNamespace(out=folder), "dataset": made.name}
 
 
 @pytest.fixture
@@ -66,6 +67,14 @@ def test_a_file_of_ones_own_is_answered_and_its_name_is_text(world, names, capsy
     assert expected["reasons"].split()[0] in text
     assert text.count("[Image]") == 2
     assert names["upload"].value == (), "the same file can be chosen again"
+
+
+def test_no_map_is_drawn_over_a_picture_that_is_nothing_the_models_know(names, capsys):
+    names["others"] = {"stranger": lambda pictures, visual: ["unlike any"]}
+    upload(names, "a.png", png())
+    text = capsys.readouterr().out
+    assert "Careful, this picture is: unlike any" in text
+    assert text.count("[Image]") == 1
 
 
 @pytest.mark.parametrize("data", [b"no picture", b"", png()[:120]])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emonb.data import check_labels
@@ -20,16 +21,21 @@ from emonb.errors import EmonbError
 from emonb.files import read_json
 from emonb.store import Store
 from emonb.teacher import LAYOUT, load_network, network_input
+from emonb.vlm import shown
 
 if TYPE_CHECKING:
     from emonb.model import EmoVLMKD
-    from emonb.vlm import VisualTokens
+    from emonb.vlm import Picture, VisualTokens
 
 MODELS = {"VLM": "vlm_tuned", "ViT": "vit", "head": "head", "EmoVLM-KD": "emovlmkd"}  # as shown, as in predictions/
 _EVEN = 0.05  # logits; a smaller difference is called even: it moves a probability by about one in a hundred; ours
 
 Teacher = Callable[[Sequence[Image.Image]], Tensor]
-Stranger = Callable[["VisualTokens"], list[str]]
+Stranger = Callable[[Sequence[Image.Image], "VisualTokens"], list[str]]
+
+SEEN = "seen.safetensors"  # in a model's folder: `known` pictures' traits, their `limit`, their patch grids `shapes`
+_SMALL, _LEVELS = 96, (0.1, 0.25, 0.5, 0.75, 0.9)  # longest side in px; quantiles; ours
+_LEAST = 0.01  # of 0.001 to 0.03 the one with most photographs beyond the limit, over five drawn datasets; ours
 
 
 @torch.no_grad()
@@ -137,7 +143,7 @@ def opinions(
     scores = {"VLM": parts["vlm_p"].double(), "head": parts["head"].double().softmax(-1)}  # [B, C] each
     scores |= {"EmoVLM-KD": parts["logits"].double().softmax(-1)} | ({"ViT": teacher(pictures)} if teacher else {})
     words = [model.say(pictures, kind) if texts else [None] * len(names) for kind in ("conversation", "reasoning")]
-    strange, found = stranger(parts["visual"]) if stranger else [None] * len(names), []
+    strange, found = stranger(pictures, parts["visual"]) if stranger else [None] * len(names), []
     for i, (name, elements, reasons) in enumerate(zip(names, *words, strict=True)):
         models: dict[str, Any] = dict.fromkeys(MODELS)
         for who, p in scores.items():
@@ -151,39 +157,63 @@ def opinions(
     return found
 
 
-def seen_before(train: Tensor, val: Tensor) -> tuple[Callable[[Tensor], Tensor], float]:
-    """How far pooled features lie from those of training, and what 99 % of val stay below.
+def traits(pictures: Sequence[Picture], visual: VisualTokens) -> Tensor:
+    """[B, 2 D + 45] numbers in float16 by which a stranger is told: what its visual tokens and its texture are like.
 
-    The Mahalanobis distance (Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples"),
-    of all classes together: distance in units of the spread in each direction. Ours; not in the paper.
-
-    Args:
-        train, val: [N, D] and [M, D] features.
+    Mean and log deviation of each picture's D-wide tokens; and of the picture, at most 96 px long, quantiles of how
+    much neighbouring pixels differ, to the right, downwards and from a straight line. A tower trained on drawings
+    sees of one photograph in ten only what drawings have, too; grain and sharpness give that one away. Ours.
     """
-    parts = train.split(4096)  # in double precision all would be gigabytes
-    mean = sum(part.double().sum(0) for part in parts) / len(train)
-    spread = sum(x.T @ x for x in (part.double() - mean for part in parts)) / (len(train) - 1)
-    variance, directions = torch.linalg.eigh(spread)  # [D], [D, D]
-    whitened = directions / (variance.clamp(min=0) + 1e-6 * variance[-1]).sqrt()
+    found = []
+    for picture, seen in zip(pictures, visual.tokens, strict=True):
+        tokens = seen[:, : visual.width].float().cpu()
+        pixels = np.asarray(shown(picture, _SMALL), dtype=np.float32)  # [H, W, 3]
+        pixels = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), "edge")  # so that a line of pixels has differences, too
+        right, down = np.diff(pixels, axis=1), np.diff(pixels, axis=0)
+        bent = np.diff(right, axis=1)[1:-1] + np.diff(down, axis=0)[:, 1:-1]
+        steps = [np.quantile(np.abs(x).reshape(-1, 3), _LEVELS, axis=0).ravel() for x in (right, down, bent)]
+        deviation = tokens.std(0, correction=0) + 1e-3
+        found.append(torch.cat([tokens.mean(0), deviation.log(), torch.from_numpy(np.concatenate(steps)).log1p()]))
+    return torch.stack(found).half()
 
-    def distance(features: Tensor) -> Tensor:
-        return ((features - mean) @ whitened).norm(dim=1)
 
-    return distance, float(distance(val).quantile(0.99))
+def distance_to(known: Tensor) -> Callable[[Tensor], Tensor]:
+    """How far pictures ([M, F] `traits`) lie from the most alike of the known ones ([N, F]).
+
+    Lengths count in units of the known pictures' spread in that direction, or of a hundredth of their largest spread.
+    """
+    known = known.double()
+    centre = known.mean(0)
+    _, size, directions = torch.linalg.svd(known - centre, full_matrices=False)  # [K], [K, F]
+    spread = size / max(len(known) - 1, 1) ** 0.5
+    least = _LEAST * spread[0]
+    unit = (spread**2 + least**2).sqrt()
+    places = (known - centre) @ directions.T / unit  # [N, K]
+
+    def distance(pictures: Tensor) -> Tensor:
+        gaps = pictures.double() - centre
+        along = gaps @ directions.T
+        beside = (gaps - along @ directions).norm(dim=1) / least  # where the known have no spread at all
+        return torch.hypot(torch.cdist(along / unit, places).amin(1), beside)
+
+    return distance
+
+
+def familiar_limit(known: Tensor) -> float:
+    """What 99 % of new pictures of the known ones' kind stay below: each tenth of these is new to the other nine."""
+    tenth = torch.arange(len(known)) % 10
+    return float(torch.cat([distance_to(known[tenth != k])(known[tenth == k]) for k in tenth.unique()]).quantile(0.99))
 
 
 def find_stranger(folder: Path) -> Stranger | None:
-    """Why a picture is unlike all of those that the model of `OUT/models/<dataset>` was trained on; None: unknown."""
-    try:
-        made = _beside(folder, "features")
-    except EmonbError:
+    """Why a picture is unlike all of those that a model knows; None: a model that was saved without them."""
+    if not (folder / SEEN).is_file():
         return None
-    pooled = {split: torch.from_numpy(np.load(made / f"{split}.pooled.npy")) for split in ("train", "val")}
-    shapes = np.unique(np.load(made / "train.grid.npy"), axis=0).tolist()
-    distance, limit = seen_before(**pooled)
+    seen = load_file(folder / SEEN)
+    distance, limit, shapes = distance_to(seen["known"]), float(seen["limit"]), seen["shapes"].tolist()
 
-    def ask(visual: VisualTokens) -> list[str]:
-        said, far_away = [], distance(visual.pooled().half().float().cpu()).tolist()
+    def ask(pictures: Sequence[Image.Image], visual: VisualTokens) -> list[str]:
+        said, far_away = [], distance(traits(pictures, visual)).tolist()
         for far, grid in zip(far_away, visual.grid.tolist(), strict=True):
             why = [f"far from all of them ({far:.1f}; 99 % of new ones of their kind stay below {limit:.1f})"]
             why = why * (far > limit) + ["not of their one shape"] * (len(shapes) == 1 and [grid] != shapes)
