@@ -311,6 +311,18 @@ def seeds_alike(frame: pd.DataFrame) -> pd.Series:
     return answers.eq(answers.iloc[:, 0], axis=0).sum(axis=1)
 
 
+def how_alike(folder: Path) -> str:
+    """What `OUT/models/<dataset>` is of several pipelines, and on how many pictures they agree; or ""."""
+    file = folder.resolve().parents[1] / "predictions" / f"{folder.resolve().name}__emovlmkd.parquet"
+    try:
+        frame = read_predictions(file, split="test")
+    except EmonbError:
+        return ""
+    alike, seeds = seeds_alike(frame), frame["seed"].nunique()
+    share = f"which give the same answer to {(alike == seeds).mean():.0%} of the test pictures"
+    return f"the first of {seeds} pipelines, {share}" if seeds > 1 else ""
+
+
 def joined(files: Iterable[Path]) -> pd.DataFrame:
     """Prediction files of one model, of several seeds, under each other; `write_predictions` checks them."""
     frames = [pd.read_parquet(file) for file in files]

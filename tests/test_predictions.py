@@ -187,7 +187,7 @@ def test_joint_takes_the_first_seed_and_joins_by_name(predictions, table):
     assert pr.joint({}, "mini-fi").empty
 
 
-def test_an_average_pairs_seeds_and_a_picture_counts_the_seeds_that_say_the_same(predictions):
+def test_an_average_pairs_seeds_and_a_picture_counts_the_seeds_that_say_the_same(predictions, tmp_path):
     one = pr.test_rows(predictions, "mini-flickr", "head")
     twice = pd.concat([one, one.assign(repeat=1)], ignore_index=True)
     mean = pr.average(one.sample(frac=1, random_state=0), twice)
@@ -201,6 +201,12 @@ def test_an_average_pairs_seeds_and_a_picture_counts_the_seeds_that_say_the_same
     said = one.pivot(index="image_id", columns="seed", values="prediction")
     assert alike.tolist() == [1 + (row[0] == row[1]) + (row[0] == row[2]) for row in said.to_numpy()]
     assert 1 < alike.mean() < 3
+    pr.write_predictions(tmp_path / "predictions" / "d__emovlmkd.parquet", one)
+    share = f"{(alike == 3).mean():.0%}"
+    assert pr.how_alike(tmp_path / "models" / "d") == (
+        f"the first of 3 pipelines, which give the same answer to {share} of the test pictures"
+    )
+    assert pr.how_alike(tmp_path / "models" / "other") == ""
 
 
 def test_examples_are_what_they_say_and_repeat(table):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from emonb.data import ENDINGS, is_leftover, open_picture
 from emonb.errors import EmonbError, PassingTrouble, UnreadablePicture
 from emonb.files import visible
+from emonb.predictions import how_alike
 from emonb.progress import progress
 from emonb.settings import load_settings
 
@@ -44,7 +45,7 @@ def predict(
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # of loading the weights
-    _say(f"model: {visible(folder)}", sys.stderr)
+    _say(", ".join(filter(None, [f"model: {visible(folder)}", how_alike(folder)])), sys.stderr)
     model = EmoVLMKD.from_pretrained(folder)
     note = reasons_note(folder.resolve().parent.parent, folder.resolve().name) if reasons else ""
     others = {"teacher": find_teacher(folder, model.labels), "stranger": find_stranger(folder)}
