@@ -174,7 +174,7 @@ def alpha(predictions: Predictions, settings: Settings) -> pd.DataFrame:
 
     def divergence(dataset: str, model: str) -> dict[str, float]:
         kl = found[model].get(dataset, (np.nan,) * 3)
-        return {"alpha": alphas[model], **{f"kl{end}": x for end, x in zip(_ENDS, kl, strict=True)}}
+        return {"alpha": alphas[model], **{f"kl{end}": max(x, 0.0) for end, x in zip(_ENDS, kl, strict=True)}}
 
     rows = {model: f"alpha = {a:g}" for model, a in alphas.items()}
     return _table("alpha", predictions, settings, rows, "head", divergence)
@@ -374,7 +374,7 @@ def label_distribution(
     `metrics.label_distribution`, the probability of the model's answer (`surest`) and the raters' share of theirs.
     The first row gives every image the mean shares of the training images.
     """
-    rows, found = [], dict[tuple[str, str], dict[str, pd.DataFrame]]()
+    rows, options = [], (settings.report.bootstrap, settings.report.confidence)
     for dataset, frame in samples.items():
         labels, train = frame.attrs["labels"], frame.loc[frame["split"] == "train", "image_id"]
         shares = frame.set_index("image_id")[[f"share_{label}" for label in labels]]
@@ -388,24 +388,19 @@ def label_distribution(
             answers = answers[answers["image_id"].isin(shares.index)]
             theirs, own = shares.loc[answers["image_id"]].to_numpy(), pr.probabilities(answers)
             own = own if model else np.tile(mean, (len(answers), 1))
-            values = metrics.label_distribution(theirs, own)
-            values = values.assign(surest=own.max(axis=1), raters_surest=theirs.max(axis=1))
-            values = values.groupby([answers["image_id"].to_numpy(), answers["seed"].to_numpy()]).mean()
+            values = metrics.label_distribution(theirs, own).assign(surest=own.max(axis=1))
+            values = values.assign(raters_surest=theirs.max(axis=1)).groupby(answers["image_id"].to_numpy()).mean()
             name = model_name(model) if model else "mean of the training images' raters"
-            rows.append((dataset, {"row": model, "name": name, "n": answers["image_id"].nunique()}))
-            rows[-1][1]["seeds"] = answers["seed"].nunique()
+            row = {"row": model, "name": name, "dataset": dataset_title(dataset), "n": len(values)}
+            row["seeds"] = answers["seed"].nunique()
             for measure, x in values.items():
-                found.setdefault((model, measure), {})[dataset] = x.unstack()
-    means = {key: _intervals(by_dataset, settings) for key, by_dataset in found.items()}
-    for dataset, row in rows:
-        row["dataset"] = dataset_title(dataset)
-        for measure in dict.fromkeys(measure for _, measure in means):
-            ends = means[row["row"], measure][dataset]
-            row |= {f"{measure}{end}": x for end, x in zip(_ENDS, ends, strict=True)}
-    table = pd.DataFrame([row for _, row in rows])
+                ends = measure, f"{measure}_low", f"{measure}_high"
+                row |= dict(zip(ends, metrics.mean_interval(x, *options), strict=True))
+            rows.append(row)
+    table = pd.DataFrame(rows)
     table.attrs["caption"] = (
         "Models against the raters' distributions on test images: kl and js in nats, top2 in %; intervals over images "
-        "and seeds."
+        "alone, of the mean over seeds and repeats."
     )
     return table
 
