@@ -46,7 +46,7 @@ def test_tables_set_printed_beside_computed():
     assert paper["parameters"].tail(3).tolist() == [86_096_648, 23_524_424, 134_293_320], "ViT-B, ResNet-50, VGG-16"
     own = table[table["system"] == "this run: stand-in"].set_index("part")
     assert 5e5 < own.loc["VLM: all", "parameters"] < 5e6
-    assert {"vit", "resnet", "vgg"} <= set(own.index)
+    assert {"ViT", "ResNet", "VGG"} <= set(own.index)
     assert own["paper"].isna().all()
     published = cost.parameter_table(load_settings("paper")).set_index("part")
     assert len(published) == 12 + 9, "the paper's own model is no other"

@@ -74,7 +74,7 @@ def wheel(tmp_path_factory):
     """A wheel, built without a network and without traces in the checkout."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     junk = shutil.ignore_patterns("__pycache__", "*.egg-info", ".ipynb_checkpoints")
-    for folder in ("emonb", "notebooks"):
+    for folder in ("emonb", "notebooks", "docs"):
         shutil.copytree(ROOT / folder, source / folder, ignore=junk)
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
@@ -90,6 +90,7 @@ def test_the_wheel_holds_all_that_a_run_reads_and_is_small(wheel):
     there |= {ROOT / "emonb" / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS}
     assert {str(path.relative_to(ROOT)) for path in there} - packed == set()
     assert {"emonb/resources/base/model.safetensors", "emonb/resources/networks/vit.safetensors"} <= packed
+    assert "emonb/docs/glossary.md" in packed, "the words that pages explain"
 
 
 AS_IN_THE_PAPER = """
