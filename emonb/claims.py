@@ -27,6 +27,7 @@ from emonb.settings import Settings
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 _MARGIN = 1.0  # points of accuracy that "not worse" allows (C4, C7); our choice
 _TINY = 1.0  # percent of all parameters that counts as tiny; our choice
+RESAMPLINGS = 20  # of a run's own images and pipelines; our choice
 
 
 class Comparison(NamedTuple):
@@ -154,7 +155,7 @@ def comparisons(samples: Samples, settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "p", "n", "seeds"]).astype({"n": "Int64", "seeds": "Int64"})
 
 
-def shares(samples: Samples, settings: Settings, resamplings: int = 20) -> pd.Series:
+def shares(samples: Samples, settings: Settings, resamplings: int = RESAMPLINGS) -> pd.Series:
     """How often each verdict comes out: percent of resamplings, by claim, dataset and verdict.
 
     Test images and pipelines are drawn again with replacement, the same ones for all comparisons of a dataset. Our

@@ -67,7 +67,7 @@ def _terms(no_price: bool, **given: Any) -> dict[str, Any]:
     """What of the settings of triplets is given: the terms on which a paid model is asked."""
     if no_price and given["price"]:
         raise EmonbError("--price, --no-price: contradict each other; leave out one of them")
-    if (given["model"] or "").isspace():
+    if given["model"] is not None and not given["model"].strip():
         raise EmonbError("--model: is blank; name a vision model that the server has")
     given["price"] = given["price"] or ("none" if no_price else None)
     return {name: value for name, value in given.items() if value not in (None, "")}
@@ -103,7 +103,7 @@ def run(
     from emonb.headless import run as run_notebooks
 
     terms = _terms(
-        model=given.pop("ask"), **{n: given.pop(n) for n in ("no_price", "max_cost", "price", "concurrency")}
+        model=given.pop("ask") or None, **{n: given.pop(n) for n in ("no_price", "max_cost", "price", "concurrency")}
     )
     if terms and not ask:
         raise EmonbError(f"--{min(terms).replace('_', '-')}: is about a served model; name it with --ask MODEL")
@@ -158,7 +158,6 @@ def triplets(
 
     if estimate and import_file:
         raise EmonbError("--estimate, --import: contradict each other; leave out one of them")
-    model = " " if model == "" else model  # no default was meant
     changes = {"annotator": annotator, "max_cost": max_cost, "concurrency": concurrency, "model": model}
     changes = _terms(no_price, price=price, **changes)
     given = {"profile": profile, "datasets": dataset, "images": images, "out": out}

@@ -28,7 +28,6 @@ _COLUMNS = ["row", "name", "dataset", "paper_dataset", "paper", "paper_source", 
 _COLUMNS += ["ci_low", "ci_high", "n", "seeds", "gain", "gain_low", "gain_high"]
 LEVELS = {"chance": "always the most frequent emotion", "ceiling": "ceiling set by label noise"}
 _NOTHING = metrics.Estimate(np.nan, np.nan, np.inf, None, None)  # of a model that is not there
-_ENDS = ("", "_low", "_high")
 _UNEVEN = 1.5  # largest class over smallest above which accuracy alone misleads; ours
 
 
@@ -118,12 +117,13 @@ def depth(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     Extra columns: `alone, alone_low, alone_high`, accuracy of that head without a gate.
     """
     heads = {head_model(settings.distill, hidden=hidden): str(list(hidden)) for hidden in settings.distill.depths}
-    right = {head: {d: hits_by_seed(test_rows(predictions, d, head)) for d in settings.datasets} for head in heads}
-    alone = {gated(head): _intervals(hits, settings) for head, hits in right.items()}
+    alone = {}
+    for head in heads:
+        hits = {d: 100 * hits_by_seed(test_rows(predictions, d, head)) for d in settings.datasets}
+        alone[gated(head)] = _intervals(hits, settings)
 
     def without_gate(dataset: str, model: str) -> dict[str, float]:
-        found = alone[model].get(dataset, (np.nan,) * 3)
-        return {f"alone{end}": 100 * x for end, x in zip(_ENDS, found, strict=True)}
+        return _with_ends("alone", alone[model].get(dataset, (np.nan,) * 3))
 
     rows = {gated(head): name for head, name in heads.items()}
     table = _table("depth", predictions, settings, rows, "emovlmkd", without_gate)
@@ -174,7 +174,7 @@ def alpha(predictions: Predictions, settings: Settings) -> pd.DataFrame:
 
     def divergence(dataset: str, model: str) -> dict[str, float]:
         kl = found[model].get(dataset, (np.nan,) * 3)
-        return {"alpha": alphas[model], **{f"kl{end}": max(x, 0.0) for end, x in zip(_ENDS, kl, strict=True)}}
+        return {"alpha": alphas[model], **_with_ends("kl", [max(x, 0.0) for x in kl])}
 
     rows = {model: f"alpha = {a:g}" for model, a in alphas.items()}
     return _table("alpha", predictions, settings, rows, "head", divergence)
@@ -271,6 +271,11 @@ def _intervals(samples: Mapping[str, pd.DataFrame], settings: Settings) -> dict[
     """By dataset: mean of values [images, seeds], with its interval over both."""
     found = metrics.crossed_estimates({d: x.to_numpy() for d, x in samples.items() if not x.empty})
     return {d: (one.value, *one.interval((1 - settings.report.confidence) / 2)) for d, one in found.items()}
+
+
+def _with_ends(name: str, interval: Sequence[float]) -> dict[str, float]:
+    """A value and the ends of its interval as columns of a table."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))
 
 
 def _hits(predictions: Predictions, whole: Mapping[str, pd.Index], model: str) -> dict[str, pd.DataFrame]:
@@ -394,8 +399,7 @@ def label_distribution(
             row = {"row": model, "name": name, "dataset": dataset_title(dataset), "n": len(values)}
             row["seeds"] = answers["seed"].nunique()
             for measure, x in values.items():
-                ends = measure, f"{measure}_low", f"{measure}_high"
-                row |= dict(zip(ends, metrics.mean_interval(x, *options), strict=True))
+                row |= _with_ends(measure, metrics.mean_interval(x, *options))
             rows.append(row)
     table = pd.DataFrame(rows)
     table.attrs["caption"] = (

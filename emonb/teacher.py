@@ -83,11 +83,11 @@ def build_network(
         raise EmonbError(f"setting teacher.networks: timm has no {'weights' if pretrained else 'model'} of {name!r}")
     if name.startswith("vit"):
         kwargs.setdefault("img_size", image_size)
-    try:
-        if not pretrained:
+    if not pretrained:
+        try:
             return timm.create_model(name, num_classes=classes, **kwargs)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise EmonbError(f"setting teacher.networks ({name}): timm cannot build it so: {error}") from None
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise EmonbError(f"setting teacher.networks ({name}): timm cannot build it so: {error}") from None
     try:
         hub = {"repo_id": known.hf_hub_id, "filename": "model.safetensors", "local_files_only": hub_offline()}
         state = load_state_dict(str(weights_of(weights, name)) if weights else hf_hub_download(**hub))

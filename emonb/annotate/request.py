@@ -145,9 +145,8 @@ def token_counts(usage: Any) -> dict[str, int] | None:
     counts = {name: dig(usage, name) for name in TOKENS}
     sound = all(isinstance(n, int) and 0 <= n < 10**9 for n in counts.values()) and any(counts.values())
     if sound and isinstance(total := dig(usage, "total_tokens"), int) and total < 10**9:
-        counts["completion_tokens"] = max(
-            counts["completion_tokens"], total - counts["prompt_tokens"]
-        )  # some leave out
+        answered = total - counts["prompt_tokens"]  # some leave out thoughts in the count of their own
+        counts["completion_tokens"] = max(counts["completion_tokens"], answered)
     return counts if sound else None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import fnmatch
 import hashlib
-import inspect
 from collections.abc import Callable, Mapping
 from itertools import groupby, product
 from pathlib import Path
@@ -22,7 +21,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from emonb import predictions as pr
-from emonb.claims import shares
+from emonb.claims import RESAMPLINGS
 from emonb.files import atomic_write, claim_folder, read_json, resource, resource_path, visible
 from emonb.settings import Settings
 from emonb.show.explorer import explorer_html
@@ -110,7 +109,7 @@ def write_report(out: Path) -> list[str]:
         where="drawn pictures" if all(drawn) else " and ".join(datasets),
         wholes={row["claim"]: row for rows in judged for row in rows if row["dataset"] == "all"},
         averages=[row for row in averages if pd.notna(row.get("gain"))],
-        resamplings=inspect.signature(shares).parameters["resamplings"].default,
+        resamplings=RESAMPLINGS,
         facts=run and results.safe("the facts of the run", _facts, run),
         sections=sections,
         chart={model: (pr.model_name(model), pr.model_color(model) or "#777777", marks[model]) for model in shown},
