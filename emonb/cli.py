@@ -162,6 +162,9 @@ def triplets(
     changes = _terms(no_price, price=price, **changes)
     given = {"profile": profile, "datasets": dataset, "images": images, "out": out}
     settings, stopped = load_settings(**given, triplets=changes), ""
+    if len(settings.datasets) != 1:
+        raise EmonbError(f"--dataset {dataset!r}: name one dataset")
+    dataset = settings.datasets[0]  # of two readings of Emotion6 that of the profile
     terms = settings.triplets
     if paid := terms.annotator in ("batch", "openai") and not (estimate or import_file):
         annotate.check_server(terms)
@@ -173,7 +176,7 @@ def triplets(
         typer.echo(estimate_text(*asked, batch=batch))
         return
     if import_file:
-        import_triplets(Path(import_file), *asked, say=typer.echo)
+        import_triplets(_path(import_file), *asked, say=typer.echo)
     elif paid:
         stopped = annotate.write_triplets(*asked, batch=batch, patient=patient, say=typer.echo)
         if not has_paid_answers(path):
@@ -343,15 +346,12 @@ _REMEDIES = {
 
 def _say(error: EmonbError | OSError) -> None:
     """Tell of a user's mistake, or of what the system refuses, in a line; raise again what is neither."""
-    from emonb.files import visible
-
-    said = str(error)
     if isinstance(error, OSError):
         if not error.filename and error.errno not in _REMEDIES:
             raise error
         where, remedy = error.filename or "a file", _REMEDIES.get(error.errno, "name another file or folder")
-        said = f"{visible(where)}: cannot be read or written ({error.strerror or error}); {remedy}"
-    print(f"emonb: {said}", file=sys.stderr)
+        error = EmonbError(f"{where}: cannot be read or written ({error.strerror or error}); {remedy}")
+    print(f"emonb: {error}", file=sys.stderr)
 
 
 def main() -> None:

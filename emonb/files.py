@@ -37,14 +37,14 @@ def make_folder(path: Path) -> Path:
         probe.unlink(missing_ok=True)  # another thread has looked, too
     except (OSError, RecursionError) as error:  # the latter of a thousand folders in each other
         reason = getattr(error, "strerror", None) or error
-        raise EmonbError(f"{visible(path)}: cannot write ({reason}); choose another folder with OUT (--out)") from None
+        raise EmonbError(f"{path}: cannot write ({reason}); choose another folder with OUT (--out)") from None
     return path
 
 
 def results_folder(path: Path) -> Path:
     """The folder of a run; raises `EmonbError` for one that is not there, or is none."""
     if not (path / "run.json").is_file():
-        raise EmonbError(f"{visible(path)}: no results folder; make one with: python -m emonb run")
+        raise EmonbError(f"{path}: no results folder; make one with: python -m emonb run")
     return path
 
 
@@ -63,10 +63,10 @@ def refuse_foreign(path: Path, option: str, ours: bool = False) -> None:
     `ours`: it is known to be; `option`: how people name another.
     """
     there = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    others = [visible(name) for name in there if not _NOTHING.fullmatch(name)]
+    others = [name for name in there if not _NOTHING.fullmatch(name)]
     if others and not (ours or _is_ours(path)):  # looked at last: others may be making it just now
         what = f"holds {', '.join(others[:3])}{', ...' * (len(others) > 3)} and nothing of emonb"
-        raise EmonbError(f"{visible(path)}: {what}; choose a new or empty folder with {option}")
+        raise EmonbError(f"{path}: {what}; choose a new or empty folder with {option}")
 
 
 def _is_ours(path: Path) -> bool:
@@ -109,7 +109,7 @@ def read_text(path: Path, otherwise: str = "") -> str:
         wrong = f"{byte} is no {encoding.upper()}, perhaps Latin-1; save the file as UTF-8"
     except OSError as error:
         wrong = f"cannot be read ({error.strerror}); correct the file's name or its permissions"
-    raise EmonbError(f"{visible(path)}: {wrong}")
+    raise EmonbError(f"{path}: {wrong}")
 
 
 def read_json(path: Path, remedy: str = "delete it and run again") -> Any:
@@ -120,7 +120,7 @@ def read_json(path: Path, remedy: str = "delete it and run again") -> Any:
         return json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         why = "it is a web page" if content.lstrip().startswith(b"<") else getattr(error, "strerror", None) or error
-        raise EmonbError(f"{visible(path)}: cannot be read as JSON ({why}); {remedy}") from None
+        raise EmonbError(f"{path}: cannot be read as JSON ({why}); {remedy}") from None
 
 
 class _EachKeyOnce(yaml.SafeLoader):
@@ -142,8 +142,8 @@ def read_yaml(path: Path, remedy: str = "correct the file") -> Any:
     except Exception as error:  # besides YAML's own what a value meets, such as a 13th month or a bottomless nest
         mark, about = getattr(error, "problem_mark", None), [getattr(error, n, "") for n in ("context", "problem")]
         line = f"line {mark.line + 1}: " if mark else ""
-        why = visible(" ".join((", ".join(filter(None, about)) or str(error)).split()))[:200]
-        raise EmonbError(f"{visible(path)}: {line}not valid YAML ({why}); {remedy}") from None
+        why = " ".join((", ".join(filter(None, about)) or str(error)).split())[:200]
+        raise EmonbError(f"{path}: {line}not valid YAML ({why}); {remedy}") from None
 
 
 def file_digest(path: Path) -> str:
@@ -212,11 +212,3 @@ def _say_no_flock() -> None:
     if os.environ.get("EMONB_HEADLESS") != "1":
         said = "no file locks here (flock): marker files take their place; one machine at a time"
         print(f"emonb: {said}", file=sys.stderr)
-
-
-def visible(text: object) -> str:
-    """A name or a model's text that cannot steer a terminal or a page: what does not print becomes an escape.
-
-    Control and format characters, such as those that turn the direction of writing, and bytes that are no UTF-8.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))

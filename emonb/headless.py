@@ -35,8 +35,8 @@ from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
 from emonb import annotate
-from emonb.errors import EmonbError, PassingTrouble, StoppedEarly
-from emonb.files import atomic_write, claim_folder, file_digest, locked, read_json, visible, write_json
+from emonb.errors import EmonbError, PassingTrouble, StoppedEarly, visible
+from emonb.files import atomic_write, claim_folder, file_digest, locked, read_json, write_json
 from emonb.machine import git_state, hub_offline, library_versions, lock_state, machine
 from emonb.pipeline import dataset_folder
 from emonb.predictions import is_ours, load_all, read_review
@@ -71,9 +71,9 @@ class NotebookFailed(EmonbError):
 
     def __init__(self, source: Path, target: Path, cell: str, what: str) -> None:
         super().__init__(
-            f"notebook {source.stem} failed in {cell}\n  {what[:2000]}\n"
-            f"  executed copy, marked where it stopped: {target}\n"
-            "  the next run goes on from the finished results"
+            *f"notebook {source.stem} failed in {cell}\n  {what[:2000]}".split("\n"),
+            f"  executed copy, marked where it stopped: {target}",
+            "  the next run goes on from the finished results",
         )
         self.reason = f"{cell}: {' '.join(what.split())[:300]}"
 
@@ -123,7 +123,7 @@ def run(
     chosen = [source for source in sources if not wanted or source.stem.startswith(wanted)]
     if not chosen:
         there = ", ".join(source.stem[:2] for source in sources) or "none"
-        raise EmonbError(f"notebooks {notebooks or 'all'}: there is {there} in {visible(place)}")
+        raise EmonbError(f"notebooks {notebooks or 'all'}: there is {there} in {place}")
     results = claim_folder(settings.out_path)
     busy = f"{results}: another run is writing here; wait for it or choose another OUT"
     environment = {

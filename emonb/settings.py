@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from emonb.errors import EmonbError
-from emonb.files import read_yaml, resource_path, visible
+from emonb.files import read_yaml, resource_path
 
 DRAWN_SCENES = "drawn-scenes"  # the networks' weights shipped with emonb, as "stand-in" is the VLM's
 SPLITS = ("train", "val", "test")  # of every dataset, in this order
@@ -384,7 +384,7 @@ def check_dataset_name(name: str) -> None:
         or re.search(r"""[/\\:*?"<>|,;{}[\]#%$`]|__|--|^[\W_]|[-_. ]$""", name)
     ):
         raise ValueError(
-            f"dataset {visible(name)!r} would break names of files, or means the mean over all: begin with a "
+            f"dataset {name!r} would break names of files, or means the mean over all: begin with a "
             'letter or digit, use no __ or -- and none of / \\ : * ? " < > | , ; { } [ ] # % $ `; '
             "rename its folder, or import it under another --name"
         )
@@ -453,9 +453,9 @@ def load_settings(profile: str = "mini", **overrides: Any) -> Settings:
     except ValidationError as error:
         wrong = []
         for one in error.errors()[:3]:
-            key, what = visible(".".join(map(str, one["loc"])))[:80], one["msg"].removeprefix("Value error, ")
+            key, what = ".".join(map(str, one["loc"]))[:80], one["msg"].removeprefix("Value error, ")
             wrong.append(f"{key}: {what} (found {_SHORT.repr(one['input'])[:100]})")
-        raise EmonbError(f"profile {visible(profile)}: invalid settings: {'; '.join(wrong)}") from None
+        raise EmonbError(f"profile {profile}: invalid settings: {'; '.join(wrong)}") from None
 
 
 def _read_profile(profile: str) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from emonb.files import file_digest, read_json
 from emonb.machine import cores, get_device, hub_offline, is_main, process_count, wait_for_all
 from emonb.progress import progress
 from emonb.settings import DRAWN_SCENES, NetworkSettings, weights_of
-from emonb.training import Best, load_checkpoint, mixed_seed, save_checkpoint
+from emonb.training import Best, load_checkpoint, mixed_seed, save_checkpoint, warn_if_short
 
 LAYOUT = {"memory_format": torch.channels_last}  # a sixth to a quarter faster for the convolutions on 2 CPU cores
 CACHE_BYTES = 512 * 2**20  # decoded pictures are kept only while they fit here; larger sets are streamed
@@ -272,6 +273,8 @@ def train_network(
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
     stepper = kind(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    classifier = [p for p in net.parameters() if p.ndim > 1][-1:]  # it alone starts at random where weights are known
+    warn_if_short(nn.ParameterList(classifier), lr, epochs * math.ceil(len(train) / batch_size), "classifier")
     best, first = Best(net), 1
     if state := load_checkpoint(checkpoint, device):
         net.load_state_dict(state["net"])

@@ -289,26 +289,31 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path.parent.name}/{path.name}, line {number}"
+            if not line.strip():
+                continue
             try:
-                if line.strip():
-                    yield where, json.loads(line)
+                record = json.loads(line)
             except ValueError as error:
                 if line.endswith(b"\n"):
                     reason = getattr(error, "msg", "not UTF-8")
                     raise EmonbError(f"{where}: not JSON ({reason}); delete the line and run again") from None
+                continue
+            if not isinstance(record, dict):
+                what = f"holds {str(record)[:40]!r}, where one object a line belongs"
+                raise EmonbError(f"{where}: {what}; move the file away, and import it: --import")
+            yield where, record
 
 
 def triplet_lines(path: Path) -> Iterator[Record]:
     """Validated triplets of a file; raises `EmonbError` naming file, line and field, also for one that is twice."""
     seen: set[int] = set()  # hashes: a third of the memory of the names
     for where, triplet in json_lines(path):
-        fields = triplet if isinstance(triplet, dict) else {}
-        texts = {name: fields.get(name) for name in ("image_id", "instruction", "response")}
-        key = hash(str((texts["image_id"], fields.get("kind"))))
+        texts = {name: triplet.get(name) for name in ("image_id", "instruction", "response")}
+        key = hash(str((texts["image_id"], triplet.get("kind"))))
         problems = [
-            *(f"field {name!r} missing" for name in FIELDS if name not in fields),
+            *(f"field {name!r} missing" for name in FIELDS if name not in triplet),
             *(f"field {name!r} is empty" for name, text in texts.items() if not str(text or "").strip()),
-            *([] if fields.get("kind") in KINDS else [f"field 'kind' is {fields.get('kind')!r}"]),
+            *([] if triplet.get("kind") in KINDS else [f"field 'kind' is {triplet.get('kind')!r}"]),
             *(["occurs twice"] if key in seen else []),
         ]
         if problems:

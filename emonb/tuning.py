@@ -18,7 +18,7 @@ from transformers import get_scheduler
 from emonb.errors import EmonbError
 from emonb.machine import get_device, is_main, process_count, process_index
 from emonb.progress import progress
-from emonb.training import load_checkpoint, mixed_seed, save_checkpoint
+from emonb.training import load_checkpoint, mixed_seed, save_checkpoint, warn_if_short
 from emonb.vlm import VLM, VisualTokens, answer_ids, make_batch, prompt_ids
 
 IGNORE = -100  # torch's cross-entropy leaves these targets out
@@ -212,6 +212,8 @@ def tune(
     if gradient_checkpointing:
         vlm.model.enable_input_require_grads()
         vlm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    random = [p for name, p in vlm.model.named_parameters() if "lora_A" in name]  # B starts at zero
+    warn_if_short(nn.ParameterList(random), lr, len(plan), "LoRA")
     weights = [p for p in vlm.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     warmup = math.ceil(warmup_ratio * len(plan))

@@ -98,14 +98,14 @@ class Killed(BaseException):
 
 
 STEPS = [  # function, at which call, whether before it
-    ("emonb.annotate.ask.Batches._note", 2, False),  # noted, nothing sent
+    ("emonb.annotate.ask.Batches.note", 2, False),  # noted, nothing sent
     ("openai.resources.files.Files.create", 2, False),  # a file is uploaded
     ("openai.resources.batches.Batches.create", 2, True),
     ("openai.resources.batches.Batches.create", 2, False),  # a batch is made, not yet noted
-    ("emonb.annotate.ask.Batches._submit", 3, False),
+    ("emonb.annotate.ask.Batches.submit", 3, False),
     ("emonb.annotate.log.Answers.receive", 5, False),  # some answers are merged
-    ("emonb.annotate.ask.Batches._merge", 2, True),
-    ("emonb.annotate.ask.Batches._merge", 2, False),
+    ("emonb.annotate.ask.Batches.merge", 2, True),
+    ("emonb.annotate.ask.Batches.merge", 2, False),
 ]
 
 
@@ -274,6 +274,17 @@ def test_what_is_gone_at_the_server_is_said(small, server):
     server.batches.clear()
     with pytest.raises(EmonbError, match=r"no such object.* is to be removed from <dataset>.batches.json"):
         ask(small)
+
+
+def test_what_the_server_says_of_a_batch_is_told_also_a_state_that_is_new(small, server):
+    server.batch_seconds = 3600
+    ask(small, patient=False)
+    assert "in_progress" in small.said[-3]
+    counts = dict.fromkeys(("completed", "failed", "total"), 2)
+    server.batches["batch_0"] |= {"status": "stalled", "request_counts": counts}
+    ask(small, patient=False)
+    assert [line.split(": ")[-1] for line in small.said if "stalled" in line] == ["stalled, 2 answers"]
+    assert len(noted(small)) == 3
 
 
 # ---- what an earlier version of emonb left: 11 paid answers, the last torn; 9 rejected; two batches under way ----

@@ -306,6 +306,7 @@ OURS = [
     ("import.json", b'{"source": "x"', r"import\.json: cannot be read as JSON "),
     ("import.json", b"[]", r"import\.json: field 'source' missing or no text"),
     ("import.json", b'{"source": 1}', r"import\.json: field 'source' missing or no text"),
+    ("import.json", b'{"source": "x", "format": "f"}', r"import\.json: field 'format' is 'f', none of emoset, "),
     ("import.json", b'{"source": "x", "format": "fi", "reading": {"x": 1}}', r"import\.json: field 'reading': "),
     ("import.json", b'{"source": "x", "format": "fi", "reading": {"names": 1}}', r"import\.json: field 'reading': "),
     ("import.json", b'{"source": "x", "format": "fi", "reading": {"classes": 3}}', "field 'reading': classes: "),
@@ -501,7 +502,7 @@ def test_an_own_taxonomy_and_missing_classes_only_when_told(tmp_path):
     (source / "classes.txt").write_text("0 calm sea\nwild\n", encoding="utf-16")
     assert list(bring("folder", source, tmp_path / "out")[1]["counts"]["test"]) == ["calm sea", "wild"]
     (source / "classes.txt").unlink()
-    for text in ("# mine\n\n wild\ncalm sea\n", "wild, calm sea\n"):
+    for text in ("# mine\n\n wild\ncalm sea\n", "wild, calm sea\n", "wild 0\ncalm sea 1\n"):
         (source / "Classes.TXT").write_text(text)
         _, report, _ = bring("folder", source, tmp_path / "out")
         assert (list(report["counts"]["test"]), report["problems"]) == (["wild", "calm sea"], {})

@@ -82,6 +82,12 @@ def test_a_part_that_hardly_moves_from_its_random_start_is_warned_of():
         warn_if_short(torch.nn.Linear(12, 6), 1e-4, 14_400, "gate")
 
 
+@pytest.mark.parametrize(("name", "lr"), [(VIT, 1e-7), ("resnet10t", 2e-7)])  # each warning comes once
+def test_a_training_that_leaves_the_classifier_near_its_start_is_warned_of(pictures, name, lr):
+    with pytest.warns(UserWarning, match=f"classifier: 1 steps at a learning rate of {lr:g}"):
+        train_network(network(name), pictures.augmented(0), pictures, epochs=1, lr=lr, batch_size=24)
+
+
 def test_what_does_not_fit_into_memory_is_streamed(pictures, monkeypatch):
     monkeypatch.setattr(teacher, "CACHE_BYTES", 0)
     streamed = Pictures(pictures.paths, pictures.targets, 32)

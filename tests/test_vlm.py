@@ -268,6 +268,13 @@ def test_the_base_answers_after_a_tuning_as_before_also_a_quantised_one(folders,
     assert all(torch.equal(after[name], p) and after[name].dtype == p.dtype for name, p in weights.items())
 
 
+def test_a_tuning_that_leaves_lora_near_its_random_start_is_warned_of(folders, pictures):
+    vlm = room.load_vlm(str(folders("qwen2_vl")), dtype="float32")
+    visual = room.visual_tokens(vlm, pictures[:1])
+    with pytest.warns(UserWarning, match="LoRA: 1 steps at a learning rate of 1e-05 move a weight by 1e-05 at most"):
+        tuning.tune(tuning.add_lora(vlm), LESSONS[:1], lambda ids: visual, epochs=1, lr=1e-5)
+
+
 @few
 def test_a_step_in_parts_and_with_checkpointing_has_the_same_gradients(tuned, visual):
     def see(image_ids):

@@ -19,7 +19,7 @@ import openai
 
 from emonb.annotate.log import BATCHES, UNASSIGNED, Answers, Log, custom_id, open_batches, refuse_open_batches
 from emonb.annotate.request import dig, encode_picture, given, read_batch_line, read_reply, scrub, text_lines
-from emonb.errors import EmonbError, StoppedEarly, UnreadablePicture
+from emonb.errors import EmonbError, StoppedEarly, UnreadablePicture, visible
 from emonb.files import write_json
 from emonb.progress import progress
 from emonb.settings import TripletSettings
@@ -278,6 +278,7 @@ class Batches:
         self.sdk = connect(self.settings)
         answers.limit, _ = _token_limits(self.sdk)
         self.open, self.empty = open_batches(answers.path), ""
+        self.states = dict[str, str]()  # as last told
 
     def run(self, patient: bool) -> str:
         """Submit what is missing, wait, merge, until a round brings nothing more; returns why it ended early, or "".
@@ -291,7 +292,7 @@ class Batches:
                 there = {(b.metadata or {}).get("emonb"): b.id for b in self.sdk.batches.list(limit=100)}
                 for batch in unsure:
                     batch["batch_id"] = there.get(batch["name"])
-                self._note([batch for batch in self.open if batch["batch_id"]])
+                self.note([batch for batch in self.open if batch["batch_id"]])
             while self._fetched(patient) and not (stopped := self.answers.useless or self.empty):
                 if (now := (self.answers.spent["answers"], self.answers.form)) in rounds:
                     break
@@ -303,7 +304,8 @@ class Batches:
             self.say(f"{len(self.open)} batches are under way at the server; the same command fetches them")
         return stopped or limit
 
-    def _note(self, batches: list[Record]) -> None:
+    def note(self, batches: list[Record]) -> None:
+        """Write down which batches are under way."""
         self.open = batches
         write_json(self.answers.path.with_suffix(BATCHES), {"parts": batches})
 
@@ -326,25 +328,26 @@ class Batches:
             asked = {"custom_id": custom_id(row), "method": "POST", "url": _ENDPOINT}
             line = json.dumps({**asked, "body": self.answers.requests(row, picture, form)[0]}).encode() + b"\n"
             if len(lines) == self.settings.batch_requests or size + len(line) > self.settings.batch_mb * 1e6:
-                self._submit(lines)
+                self.submit(lines)
                 lines, size = [], 0
             lines.append(line)
             size += len(line)
-        self._submit(lines)
+        self.submit(lines)
         return limit
 
-    def _submit(self, lines: list[bytes]) -> None:
+    def submit(self, lines: list[bytes]) -> None:
+        """Send the requests of one batch, noted before and after."""
         if not lines:
             return
         name = f"{self.answers.path.stem}-{secrets.token_hex(6)}"  # its own at the server
         batch = {"name": name, "images": len(lines), "form": self.answers.form, "asked_of": self.answers.asked[0]}
         batch["prompt_sha256"] = self.answers.asked[1]
-        self._note([*self.open, batch])
+        self.note([*self.open, batch])
         file = self.sdk.files.create(file=(f"{name}.jsonl", b"".join(lines)), purpose="batch")
         once = self.sdk.with_options(max_retries=0).batches  # a second try could make a second batch
         more = {"completion_window": "24h", "metadata": {"emonb": name}}
         batch["batch_id"] = once.create(input_file_id=file.id, endpoint=_ENDPOINT, **more).id
-        self._note(self.open)
+        self.note(self.open)
         self.say(f"submitted {name}: {len(lines):,} images")
 
     def _fetched(self, patient: bool) -> bool:
@@ -366,23 +369,28 @@ class Batches:
     def _look(self, batch: Record) -> None:
         """If a batch is over, merge its answers; raises `EmonbError` if it was refused or cannot be read."""
         found = self.sdk.batches.retrieve(batch["batch_id"])
+        counts = found.request_counts
         if found.status not in ("completed", "expired", "cancelled", "failed"):
+            state = f"{batch['name']}: {found.status}" + (f", {counts.completed:,} answers" if counts else "")
+            if self.states.get(batch["name"]) != state:  # also one that the API gets later: nobody waits unawares
+                self.say(visible(state))
+            self.states[batch["name"]] = state
             return
         files = [file_id for file_id in (found.output_file_id, found.error_file_id) if file_id]
         lines = [line for file_id in files for line in text_lines(self.sdk.files.content(file_id).content, "replace")]
-        counts, refused = found.request_counts, found.status in ("cancelled", "failed")
+        refused = found.status in ("cancelled", "failed")
         due = counts.completed + counts.failed if counts and not refused else 0
         if len(lines) < due:
             came = f"{len(lines):,} answers came, and not all" if lines else "its files are empty"
             raise StoppedEarly(f"{batch['name']}: {came} of {due:,}; start again to fetch them")
-        self._merge(batch, lines, whole=found.status == "completed" and bool(lines))
+        self.merge(batch, lines, whole=found.status == "completed" and bool(lines))
         if not lines and not refused:
             self.empty = f"{batch['name']} came back {found.status} without one answer; start again to ask anew"
         if refused:
             why = "; ".join(f"{error.code}: {error.message}" for error in (found.errors and found.errors.data) or [])
             raise EmonbError(f"{self.sdk.base_url.host}: {batch['name']} {found.status} ({scrub(why)}); start again")
 
-    def _merge(self, batch: Record, lines: list[str], whole: bool) -> None:
+    def merge(self, batch: Record, lines: list[str], whole: bool) -> None:
         """Judge the answers of a batch; a merge that was interrupted goes on where it was.
 
         `whole`: each image has to be there. Raises `StoppedEarly` where many images got neither an answer that can be
@@ -421,4 +429,4 @@ class Batches:
                 f"{batch['name']}: {lost:,} of its {batch['images']:,} images got no answer that can be read; start "
                 f"again to fetch it once more, or, to pay for these images again, remove it from {note}"
             )
-        self._note([other for other in self.open if other is not batch])
+        self.note([other for other in self.open if other is not batch])

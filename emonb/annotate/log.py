@@ -374,7 +374,7 @@ _TYPES["seconds"] = float | int
 
 def _records(path: Path, *fields: str) -> Iterator[Record]:
     for where, record in room.json_lines(path):
-        if not isinstance(record, dict) or not {*fields} <= record.keys():
+        if not {*fields} <= record.keys():
             raise EmonbError(f"{where}: field {' or '.join(fields)} missing; delete the line")
         for name in _TYPES.keys() & record.keys():
             if not isinstance(record[name], _TYPES[name]):

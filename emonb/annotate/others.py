@@ -22,8 +22,8 @@ import pandas as pd
 from emonb.annotate.log import Answers
 from emonb.annotate.request import dig, json_answer, parse_sections, spoken, text_lines
 from emonb.data import parse_emotion
-from emonb.errors import EmonbError
-from emonb.files import visible, write_json
+from emonb.errors import EmonbError, visible
+from emonb.files import write_json
 from emonb.settings import TripletSettings
 from emonb.triplets import Record, make_triplets, names_emotion
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from emonb.data import ENDINGS, TAXONOMIES, is_leftover
 from emonb.errors import EmonbError
-from emonb.files import read_json, read_text, resource, visible
+from emonb.files import read_json, read_text, resource
 from emonb.releases.lists import LIST_ENDINGS, caption_key, find_lists, listed_rows, located, read_captions, read_table
 from emonb.releases.names import clean, own_classes, split_of, split_within
 from emonb.settings import SPLITS
@@ -303,7 +303,7 @@ def read_list(source: Path, names: Mapping[str, str]) -> Release:
         if len(odd := each[each.str.len() > 1]):
             both = " as well as ".join(map(repr, odd.iloc[0][:2]))
             why = f"{odd.index[0]!r} is {both} ({len(odd)} such {told}s); keep one row of each"
-            raise EmonbError(visible(f"{files[0]}: {why}"))
+            raise EmonbError(f"{files[0]}: {why}")
     left = frame["label"] == ""
     left |= frame["split"] == "" if "split" in frame else False
     release = _release(frame.assign(image_id=frame["path"], label=frame["label"].mask(left, "")), root, None)
@@ -320,7 +320,7 @@ def _list_of(file: Path, root: Path, names: Mapping[str, str], split: str | None
         read = {value: value and split_of(value, names, file) for value in rows["split"].unique()}
         if odd := [value for value, split in read.items() if split is None]:
             why = f"split {odd[0]!r} is none of train, val, test; say --map '{odd[0]}=val' or so"
-            raise EmonbError(visible(f"{file}: {why}"))
+            raise EmonbError(f"{file}: {why}")
         rows["split"] = rows["split"].map(read)
     elif split:
         rows["split"] = split
@@ -414,7 +414,7 @@ def read_tree(root: Path, names: Mapping[str, str], labels: Sequence[str] | None
 
 def _two_ways(root: Path, which: str, way: str) -> EmonbError:
     """The error about folders that can be read in two ways."""
-    return EmonbError(visible(f"{root}: is {which}? Import it {way}"))
+    return EmonbError(f"{root}: is {which}? Import it {way}")
 
 
 def _pictures(folder: Path, above: frozenset[str] = frozenset()) -> tuple[list[Path], list[Path], list[Path]]:

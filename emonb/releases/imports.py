@@ -22,9 +22,9 @@ from pyarrow import parquet
 from pydantic import Field, TypeAdapter, ValidationError
 
 from emonb.data import inspected, taxonomy_for_dataset, with_splits
-from emonb.errors import EmonbError
-from emonb.files import make_folder, read_json, refuse_foreign, resource, visible, write_json
-from emonb.releases import Release, plain_text, read_release, recognise
+from emonb.errors import EmonbError, visible
+from emonb.files import make_folder, read_json, refuse_foreign, resource, write_json
+from emonb.releases import READERS, Release, plain_text, read_release, recognise
 from emonb.releases.lists import walk
 from emonb.releases.names import clean, own_classes, read_classes
 from emonb.settings import SPLITS, check_dataset_name
@@ -165,7 +165,7 @@ def _check_readable(problems: Mapping[str, Sequence[str]], there: int, most: flo
     bad = {kind: problems[kind] for kind in UNREADABLE if kind in problems}
     count = sum(map(len, bad.values()))
     if count > most * there:
-        kinds = "; ".join(f"{kind} {len(ids)}, such as {visible(ids[0])}" for kind, ids in bad.items())
+        kinds = "; ".join(f"{kind} {len(ids)}, such as {ids[0]}" for kind, ids in bad.items())
         raise EmonbError(
             f"{where}: {count} of {there} pictures ({count / there:.0%}) cannot be read, more than {most:.0%} "
             f"({kinds}); mend them, or import it with --max-unreadable {min(1, math.ceil(100 * count / there) / 100)}"
@@ -192,11 +192,13 @@ def _origin(folder: Path) -> tuple[str, Path, Reading]:
     for name in ("source", "format"):
         if not isinstance(record, dict) or not isinstance(record.get(name), str):
             raise EmonbError(f"{file}: field {name!r} missing or no text; {remedy}")
+    if record["format"] not in READERS:
+        raise EmonbError(f"{file}: field 'format' is {record['format']!r}, none of {', '.join(READERS)}; {remedy}")
     try:
         reading = TypeAdapter(Reading).validate_python(record.get("reading", {}))
     except ValidationError as error:
         first = error.errors()[0]
-        why = visible(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (found {first['input']!r:.60})")
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']} (found {first['input']!r:.60})"
         raise EmonbError(f"{file}: field 'reading': {why}; {remedy}") from None
     if not os.path.exists(source := Path(record["source"])):
         raise EmonbError(f"{file}: its source {source}: no such folder; move it back, or {remedy}")

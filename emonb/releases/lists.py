@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 from emonb.data import ENDINGS, is_leftover
 from emonb.errors import EmonbError
-from emonb.files import read_text, visible
+from emonb.files import read_text
 from emonb.releases.names import clean
 
 _TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -58,7 +58,7 @@ def read_table(file: Path, **options: Any) -> pd.DataFrame:
                 types = {"sep": sep, "dtype": "str", "keep_default_na": False, "index_col": False} | options
                 table = pd.read_csv(io.StringIO(text), skipinitialspace=True, **types)
     except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:  # pandas' are ValueErrors
-        why = visible(" ".join(str(error).split()))
+        why = " ".join(str(error).split())
         raise EmonbError(f"{file}: cannot be read as a table ({why}); correct it or get it again") from None
     table.columns = [str(name).strip() for name in table.columns]
     return table.astype(object).where(table.notna(), "").astype("str")
@@ -128,7 +128,7 @@ def _check_columns(table: pd.DataFrame, file: Path) -> None:
         raise EmonbError(f"{file}: holds no row; complete it or get it again")
     for role in ("path", "label"):
         if not _columns_for(role, table):
-            names = visible(", ".join(table.columns))
+            names = ", ".join(table.columns)
             raise EmonbError(f"{file}: no column for the {role} in {names:.200}; name it {role}")
 
 
@@ -154,7 +154,7 @@ def listed_rows(file: Path) -> pd.DataFrame:
         for other in others:
             if (odd := table[table[first].map(clean) != table[other].map(clean)]).size:
                 which = f"{first!r} or {other!r} (such as {odd[first].iloc[0]!r:.40} or {odd[other].iloc[0]!r:.40})"
-                raise EmonbError(visible(f"{file}: is the {role} in column {which}? Remove one, or rename it"))
+                raise EmonbError(f"{file}: is the {role} in column {which}? Remove one, or rename it")
         roles |= {first: role} if first else {}
     roles |= {name: name for name in ("caption", "group") if name in table}
     return table[[*roles]].rename(columns=roles).apply(lambda column: column.str.strip())
@@ -191,7 +191,7 @@ def located(paths: Sequence[str], root: Path) -> list[str]:
     if len(best) > 1 and best[0].count("") == best[1].count(""):
         ways = " or ".join(readings[there] for there in best[:2])
         what = f"do the list's files, such as {paths[0]!r}, lie in {ways}? Write their whole paths"
-        raise EmonbError(visible(f"{root}: {what}"))
+        raise EmonbError(f"{root}: {what}")
     return [*best[0]] if best else found
 
 

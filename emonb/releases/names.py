@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from emonb.data import TAXONOMIES
 from emonb.errors import EmonbError
-from emonb.files import visible
 
 _SPLITS = {
     "train": ("train", "training"),
@@ -48,7 +47,7 @@ def split_of(name: str, names: Mapping[str, str], where: object = "") -> str | N
     word = " ".join(part for part in re.split(r"[ .-]+", word.removesuffix("set")) if part not in _NOISE)
     if word in _UNSURE:
         ways = f"--map '{name}=val' or --map '{name}=test' ('{name}=' leaves it out)"
-        raise EmonbError(visible(f"{where}: is {name!r} the val or the test split? Say {ways}"))
+        raise EmonbError(f"{where}: is {name!r} the val or the test split? Say {ways}")
     return next((split for split, others in _SPLITS.items() if word in others), None)
 
 
@@ -73,9 +72,11 @@ def own_names(given: Iterable[str]) -> dict[str, str]:
 def own_classes(given: Iterable[str], where: object) -> tuple[str, ...]:
     """The classes of an own taxonomy in their order; raises `EmonbError` naming what is wrong with them."""
     classes = tuple(_NUMBER.sub("", clean(name)) for name in given if clean(name))
+    bare = tuple(re.sub(r"[\s,:;]+\d+$", "", name) for name in classes)  # happy 0, sad 1; not stage 1, stage 2
+    classes = bare if len({*bare}) == len(bare) and not {*bare} & {*classes} else classes
     odd = [name for name in classes if not re.fullmatch(r"[^\W\d_][\w &'-]{0,39}", name) or classes.count(name) > 1]
     if odd or len(classes) < 2:
-        why = f"{visible(odd[0])!r} is there twice, or is no name" if odd else f"{len(classes)} of at least 2"
+        why = f"{odd[0]!r} is there twice, or is no name" if odd else f"{len(classes)} of at least 2"
         raise EmonbError(f"{where}: {why}; list each class once, by a name that begins with a letter")
     return classes
 
@@ -94,7 +95,7 @@ def read_classes(
     lost = {name: to for name, to in names.items() if to not in ("", *_SPLITS)} if read else {}
     if odd := [name for name in lost if name not in map(clean, read)]:
         why = f"--map '{odd[0]}={lost[odd[0]]}': no class has that name; there are {', '.join(read)}"
-        raise EmonbError(visible(f"{where}: {why}"))
+        raise EmonbError(f"{where}: {why}")
     targets = [fixed] if fixed else sorted((t.labels for t in TAXONOMIES.values()), key=len)
     for labels in targets:
         if (fit := _fit(read, labels, {})) is not None:
@@ -106,7 +107,7 @@ def read_classes(
                 pairs = ",".join(f"{name}={label}" for name, label in fit.items() if label != read[name])
                 ways.append(f"{how}? Only if so, import it with --map '{pairs}'")
         if ways:
-            raise EmonbError(visible(f"{where}: {'; or '.join(ways)}"))
+            raise EmonbError(f"{where}: {'; or '.join(ways)}")
     near = max(targets, key=lambda labels: len({*read.values()} & {*labels}))
     odd = [name for name, word in read.items() if word and _NUMBER.sub("", word) not in near]
     way = f"import it with --map '{odd[0]}=CLASS' ('{odd[0]}=' leaves it out), or with a taxonomy of its own:"
@@ -119,7 +120,7 @@ def read_classes(
     if no_map := [name for name in odd if {*name} & {",", "="}]:
         way = f"rename {no_map[0]!r}: neither --map nor --classes takes a name with a comma or ="
     why = f"{', '.join(map(repr, odd[:12]))} is none of {', '.join(near)}"
-    raise EmonbError(visible(f"{where}: {why}; {way}"))
+    raise EmonbError(f"{where}: {why}; {way}")
 
 
 def _fit(read: Mapping[str, str], labels: Sequence[str], table: Mapping[str, str]) -> dict[str, str] | None:

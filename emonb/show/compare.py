@@ -14,7 +14,7 @@ import pandas as pd
 from emonb.claims import FAILS, HOLDS, UNDECIDED
 from emonb.data import SPLITS
 from emonb.errors import EmonbError
-from emonb.files import read_json, results_folder, visible
+from emonb.files import read_json, results_folder
 from emonb.metrics import Interval, correctness, mean_interval
 from emonb.predictions import Predictions, is_drawn, load_all, model_name
 
@@ -98,8 +98,8 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # pandas' own errors are of the last kind
-        why = f"{type(error).__name__}: {visible(' '.join(str(error).split()))[:200]}"
-        raise EmonbError(f"{visible(file)}: damaged, or not as emonb writes it ({why}); run it again") from None
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise EmonbError(f"{file}: damaged, or not as emonb writes it ({why}); run it again") from None
 
 
 def _read_run(out: Path) -> tuple[dict[str, Any], dict[tuple[str, str], str], dict[str, Any]]:

@@ -14,8 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from emonb.data import ENDINGS, is_leftover, open_picture
-from emonb.errors import EmonbError, PassingTrouble, UnreadablePicture
-from emonb.files import visible
+from emonb.errors import EmonbError, PassingTrouble, UnreadablePicture, visible
 from emonb.predictions import how_alike
 from emonb.progress import progress
 from emonb.settings import load_settings
@@ -36,7 +35,7 @@ def predict(
     """
     paths, folder = find_pictures(images), model_folder or default_model()
     if not folder.is_dir():
-        raise EmonbError(f"{visible(folder)}: no such model folder; python -m emonb run makes one, --model names one")
+        raise EmonbError(f"{folder}: no such model folder; python -m emonb run makes one, --model names one")
     from transformers.utils import logging
 
     from emonb.model import EmoVLMKD
@@ -45,7 +44,7 @@ def predict(
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # of loading the weights
-    _say(", ".join(filter(None, [f"model: {visible(folder)}", how_alike(folder)])), sys.stderr)
+    _warn(", ".join(filter(None, [f"model: {folder}", how_alike(folder)])))
     model = EmoVLMKD.from_pretrained(folder)
     note = reasons_note(folder.resolve().parent.parent, folder.resolve().name) if reasons else ""
     others = {"teacher": find_teacher(folder, model.labels), "stranger": find_stranger(folder)}
@@ -71,7 +70,7 @@ def predict(
                 say_all()
                 raise
             except UnreadablePicture as error:
-                _say(f"emonb: {visible(path)}: could not be answered ({visible(error)})", sys.stderr)
+                _warn(f"emonb: {path}: could not be answered ({error})")
             if len(waiting) == _TOGETHER:
                 say_all()
         say_all()
@@ -91,13 +90,17 @@ def _answers(ask: Callable[..., list[dict[str, Any]]], pictures: Sequence[tuple[
     except Exception as error:  # what a model meets: a strip of 1:300, a GPU's full memory
         if len(pictures) > 1:
             return [opinion for one in pictures for opinion in _answers(ask, [one])]
-        _say(f"emonb: {visible(names[0])}: could not be answered ({visible(error)})", sys.stderr)
+        _warn(f"emonb: {names[0]}: could not be answered ({error})")
         return []
 
 
 def _say(text: str, where: Any = None) -> None:
     with tqdm.external_write_mode():  # not behind a progress bar
         print(text, file=where, flush=True)
+
+
+def _warn(text: str) -> None:
+    _say(visible(text), sys.stderr)
 
 
 def find_pictures(images: Sequence[Path]) -> list[Path]:
@@ -112,14 +115,14 @@ def find_pictures(images: Sequence[Path]) -> list[Path]:
         found += inside or [path]
     if not any(os.path.exists(path) and not os.path.isdir(path) for path in found):
         empty = f"no picture in this folder ({', '.join(ENDINGS)})"
-        raise EmonbError(f"{visible(found[0])}: {empty if os.path.isdir(found[0]) else 'no such picture or folder'}")
+        raise EmonbError(f"{found[0]}: {empty if os.path.isdir(found[0]) else 'no such picture or folder'}")
     return found
 
 
 def _pictures_below(folder: Path) -> list[Path]:
     """The pictures below a folder, sorted; leftovers and other files are told on standard error."""
     files, leftovers = [], 0
-    walked = os.walk(folder, onerror=lambda error: _say(f"emonb: {visible(error)}: left out", sys.stderr))
+    walked = os.walk(folder, onerror=lambda error: _warn(f"emonb: {error}: left out"))
     for root, folders, names in walked:
         leftovers += sum(map(is_leftover, (*folders, *names)))
         folders[:] = [name for name in folders if not is_leftover(name)]
@@ -130,7 +133,7 @@ def _pictures_below(folder: Path) -> list[Path]:
         which = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
         told.append(f"{len(others)} file{'s' * (len(others) > 1)} with an ending not taken: {which}")
     if told:
-        _say(visible(f"{folder}: {'; '.join(told)}"), sys.stderr)
+        _warn(f"{folder}: {'; '.join(told)}")
     return pictures
 
 

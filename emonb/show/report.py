@@ -22,7 +22,8 @@ from markupsafe import Markup
 
 from emonb import predictions as pr
 from emonb.claims import RESAMPLINGS
-from emonb.files import atomic_write, claim_folder, read_json, resource, resource_path, visible
+from emonb.errors import visible
+from emonb.files import atomic_write, claim_folder, read_json, resource, resource_path
 from emonb.settings import Settings
 from emonb.show.explorer import explorer_html
 from emonb.show.notebooks import write_site
