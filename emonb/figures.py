@@ -161,9 +161,9 @@ def _level(ax: Axes, column: str, y: float, zoom: bool = False) -> None:
     """One of `LEVELS` as a line; with `zoom` one beyond the axis is a note at its edge instead."""
     low, high = ax.get_ylim()
     if zoom and not low < y < high:
-        arrow, edge, side = ("↑", 1, "top") if y > high else ("↓", 0, "bottom")
+        arrow, edge, side = ("↑", 1, "top") if y > high else ("↓", 0.02, "bottom")
         place = {"transform": ax.transAxes, "ha": "right", "va": side, "fontsize": NOTE}
-        ax.text(1, edge, f"{LEVELS[column]}: {y:.1f} {arrow}", **place)
+        ax.text(1, edge, f"{LEVELS[column].removeprefix('always the ')}: {y:.1f} {arrow}", **place)
     else:
         ax.axhline(y, color="#777777", linestyle=LINES[column], linewidth=1, label=LEVELS[column], zorder=0)
 

@@ -36,6 +36,8 @@ MISTAKES = {
     "run --max-cost 1": "--max-cost: is about a served model; name it with --ask MODEL",
     "run --ask m --price 1": "price: '1' is not IN,OUT",
     "stage cooking --out OUT": "stage 'cooking': unknown; use one of samples, triplets",
+    "triplets --dataset a,b": "--dataset 'a,b': name one dataset",
+    "triplets --dataset=": "--dataset '': name one dataset",
     "predict missing.png --model emonb": "missing.png: no such picture",
     "predict pyproject.toml --model missing": "missing: no such model folder",
     "report --out missing": "missing: no such results folder",

@@ -219,7 +219,7 @@ def test_axes_show_a_few_points_and_no_note_leaves_them_or_lies_on_another():
     for ax in fig.axes:
         low, high = ax.get_ylim()
         assert (low < 59, high > 67, high - low < 25) == (True, True, True), "intervals fill the axis"
-        assert [text.get_text() for text in ax.texts][-1] == "always the most frequent emotion: 12.5 ↓"
+        assert [text.get_text() for text in ax.texts][-1] == "most frequent emotion: 12.5 ↓"
         assert [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [61], "within the axis"
         boxes = [text.get_window_extent(renderer) for text in ax.texts]
         bars = [Bbox(ax.transData.transform(ends)) for ends in ax.collections[0].get_segments()]

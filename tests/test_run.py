@@ -20,7 +20,7 @@ from emonb.files import locked
 from emonb.headless import NotebookFailed, run
 from emonb.predictions import write_predictions
 from emonb.progress import progress
-from emonb.run import open_run
+from emonb.run import Run, open_run
 from emonb.store import STAGES
 
 REPORT = headless.write_report
@@ -337,6 +337,16 @@ def test_other_weights_in_a_folder_of_the_same_name_make_other_features(tmp_path
         (tmp_path / "vlm" / "model.safetensors").write_bytes(weights)
         keys.add(json.dumps(STAGES["features"].recipe(opened, "mini-fi", samples=None).params))
     assert len(keys) == 4
+
+
+def test_the_picture_that_we_follow_is_chosen_by_its_rule():
+    def followed(table):
+        return Run.example.fget(SimpleNamespace(datasets=["d"], samples=lambda name, split: table))["image_id"]
+
+    drawn = pd.DataFrame({"image_id": range(10), "off_mood": [False, *[True] * 9], "noisy": [False, True, *[False] * 8]})
+    assert followed(drawn) == 7, "the sixth trap: off_mood, not mislabelled"
+    assert followed(drawn[:5]) == 4, "of fewer the last"
+    assert followed(drawn[:2]) == followed(drawn[["image_id"]]) == 0, "without a trap, and from disk, the first"
 
 
 def test_remarks_on_a_dataset_stand_beside_every_table(tmp_path):

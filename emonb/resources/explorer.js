@@ -145,7 +145,7 @@
     const told = set().text.map((texts, m) => [models[m], Object.keys(texts).length])
       .filter(([, of]) => of && of < n).map(([model, of]) => ` ${model} was asked for a reason for ${of} of them.`);
     note.textContent = `${set().title}: ${n} test images. `
-      + (seen < n ? `${models[state.model]} was asked about ${seen} of them. ` : "") 
+      + (seen < n ? `${models[state.model]} was asked about ${seen} of them. ` : "")
       + (set().of.some((seeds) => seeds > 1) ? "Of models with several seeds the first is shown." : "") + told.join("")
       + (few < n ? ` The counts are of all; ${few} pictures are in this page: ${set().kept}.` : "");
     mark();
