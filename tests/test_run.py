@@ -343,7 +343,8 @@ def test_the_picture_that_we_follow_is_chosen_by_its_rule():
     def followed(table):
         return Run.example.fget(SimpleNamespace(datasets=["d"], samples=lambda name, split: table))["image_id"]
 
-    drawn = pd.DataFrame({"image_id": range(10), "off_mood": [False, *[True] * 9], "noisy": [False, True, *[False] * 8]})
+    drawn = pd.DataFrame({"image_id": range(10), "off_mood": [False, *[True] * 9], "noisy": [False] * 10})
+    drawn.loc[1, "noisy"] = True
     assert followed(drawn) == 7, "the sixth trap: off_mood, not mislabelled"
     assert followed(drawn[:5]) == 4, "of fewer the last"
     assert followed(drawn[:2]) == followed(drawn[["image_id"]]) == 0, "without a trap, and from disk, the first"
