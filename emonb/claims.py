@@ -60,13 +60,14 @@ def compared(settings: Settings) -> dict[str, list[Comparison]]:
     """The comparisons behind all claims but C8, which is a count."""
     distill, gate, teacher = settings.distill, settings.gate, settings.teacher.teacher
     alone = head_model(distill, alpha=0.0)  # the head without teacher
-    deeper = [head_model(distill, hidden=hidden) for hidden in distill.depths if len(hidden) > 1]
-    alphas = [head_model(distill, alpha=alpha) for alpha in distill.alphas if alpha != distill.alpha]
+    deeper = [head_model(distill, hidden=hidden) for hidden in distill.depths if len(hidden) > len(distill.hidden)]
+    alphas = [head_model(distill, alpha=alpha) for alpha in distill.alphas]
 
     def nearer(teacher: pd.DataFrame, head: pd.DataFrame, without: pd.DataFrame) -> np.ndarray:
         return difference(*(kl_by_seed(teacher, student, distill.tau) for student in (without, head)))
 
     beyond = {"values": metrics.excess_hits, "test": metrics.permutation_p}
+    alone = "" if alone == "head" else alone
     drawn_near = [Comparison("KL(teacher || head): alpha 0 - ours", (teacher, "head", alone), nearer)] if alone else []
     return {
         "C1": [
@@ -74,7 +75,7 @@ def compared(settings: Settings) -> dict[str, list[Comparison]]:
             Comparison("VLM right where the ViT errs, over chance", ("vit", "vlm_tuned"), **beyond),
         ],
         "C2": _gaps("head", teacher),
-        "C2b": _gaps("head", *filter(None, [alone])),
+        "C2b": _gaps("head", alone),
         "C3": _gaps("emovlmkd", *map(gated, deeper)),
         "C3b": _gaps("head", *deeper),
         "C4": _gaps("emovlmkd", *(f"gate_{kind}" for kind in gate.kinds if kind != gate.kind), threshold=-_MARGIN),
@@ -82,18 +83,18 @@ def compared(settings: Settings) -> dict[str, list[Comparison]]:
         "C6": _gaps("emovlmkd", "vlm_tuned", "vit", "head"),
         "C7": [*_gaps("head", *alphas, threshold=-_MARGIN), *drawn_near],
         "C9": [*_gaps("emovlmkd", "vlm_tuned", "head"), *_gaps("gate_concat_soft", "average_vlm_head")],
-        "E1": [one._replace(evidence="mood") for one in _gaps("head", *filter(None, [alone]))],
+        "E1": [one._replace(evidence="mood") for one in _gaps("head", alone)],
         "E2": [one._replace(evidence="content") for one in (_gaps(alone, "head") if alone else [])],
     }
 
 
 def _gaps(model: str, *rivals: str, threshold: float = 0.0) -> list[Comparison]:
-    """Accuracy of a model minus that of each rival, in points."""
+    """Accuracy of a model minus that of each rival, in points; a rival without a name is not trained."""
 
     def gap(ours: pd.DataFrame, theirs: pd.DataFrame) -> np.ndarray:
         return 100 * difference(hits_by_seed(ours), hits_by_seed(theirs))
 
-    names = {rival: f"{model_name(model)} - {model_name(rival)}" for rival in rivals}
+    names = {rival: f"{model_name(model)} - {model_name(rival)}" for rival in rivals if rival not in ("", model)}
     return [Comparison(name, (model, rival), gap, threshold) for rival, name in names.items()]
 
 
@@ -129,7 +130,7 @@ def comparisons(samples: Samples, settings: Settings) -> pd.DataFrame:
     Columns: claim, dataset, comparison, value, ci_low, ci_high, threshold, verdict, detectable (the smallest true
     distance from the threshold that this run finds with a probability of 80 %, in this comparison), p (of the
     comparison's own test; of McNemar's between two models of one seed), n, seeds. One that cannot be made has no
-    numbers, is undecided, and `comparison` says why.
+    numbers, is undecided, and `comparison` says why; a claim about models that the settings do not train has no row.
     """
     tail, rows = (1 - settings.report.confidence) / 2, []
     for claim, several in samples.items():

@@ -183,7 +183,7 @@ def triplets(
             typer.echo("no triplets yet")
             raise typer.Exit(0 if annotate.open_batches(path) and not stopped else 3)
     if import_file or paid:  # what is there, without asking again
-        opened = Run(load_settings(**given))
+        opened = Run(load_settings(**given, triplets={"annotator": "auto"}))
     key = opened.make("triplets")[dataset].key
     typer.echo(f"triplets/{dataset}.jsonl; result: artifacts/triplets/{key}/triplets.jsonl")
     raise typer.Exit(3 if stopped else 0)
@@ -292,11 +292,13 @@ def doctor(out: Results = Path("build")) -> None:
         fit, versions = True, f"{torch.__version__}, {torchvision.__version__}"
     except Exception as error:  # whatever is broken here is the finding
         fit, versions = False, f"{type(error).__name__}: {error}"
-    differs = "; ".join(f"{name}: {both}" for name, both in lock_state()["differs"].items())
+    lock = lock_state()
+    differs = "; ".join(f"{name}: {both}" for name, both in lock["differs"].items())
+    known = "as locked" if lock["locked"] else f"no {LOCK} here to compare with"
     memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(make_folder(out)).free / 2**30
     findings = {
         "torch and torchvision agree": (fit, f"{versions}; Python {sys.version.split()[0]}"),
-        "libraries": (True, f"not as in {LOCK} (installed, locked): {differs}" if differs else "as locked"),
+        "libraries": (True, f"not as in {LOCK} (installed, locked): {differs}" if differs else known),
         "free memory": (memory >= 5, f"{memory:.1f} GB; 5 are needed: close other programs"),
         "free disk": (disk >= 2, f"{disk:.1f} GB; 2 are needed: choose another --out"),
     }

@@ -135,7 +135,8 @@ def run(
         "MALLOC_TRIM_THRESHOLD_": str(2**30),
         "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     }
-    environment |= {"HF_HUB_OFFLINE": "1"} if settings.vlm.base == "stand-in" else {}
+    fetched = any(network.pretrained and not network.weights for network in settings.teacher.networks.values())
+    environment |= {"HF_HUB_OFFLINE": "1"} if settings.vlm.base == "stand-in" and not fetched else {}
     with locked(results / ".lock", busy), chdir(project_root()), tempfile.TemporaryDirectory() as scratch:
         notes = {"EMONB_EVENTS": f"{scratch}/events", "EMONB_PROGRESS_FILE": f"{scratch}/progress"}
         if terms:
@@ -147,7 +148,7 @@ def run(
 
 def check_weights(settings: Settings) -> None:
     """Raise `EmonbError` if weights are not here and cannot be fetched: all at once, before an hour is spent."""
-    config, absent, own = settings.vlm, {}, []
+    config, absent, own, files = settings.vlm, {}, [], []
     if not Path(checkpoint_of(config.base)).is_dir() and not _cached(config.base, "config.json"):
         folder = f"models/{config.base.rsplit('/')[-1]}"
         absent[config.base] = f"hf download {config.base} --local-dir {folder}"
@@ -157,9 +158,10 @@ def check_weights(settings: Settings) -> None:
             import timm
 
             known, folder = timm.get_pretrained_cfg(network.name), f"models/{network.name}"
-            if known and not _cached(known.hf_hub_id, "model.safetensors"):
+            if known and known.hf_hub_id and not _cached(known.hf_hub_id, "model.safetensors"):
                 absent[network.name] = f"hf download {known.hf_hub_id} model.safetensors --local-dir {folder}"
-                own += [f"teacher: {{networks: {{{part}: {{weights: {folder}/model.safetensors}}}}}}"]
+                files += [f"{part}: {{weights: {folder}/model.safetensors}}"]
+    own += [f"teacher: {{networks: {{{', '.join(files)}}}}}"] if files else []
     if absent and hub_offline():
         raise EmonbError(
             f"profile {settings.profile}: weights of {', '.join(absent)} are not here, and the hub does not answer. "
@@ -195,6 +197,8 @@ class _Run:
         """
         names, failed = [source.stem for source in chosen], None
         self._put_away()
+        for path in (self.out / "tables").glob("review.*"):  # of an earlier run
+            path.unlink()
         bar = Bar({n: self.records[n].get("seconds_made") or NOTEBOOKS.get(n, 10) for n in names})
         for name in names:
             self.records[name] |= {"status": "earlier run"} if self.records[name] else {}
@@ -237,14 +241,14 @@ class _Run:
         if all(before.get(name) == value for name, value in now.items()):
             return
         noted = {file for record in self.records.values() for file in record.get("files", ())}
+        networks = before.get("teacher", {}).get("networks", {})
         for file in (self.out / "predictions").glob("*__*.parquet"):
-            if f"predictions/{file.name}" in noted and is_ours(file.stem.split("__", 1)[1]):
+            model = file.stem.split("__", 1)[1]
+            if f"predictions/{file.name}" in noted and (is_ours(model) or model in networks):
                 file.unlink()
 
     def _review(self, bar: Bar) -> None:
-        """The table of a review of labels, and who reviewed what; without a review, that of an earlier run goes."""
-        for path in (self.out / "tables").glob("review.*"):
-            path.unlink()
+        """The table of a review of labels, and who reviewed what."""
         if self.marks is not None:
             found = load_all(self.out / "predictions", self.settings.datasets, split="test", partial=True)
             table = review_table(found, self.settings, self.marks)

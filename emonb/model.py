@@ -50,26 +50,25 @@ class EmoVLMKD(nn.Module):
         """The tuned VLM in the form in which `emonb.vlm` takes it."""
         return VLM(self.vlm, self.processor, self.max_side)
 
-    def forward(self, images: Sequence[Picture], prompt: str | None = None, *, generate: bool = False) -> Tensor:
+    def forward(self, images: Sequence[Picture], *, generate: bool = False) -> Tensor:
         """[B, C] logits; see `parts` for the arguments."""
-        return self.parts(images, prompt, generate=generate)["logits"]
+        return self.parts(images, generate=generate)["logits"]
 
-    def parts(self, images: Sequence[Picture], prompt: str | None = None, *, generate: bool = False) -> dict:
+    def parts(self, images: Sequence[Picture], *, generate: bool = False) -> dict:
         """What `forward` computes: `vlm` [B, C] one-hot answer, `vlm_p`, `head`, `logits`, `texts`, `visual` tokens.
 
         Args:
             images: paths or PIL images.
-            prompt: the question; default: the categorical one of the training.
             generate: let the VLM write freely and parse its text, instead of scoring the C answers. An
                 answer that cannot be parsed is all zeros, never a class; the texts are in `texts`.
         """
         tuned, texts = self.seeing(), [""] * len(images)
         visual = visual_tokens(tuned, images)
         if generate:
-            texts = self._write(images, prompt or question(self.labels))
+            texts = self._write(images, question(self.labels))
             vlm_p = answer = torch.stack([self.parse(text) for text in texts]).to(tuned.device)
         else:
-            vlm_p = answer_distribution(tuned, visual, self.labels, prompt).softmax(-1)
+            vlm_p = answer_distribution(tuned, visual, self.labels).softmax(-1)
             answer = one_hot(vlm_p, torch.ones(len(images), device=vlm_p.device))
         # the pooled feature is rounded as it is on disk, so that a stored and a fresh answer agree
         student = self.head(visual.pooled().half().float().to(tuned.device))
@@ -97,11 +96,11 @@ class EmoVLMKD(nn.Module):
         return torch.tensor([float(label == named) for label in self.labels])
 
     @torch.inference_mode()
-    def predict(self, images: Sequence[Picture], *, reasons: bool = False, batch_size: int = 16) -> pd.DataFrame:
+    def predict(self, images: Sequence[Picture], *, batch_size: int = 16) -> pd.DataFrame:
         """Emotion and opinions for pictures: one row each.
 
         Columns: `image`, `emotion`, `p_<label>`..., `vlm` and `vlm_confidence` (the VLM's answer),
-        `head` and `head_confidence`, and with `reasons` the VLM's own explanation in `reason`.
+        `head` and `head_confidence`.
         """
         self.eval()
         rows = []
@@ -109,14 +108,13 @@ class EmoVLMKD(nn.Module):
             batch = images[i : i + batch_size]
             out = self.parts(batch)
             p, student = (out[name].double().softmax(-1).cpu() for name in ("logits", "head"))
-            texts = self.say(batch) if reasons else []
             for k, image in enumerate(batch):
                 row = {"image": str(image) if not isinstance(image, Image.Image) else f"image {i + k}"}
                 row["emotion"] = self.labels[int(p[k].argmax())]
                 row |= {f"p_{label}": float(x) for label, x in zip(self.labels, p[k], strict=True)}
                 for name, said in (("vlm", out["vlm_p"][k]), ("head", student[k])):
                     row |= {name: self.labels[int(said.argmax())], f"{name}_confidence": float(said.max())}
-                rows.append(row | ({"reason": texts[k]} if reasons else {}))
+                rows.append(row)
         return pd.DataFrame(rows)
 
     def save_pretrained(self, folder: str | Path) -> None:

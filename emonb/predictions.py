@@ -100,7 +100,7 @@ def paper_dataset(dataset: str) -> str:
 
 def is_drawn(dataset: str) -> bool:
     """Whether this is one of the drawn datasets, whose accuracies are not comparable with the paper's."""
-    return dataset.startswith("mini-")
+    return dataset in resource("lexicon.yaml", "datasets")
 
 
 def dataset_title(dataset: str) -> str:
@@ -247,12 +247,17 @@ def load_all(
             found.problems[dataset, model] = f"{dataset}: predictions of {model} are damaged: {why}"
     for dataset, model in [key for key in found if not is_ours(key[1])]:
         ours, theirs = asked_of_all(found, dataset), test_rows(found, dataset, model)
-        known = theirs["image_id"].map(ours)
+        known, why, order = theirs["image_id"].map(ours), "", prediction_labels(found[dataset, model])
+        orders = (prediction_labels(frame) for (name, own), frame in found.items() if name == dataset and is_ours(own))
         if (odd := known.notna() & (known != theirs["label"])).any():
-            at, path = odd.idxmax(), f"{dataset}__{model}.parquet"
+            at = odd.idxmax()
             why = f"column label: {theirs['label'][at]!r} of {theirs['image_id'][at]}, which is {known[at]!r} here"
-            if not partial:
-                raise EmonbError(f"{path}: {why}; write the label of the sample table, delete the file, or run again")
+        elif order != (right := next(orders, order)):
+            why = f"columns p_...: {', '.join(order)}, where the order is {', '.join(right)}"
+        if why and not partial:
+            remedy = "write labels and their order as in the sample table, delete the file, or run again"
+            raise EmonbError(f"{dataset}__{model}.parquet: {why}; {remedy}")
+        if why:
             found.problems[dataset, model] = f"{dataset}: predictions of {model} are of other labels: {why}"
             del found[dataset, model]
     if not found:
@@ -313,7 +318,7 @@ def seeds_alike(frame: pd.DataFrame) -> pd.Series:
 
 def how_alike(folder: Path) -> str:
     """What `OUT/models/<dataset>` is of several pipelines, and on how many pictures they agree; or ""."""
-    file = folder.resolve().parents[1] / "predictions" / f"{folder.resolve().name}__emovlmkd.parquet"
+    file = folder.resolve().parent.parent / "predictions" / f"{folder.resolve().name}__emovlmkd.parquet"
     try:
         frame = read_predictions(file, split="test")
     except EmonbError:

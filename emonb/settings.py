@@ -198,7 +198,7 @@ class TeacherSettings(_Section):
     """Stage 2a: the ViT teacher and the other conventional baselines."""
 
     teacher: str = "vit"  # which of the networks is distilled
-    networks: dict[str, NetworkSettings] = {}
+    networks: dict[str, NetworkSettings]
 
     @field_validator("networks")
     @classmethod
@@ -218,7 +218,7 @@ class DistillSettings(_Section):
     """Stage 2b: the student head (paper: section on knowledge distillation)."""
 
     hidden: _Widths = (1024,)  # paper
-    depths: tuple[_Widths, ...] = tuple((1024, 512, 256, 128, 64)[:n] for n in range(1, 6))  # 1, 2, 5: paper
+    depths: Annotated[tuple[_Widths, ...], *_Some] = tuple((1024, 512, 256, 128, 64)[:n] for n in range(1, 6))  # paper
     lengths: tuple[_Above0, ...] = (8,)  # of more trainings of the printed depths, 1: the authors' (`schedules`); ours
     alpha: float = Field(0.5, ge=0, le=1)  # paper
     alphas: tuple[_Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0.5: paper

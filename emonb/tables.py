@@ -55,7 +55,14 @@ def main(
         return found
 
     rows = _printed("main") | {"vit_scratch": model_name("vit_scratch")} | _strangers(predictions, settings)
-    return _table("main", predictions, settings, rows, more=about)
+    return _table("main", predictions, settings, rows, "emovlmkd", about)
+
+
+def ahead(*parts: pd.DataFrame) -> str:
+    """Rows of tables that are ahead of EmoVLM-KD, the interval of their gain wholly above 0, and where; or "none"."""
+    rows = pd.concat(parts).query("row != 'oracle'").dropna(subset="gain_low").drop_duplicates(["row", "dataset"])
+    on = rows["gain_low"].gt(0).groupby(rows["name"], sort=False).agg(["sum", "size"])
+    return ", ".join(f"{name} on {n} of {of} datasets" for name, n, of in on[on["sum"] > 0].itertuples()) or "none"
 
 
 def _strangers(predictions: Predictions, settings: Settings) -> dict[str, str]:
@@ -134,19 +141,21 @@ def depth(predictions: Predictions, settings: Settings) -> pd.DataFrame:
 def depth_schedule(predictions: Predictions, settings: Settings) -> pd.DataFrame:
     """Heads alone by depth and length of training (ours): do deeper heads fall behind for want of steps?
 
-    `gain` is over one hidden layer of the same length. Extra columns: `layers`, and `length` in multiples of the
-    authors' training (see `DistillSettings.schedules`); NaN: the profile's own, with all its seeds.
+    `gain` is over the head of fewest layers, trained as long. Extra columns: `layers`, and `length` in multiples of
+    the authors' training (see `DistillSettings.schedules`); NaN: the profile's own, with all its seeds.
     """
     distill, parts = settings.distill, []
     for length, schedule in {**distill.schedules, np.nan: {}}.items():
         trained = "as the profile has it" if np.isnan(length) else f"{length:g} x the authors' training"
-        heads = {head_model(distill, hidden=hidden, **schedule): hidden for hidden in distill.depths}
-        rows = {head: f"{list(hidden)}, {trained}" for head, hidden in heads.items() if head}
+        heads = {head_model(distill, hidden=h, **schedule): list(h) for h in sorted(distill.depths, key=len)}
+        rows = {head: f"{hidden}, {trained}" for head, hidden in heads.items() if head}
+        if not rows:
+            continue
         part = _table("depth", predictions, settings, rows, next(iter(rows)))
         parts.append(part.assign(layers=part["name"].str.count(", "), length=length))
     table = pd.concat(parts, ignore_index=True)
     over = f"points over {model_name('head')}"  # the name may stand in the caption a second time
-    same = part.attrs["caption"].replace(over, "points over one hidden layer, trained as long")
+    same = part.attrs["caption"].replace(over, "points over the head of fewest layers, trained as long")
     table.attrs["caption"] = (
         f"{same} Lengths are multiples of the authors' learning rate x steps: 5 epochs at 1e-5, one image a step, on "
         "a data set of this size."

@@ -284,7 +284,8 @@ def train_network(
     for epoch in progress(range(first, epochs + 1), what, unit="epoch"):
         train.epoch = epoch
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
-        batches = BatchSampler(order.tolist(), batch_size, drop_last=False)
+        alone = len(train) > 1 == len(train) % batch_size  # a last picture, of which no batch norm can learn
+        batches = BatchSampler(order.tolist(), batch_size, drop_last=alone)
         loader = accelerator.prepare(DataLoader(train, batch_sampler=batches, num_workers=train.workers))
         sums = torch.tensor(train_epoch(shared, loader, stepper), device=device, dtype=torch.float64)
         total, seen = accelerator.reduce(sums).tolist()

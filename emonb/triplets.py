@@ -113,7 +113,8 @@ def listing(objects: Sequence[str]) -> str:
 def _reasoning(row: Record, labels: Sequence[str], known: Record, measured: dict[str, str]) -> str:
     """Why: the objects and the background that go with the label, and whether either has nothing to do with it.
 
-    The lexicon can tell that of drawn pictures only; of others all that is known is given as a reason.
+    The lexicon can tell that of drawn pictures only; of others all that is known is given as a reason, but for what
+    names the emotion, as a caption may.
     """
     ties, label, sentences = associations(tuple(labels)), row["label"], resource("lexicon.yaml", "reasons")
     objects, (background, _, texture) = known.get("objects", ()), str(known.get("scene", "")).partition(" with ")
@@ -124,7 +125,8 @@ def _reasoning(row: Record, labels: Sequence[str], known: Record, measured: dict
         kinds.append("scene" if label in ties.get(texture or "plain", ()) else "no_scene")
     told = known | measured | {"objects": listing(objects) if len(objects) else ""}
     number = int(row["sha256"][8:16], 16)
-    return " ".join(sentences[kind][number % len(sentences[kind])] for kind in kinds).format(**told)
+    said = [sentences[kind][number % len(sentences[kind])].format(**told) for kind in kinds]
+    return " ".join(one for one in said if not names_emotion(one, label)) or sentences["nothing"]
 
 
 @functools.cache

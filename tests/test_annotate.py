@@ -499,6 +499,16 @@ def test_the_command_line_refuses_contradictions_and_calls_nothing_no_success(tm
             assert (ended.exit_code, "no triplets yet" in ended.stdout) == (3, True)
 
 
+def test_what_a_command_was_stopped_at_its_own_end_does_not_go_past(tmp_path, monkeypatch):
+    profile = "from: smoke\nworld: {mikels8: [16, 8, 8]}\ntriplets: {annotator: openai, concurrency: 1}\n"
+    (tmp_path / "p.yaml").write_text(profile)
+    where = ("--dataset", "mini-fi", "--profile", str(tmp_path / "p.yaml"), "--out", str(tmp_path / "o"))
+    with asked_of(monkeypatch) as server:
+        ended = CliRunner().invoke(app, ["triplets", *where, "--max-cost", "0.02"])
+        assert (ended.exit_code, "limit of $0.02" in ended.stdout) == (3, True), ended.stdout
+        assert 0 < len(server.log) < 16, "the profile, whose limit is higher, is not asked on"
+
+
 def test_addresses_of_servers_as_people_write_them(small, monkeypatch):
     lines = [line.split(" < ") for line in ADDRESSES.splitlines() if line]
     for meant, given in ((meant, given) for meant, written in lines for given in written.split(" | ")):

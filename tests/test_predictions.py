@@ -105,6 +105,7 @@ def test_models_have_one_list_of_names_and_colours():
     assert pr.model_name("head_depth1_x0.125") == "head, 1 hidden layer, 0.125 x the authors' training"
     assert pr.model_name("head_alpha0.25") == "head, alpha = 0.25"
     assert pr.model_name("something") == "something"
+    assert [*map(pr.dataset_title, ("mini-fi", "mini-cats", "fi"))] == ["mini-fi (drawn)", "mini-cats", "FI"]
     assert set(pr.QUARTET) < set(pr.MAIN)
     assert len({pr.model_color(m) for m in (*pr.MAIN, "something")}) == len(pr.MAIN) + 1
     expected = pr.expected_models(load_settings("paper"))
@@ -131,6 +132,11 @@ def test_somebody_s_predictions_of_other_labels_or_without_probabilities_are_tol
     found = pr.load_all(folder, partial=True)
     assert ("mini-fi", "mine") not in found
     assert "mine are of other labels" in found.problems["mini-fi", "mine"]
+    classes = [name for name in theirs if name.startswith("p_")]
+    turned = [classes[-1 - classes.index(name)] if name in classes else name for name in theirs]
+    theirs[turned].to_parquet(folder / "mini-fi__mine.parquet")
+    with pytest.raises(EmonbError, match=r"mini-fi__mine\.parquet: columns p_\.\.\.: sadness, .* order is amusement,"):
+        pr.load_all(folder)
     bare = theirs[[name for name in theirs if not name.startswith("p_")]]
     bare.to_parquet(folder / "mini-fi__mine.parquet")
     with pytest.raises(EmonbError, match="no column p_<label>"):

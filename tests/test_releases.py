@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import release_folders as made
 from conftest import ROOT
+from PIL import Image
 from release_folders import EKMAN, MIKELS, PAIR, bring, listed, make_release, make_tree, paint, stage, state
 from typer.testing import CliRunner
 
@@ -167,6 +168,8 @@ def test_emotion6_has_the_folder_s_label_and_the_raters_and_its_name_chooses(tmp
 def test_fi_s_placeholders_are_left_out_before_the_split(tmp_path):
     tree = made.fi(tmp_path / "src") / "emotion_dataset"
     shutil.copy(tree / "anger" / "0.jpg", tree / "anger" / "copy.jpg")  # two under one emotion are none
+    for i in range(5):  # what would be told of a picture that is kept is not of these
+        Image.new("L", (40, 30), 99).save(tree / "awe" / f"removed{i}.jpg")
     frame, report, lines = bring("fi", tmp_path / "src", tmp_path / "out")
     left = [*(f"awe/removed{i}.jpg" for i in range(5)), "fear/both.jpg", "sadness/both.jpg"]
     assert report["problems"] == {"placeholder": left, "duplicate": ["anger/0.jpg", "anger/copy.jpg"]}
@@ -481,6 +484,8 @@ def test_captions_beside_the_pictures_are_what_the_annotator_reads(tmp_path, tex
     source = make_tree(tmp_path / "src", {"train": 2, "val": 1, "test": 1}, ("awe", "fear"))
     (source / "captions.csv").write_text(text)
     release = read_release("folder", source)
+    (source / "labels.csv").write_text("path,label\ntrain/awe/0.jpg,awe\n")
+    assert [*read_release("list", source / "labels.csv").frame["caption"]] == ["a hill"]
     said = release.frame.set_index("path")["caption"]
     told = said[said != ""]
     wanted = ["train/awe/0.jpg"] if "Train" in text else [path for path in said.index if path.endswith("/0.jpg")]

@@ -323,6 +323,14 @@ def test_outputs_of_an_earlier_run_are_left_out(out):
     assert any(line.startswith("Not made in this run: tables claims") for line in problems)
 
 
+def test_a_matrix_of_somebody_s_model_is_not_called_ours(out):
+    shutil.copy(next((out / "figures").glob("*.png")), out / "figures" / "confusion_mini-fi_big_vit.png")
+    record("08_complementarity", files=["figures/confusion_mini-fi_big_vit.png"])(out)
+    page, _ = page_of(out)
+    assert "Confusion: big_vit on mini-fi (drawn)" in page
+    assert "Confusion matrices: mini-fi (drawn)" in page
+
+
 def test_other_packages_than_the_lock_and_the_notebooks_are_named(out):
     differs = {"locked": False, "differs": {"torch": "2.15.0, 2.14.1"}}
     run(lock=differs, differs_from_notebooks={"numpy": ["2.4", "2.3"]})(out)
@@ -479,7 +487,7 @@ def test_readme_gets_the_runs_numbers_and_picture(made, tmp_path):
     main = pd.read_csv(made / "tables" / "main.csv").query("row == 'emovlmkd'").iloc[0]
     numbers = rf"\| EmoVLM-KD +\| {main['ours']:.1f}.\[{main['ci_low']:.1f},.{main['ci_high']:.1f}\] .*\| +79.51 \|"
     assert re.search(numbers, text)
-    assert re.search(r"plain average is ahead of EmoVLM-KD.* on \d of \d datasets", text)
+    assert re.search(r"Ahead of EmoVLM-KD, .* wholly above 0: (none|.* on \d of \d datasets)\.", text)
     drawn = made / "figures" / "complementarity_venn.png"
     assert (tmp_path / "docs" / "pictures" / "complementarity.png").read_bytes() == drawn.read_bytes()
     notebooks.refresh_readme(made, readme)

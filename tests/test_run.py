@@ -138,7 +138,7 @@ def test_a_changed_cell_a_forced_stage_and_other_settings_run_what_depends_on_th
 def test_predictions_of_other_settings_are_taken_away_and_somebody_s_stay(finished):
     arguments, out = finished
     frame, folder = synthetic(("mini-fi",), n=16, models=["vit"])["mini-fi", "vit"], out / "predictions"
-    for model in ("vit", "head", "mine"):
+    for model in ("vit", "resnet", "head", "mine"):
         write_predictions(folder / f"mini-fi__{model}.parquet", frame.assign(raw_text=None))
 
     def note():
@@ -325,6 +325,11 @@ def test_weights_that_cannot_be_had_are_named_all_at_once_before_anything_runs(t
     assert f"`hf download HuggingFaceTB/{vlm} --local-dir models/{vlm}`" in str(caught.value)
     assert f"model.safetensors --local-dir models/{vit}`" in str(caught.value)
     assert f"`teacher: {{networks: {{vit: {{weights: models/{vit}/model.safetensors}}}}}}`" in str(caught.value)
+    with pytest.raises(
+        EmonbError, match=r"`teacher: {networks: {vit: {.*}, resnet: {.*}, vgg: {weights: .*}}}`\. ?"
+    ) as caught:
+        run("paper", datasets="own", images=str(tmp_path / "images"), out=str(tmp_path / "out"))
+    assert str(caught.value).count("teacher:") == 1, "a key that is there twice is refused"
     assert not (tmp_path / "out").exists()
 
 

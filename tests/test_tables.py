@@ -176,6 +176,36 @@ def test_depth_is_of_the_gated_model_and_length_is_compared_with_one_layer_train
         assert table.loc[deep, "gain"] == pytest.approx(table.loc[deep, "ours"] - table.loc[one, "ours"])
 
 
+def test_who_is_ahead_of_the_method_is_named_whoever_it_is(settings):
+    found = synthetic(DATASETS, n=400, models=("vlm_tuned", "vgg", "head", "emovlmkd"))
+    found["mini-fi", "vgg"] = found["mini-fi", "vgg"].assign(prediction=found["mini-fi", "vgg"]["label"])
+    assert tables.ahead(tables.main(found, settings), tables.modules(found, settings)) == "VGG on 1 of 3 datasets"
+    found["mini-fi", "vgg"] = found["mini-fi", "vgg"].assign(prediction="")
+    assert tables.ahead(tables.main(found, settings)) == "none"
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [
+        {"alpha": 0.0},
+        {"alphas": [0.5]},
+        {"hidden": [1024, 512]},
+        {"depths": [[64, 32, 16]]},
+        {"depths": [[9, 9], [9]]},
+    ],
+    ids=str,
+)
+def test_settings_that_train_fewer_heads_leave_out_what_is_about_them(predictions, settings, distill):
+    own = settings.model_copy(
+        update={"distill": settings.distill.model_validate(settings.distill.model_dump() | distill)}
+    )
+    for name in NAMES:
+        assert len(getattr(tables, name)(predictions, own))
+    found = judged(predictions, own).index.unique("claim")
+    assert {"C1", "C2", "C4", "C6", "C9"} < {*found}
+    assert ("C2b" in found) == (distill.get("alpha", 0.5) > 0 and 0.0 in own.distill.alphas)
+
+
 def test_what_a_second_seed_knows_stands_beside_what_the_other_model_knows(settings):
     """Of 8 images the VLM errs on 4; there its second seed gets 1 right, and the ViT 3."""
     gold, names = ["joy", "anger"] * 4, TAXONOMIES["ekman6"].labels

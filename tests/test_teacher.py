@@ -63,6 +63,12 @@ def test_a_crop_belongs_to_seed_epoch_and_picture(pictures):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_lone_last_picture_is_left_out_of_an_epoch_since_a_batch_norm_cannot_learn_of_it(pictures):
+    few = Pictures(pictures.paths[:5], pictures.targets[:5], 32)
+    rows = train_network(network("resnet10t"), few.augmented(0), few, epochs=1, lr=1e-3, batch_size=4)
+    assert np.isfinite(rows[0]["value"])
+
+
 def test_training_crops_the_original_and_nothing_is_squashed(tmp_path):
     pixels = np.indices((64, 192)).sum(0) % 2 * np.full((3, 1, 1), 255)  # black and white in turn
     board = pixels.transpose(1, 2, 0).astype(np.uint8)

@@ -46,6 +46,16 @@ def test_captions_or_measurements_serve_where_nothing_is_described():
     assert got["conversation"] == "The image shows a dog. The background is at {rest}. The picture is dark and vivid."
 
 
+@pytest.mark.parametrize(
+    ("label", "caption"), [("fear", "a scary clown"), ("dark", "a hill"), ("dark", "a dark hill")]
+)
+def test_a_reasoning_leaves_out_what_names_the_emotion(label, caption):
+    row = {**ROW, "label": label, "caption": caption, "objects": None, "scene": None}
+    *_, reasoning = room.offline_triplets(row, ["fear", "dark"])
+    assert not room.names_emotion(reasoning["response"], label)
+    assert len(reasoning["response"].split()) > 5
+
+
 def test_the_reasoning_follows_from_what_is_in_the_picture():
     def why(label, *objects, scene="dim grey with web"):
         return texts(label=label, objects=list(objects), scene=scene)["reasoning"]
@@ -171,7 +181,7 @@ def test_read_back_and_bad_lines(tmp_path):
     without = {k: v for k, v in good[1].items() if k != "response"}
     bad = {
         "bad.jsonl, line 2: not JSON": [good[0], '{"image_id": "b'],
-        "line 1: field 'image_id' missing": ["[1]"],
+        "line 1: holds '[1]', where one object a line belongs": ["[1]"],
         "line 2: field 'response' missing": [good[0], without],
         "field 'kind' is 'poem'": [{**good[0], "kind": "poem"}],
         "field 'response' is empty": [{**good[0], "response": " "}],

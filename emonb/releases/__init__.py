@@ -92,7 +92,8 @@ def read_release(form: str, source: Path, names: Mapping[str, str] | None = None
         made_of = resource("releases.yaml")[form]["made_of"]
         raise EmonbError(f"{source}: no {form} release: it is made of {made_of}; give the folder that holds these")
     try:
-        return _with_captions(READERS[form](source, names or {}), source / "captions.csv")
+        beside = source if source.is_dir() else source.parent
+        return _with_captions(READERS[form](source, names or {}), beside / "captions.csv")
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else source
         raise EmonbError(f"{where}: cannot be read ({error.strerror}); give yourself permission to read it") from None

@@ -141,11 +141,13 @@ def write_table(
     within, splits = samples.duplicated(["split", "sha256"], keep=False), samples["split"].groupby(samples["sha256"])
     problems["duplicate"] = samples.loc[within, "image_id"]
     problems["duplicate_across_splits"] = samples.loc[splits.transform("nunique") > 1, "image_id"]
+    there = {*samples["image_id"]}
+    problems = {kind: [i for i in ids if kind not in KEPT or i in there] for kind, ids in problems.items()}
     official = resource("releases.yaml").get(form, {})
     sizes = official.get("sizes")
     report = {
         "counts": counts.to_dict("index"),
-        "problems": {kind: sorted(ids) for kind in KINDS if len(ids := problems.get(kind, ()))},
+        "problems": {kind: sorted(ids) for kind in KINDS if (ids := problems.get(kind))},
         "found": release.found,
         "expected": {**sizes, "about": official.get("about", False)} if sizes else {},
         "notes": notes,

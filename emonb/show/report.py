@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from emonb.files import atomic_write, claim_folder, read_json, resource, resourc
 from emonb.settings import Settings
 from emonb.show.explorer import explorer_html
 from emonb.show.notebooks import write_site
-from emonb.tables import LEVELS, by_evidence, display, format_value, numeric_columns, plain_caption
+from emonb.tables import LEVELS, ahead, by_evidence, display, format_value, numeric_columns, plain_caption
 from emonb.triplets import source_note
 
 _RIVALS = ("resnet", "vgg", "probe", "average_vlm_head")  # simpler than the method: shown beside it, whoever wins
@@ -83,6 +84,7 @@ def write_report(out: Path) -> list[str]:
     chart = (blocks.get("table:main") or {}).get("chart", {}).values()
     shown = [model for model in (*pr.QUARTET, *_RIVALS) if any(model in rows for rows in chart)]
     averages = [rows["average_vlm_head"] for rows in chart if "average_vlm_head" in rows]
+    leading = (blocks.get("table:main") or {}).get("ahead", "none")
     marks = {**MARKERS, "probe": "|", "average_vlm_head": "_"}
     judged, sections = (blocks.get("table:claims") or {}).get("claims", []), []
     for section in resource("report.yaml", "sections"):
@@ -110,6 +112,7 @@ def write_report(out: Path) -> list[str]:
         where="drawn pictures" if all(drawn) else " and ".join(datasets),
         wholes={row["claim"]: row for rows in judged for row in rows if row["dataset"] == "all"},
         averages=[row for row in averages if pd.notna(row.get("gain"))],
+        ahead=leading,
         resamplings=RESAMPLINGS,
         facts=run and results.safe("the facts of the run", _facts, run),
         sections=sections,
@@ -144,9 +147,9 @@ def _blocks(
     written = [out / file for record in records.values() for file in record.get("files", [])]  # else of an earlier run
     order = {f"confusion_{dataset}_{model}": i for i, (dataset, model) in enumerate(product(datasets, pr.MODELS))}
     written += out.glob("tables/review.csv") if written else (*out.glob("tables/*.csv"), *out.glob("figures/*.png"))
-    files = sorted(set(written))
-    for path in sorted(files, key=lambda path: order.get(path.stem, -1)):
-        kind, build = {".csv": ("table", _table), ".png": ("figure", _figure)}.get(path.suffix, ("", None))
+    builders = {".csv": ("table", _table), ".png": ("figure", partial(_figure, datasets))}
+    for path in sorted(sorted(set(written)), key=lambda path: order.get(path.stem, -1)):
+        kind, build = builders.get(path.suffix, ("", None))
         if build and path.is_file():
             blocks[f"{kind}:{path.stem}"] = safe(f"{kind} {path.stem}", build, results, path)
     for kind, named in (("table", resource("report.yaml", "tables")), ("figure", resource("report.yaml", "figures"))):
@@ -204,8 +207,10 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
             parts = rows.groupby("dataset", sort=False)
             block["chart"] = {dataset: part.set_index("row").to_dict("index") for dataset, part in parts}
             known = [part[[*LEVELS]].max().dropna() for _, part in parts] if {*LEVELS} <= {*rows} else []
+            block["ahead"] = ahead(rows[rows["row"] != "average_vlm_head"])
             block["levels"] = {name: one.to_dict() for (name, _), one in zip(parts, known, strict=False)}
-        texts = display(frame, [column for column in ("gain", "kl", "alone") if column in frame]).reset_index()
+        shown = ("kl", "alone") if id == "main" else ("gain", "kl", "alone")
+        texts = display(frame, [column for column in shown if column in frame]).reset_index()
     elif "evidence" in frame:
         whole = frame[frame["dataset"] == "all"]
         value, n = whole.pivot(index="row", columns="evidence", values="value"), whole.groupby("evidence")["n"].max()
@@ -246,7 +251,7 @@ def _number(value: float, digits: int) -> str:
     return "" if pd.isna(value) else f"{value:z,.{digits}f}"
 
 
-def _figure(results: _Results, path: Path) -> dict[str, Any]:
+def _figure(datasets: Sequence[str], results: _Results, path: Path) -> dict[str, Any]:
     """A figure as data of a few ten kB with words and links, also one of a dataset and one that nobody named."""
     from emonb.figures import compact
 
@@ -254,8 +259,8 @@ def _figure(results: _Results, path: Path) -> dict[str, Any]:
     start = next((start for start in resource("report.yaml", "families") if id.startswith(start)), "")
     if start:
         rest = id.removeprefix(start)
-        model = next((m for m in pr.MODELS if rest.endswith(f"_{m}")), "")
-        title = pr.dataset_title(rest.removesuffix(f"_{model}"))
+        dataset = max((d for d in datasets if f"{rest}_".startswith(f"{d}_")), key=len, default=rest)
+        model, title = rest[len(dataset) + 1 :], pr.dataset_title(dataset)
         names = {"which": f"{pr.model_name(model)} on {title}" if model else title, "dataset": title}
         words |= {key: text.format(**names) for key, text in resource("report.yaml", "families")[start].items()}
     photo, links = id.startswith(("qualitative", "samples")), results.links("figures", id, "svg", "png")
