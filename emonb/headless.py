@@ -51,15 +51,15 @@ from emonb.tables import review as review_table
 
 # Seconds of a first run of the mini profile on 2 cores: shares of the bar of a first run here.
 NOTEBOOKS = {
-    "01_data": 75,
-    "02_triplets": 20,
-    "03_instruction_tuning": 800,
-    "04_teacher": 670,
-    "05_distillation": 145,
-    "06_gate": 60,
-    "07_tables": 30,
+    "01_data": 78,
+    "02_triplets": 21,
+    "03_instruction_tuning": 916,
+    "04_teacher": 664,
+    "05_distillation": 162,
+    "06_gate": 90,
+    "07_tables": 27,
     "08_complementarity": 80,
-    "09_try_your_image": 15,
+    "09_try_your_image": 14,
 }
 # What no answer depends on, of the settings; whose pictures they are about, the datasets' names say.
 _NOT_IN_PREDICTIONS = {"profile", "out", "images", "datasets", "remarks", "side_by_side", "report"}

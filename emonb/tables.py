@@ -62,7 +62,7 @@ def ahead(*parts: pd.DataFrame) -> str:
     """Rows of tables that are ahead of EmoVLM-KD, the interval of their gain wholly above 0, and where; or "none"."""
     rows = pd.concat(parts).query("row != 'oracle'").dropna(subset="gain_low").drop_duplicates(["row", "dataset"])
     on = rows["gain_low"].gt(0).groupby(rows["name"], sort=False).agg(["sum", "size"])
-    return ", ".join(f"{name} on {n} of {of} datasets" for name, n, of in on[on["sum"] > 0].itertuples()) or "none"
+    return "; ".join(f"{name} on {n} of {of} datasets" for name, n, of in on[on["sum"] > 0].itertuples()) or "none"
 
 
 def _strangers(predictions: Predictions, settings: Settings) -> dict[str, str]:

@@ -189,7 +189,7 @@ def _table(results: _Results, path: Path) -> dict[str, Any]:
     block["links"] = results.links("tables", id, "csv", "md", "tex")
     text = path.with_suffix(".md")
     saved = plain_caption(text.read_text(encoding="utf-8")) if text.is_file() else ""
-    saved = saved.replace(" (in the CSV at least)", "")  # here every gain is shown
+    saved = saved if id == "main" else saved.replace(" (in the CSV at least)", "")  # here other gains are shown
     block["caption"] = [words.get("more", ""), saved and f"{saved.removesuffix('.')}."]
     if id == "claims":
         frame = frame.astype(dict.fromkeys(("value", "ci_low", "ci_high", "detectable", "share"), float))
