@@ -147,7 +147,8 @@ def copy_back(out: Path) -> list[Path]:
 def refresh_readme(out: Path, readme: Path) -> None:
     """Write a run's headline figures between the README's markers, and its picture into `docs/pictures/`."""
     main, modules, claims = (pd.read_csv(out / "tables" / f"{name}.csv") for name in ("main", "modules", "claims"))
-    rivals = modules["row"].isin(["probe", "head", "average_vlm_head"])  # the honest ones belong in the headline
+    honest = ["head", "probe", "average_vlm_head", "average_vlm_vit"]  # they belong in the headline
+    rivals = modules["row"].isin(honest)
     rows = pd.concat([main.dropna(subset="ours"), modules[rivals]])
     wide = display(rows).xs("ours", axis="columns", level=1)
     wide["paper, FI"] = rows[rows["paper_dataset"] == "FI"].set_index("name")["paper"].map("{:.2f}".format, "ignore")

@@ -31,7 +31,8 @@ from emonb.show.notebooks import write_site
 from emonb.tables import LEVELS, ahead, by_evidence, display, format_value, numeric_columns, plain_caption
 from emonb.triplets import source_note
 
-_RIVALS = ("resnet", "vgg", "probe", "average_vlm_head")  # simpler than the method: shown beside it, whoever wins
+# simpler than the method: shown beside it, whoever wins
+_RIVALS = ("resnet", "vgg", "probe", "average_vlm_head", "average_vlm_vit")
 _PICTURES = 4000  # thumbnails of all datasets together: about 6 MB
 
 
@@ -85,7 +86,7 @@ def write_report(out: Path) -> list[str]:
     shown = [model for model in (*pr.QUARTET, *_RIVALS) if any(model in rows for rows in chart)]
     averages = [rows["average_vlm_head"] for rows in chart if "average_vlm_head" in rows]
     leading = (blocks.get("table:main") or {}).get("ahead", "none")
-    marks = {**MARKERS, "probe": "|", "average_vlm_head": "_"}
+    marks = {**MARKERS, "probe": "|", "average_vlm_head": "_", "average_vlm_vit": "="}
     judged, sections = (blocks.get("table:claims") or {}).get("claims", []), []
     for section in resource("report.yaml", "sections"):
         keys = dict.fromkeys(key for part in section["parts"] for key in fnmatch.filter(blocks, part))
