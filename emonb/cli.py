@@ -88,8 +88,8 @@ def run(
         str, Option(metavar="MODEL", help="first ask a served vision model, which becomes a row of the tables")
     ] = "",
     ask_images: Annotated[
-        int, Option(min=0, help="test pictures of each dataset that it is asked about; 0: all")
-    ] = 500,
+        int | None, Option(min=0, help="test pictures of each dataset that it is asked about, 0: all; default: 500")
+    ] = None,
     max_cost: MaxCost = None,
     price: Price = "",
     no_price: NoPrice = False,
@@ -105,9 +105,11 @@ def run(
     terms = _terms(
         model=given.pop("ask") or None, **{n: given.pop(n) for n in ("no_price", "max_cost", "price", "concurrency")}
     )
-    if terms and not ask:
-        raise EmonbError(f"--{min(terms).replace('_', '-')}: is about a served model; name it with --ask MODEL")
-    run_notebooks(**given, ask=terms)
+    asked = [*terms, *["ask_images"] * (ask_images is not None)]
+    if asked and not ask:
+        option = "no-price" if no_price else asked[0].replace("_", "-")
+        raise EmonbError(f"--{option}: is about a served model; name it with --ask MODEL")
+    run_notebooks(**given | {"ask_images": 500 if ask_images is None else ask_images}, ask=terms)
 
 
 @app.command()

@@ -34,6 +34,8 @@ MISTAKES = {
     "run --out pyproject.toml/out": "out: cannot write (Not a directory); choose another folder with OUT",
     "run --notebooks 12": "notebooks 12: there is 01, 02",
     "run --max-cost 1": "--max-cost: is about a served model; name it with --ask MODEL",
+    "run --no-price": "--no-price: is about a served model; name it with --ask MODEL",
+    "run --ask-images 0": "--ask-images: is about a served model; name it with --ask MODEL",
     "run --ask m --price 1": "price: '1' is not IN,OUT",
     "stage cooking --out OUT": "stage 'cooking': unknown; use one of samples, triplets",
     "triplets --dataset a,b": "--dataset 'a,b': name one dataset",
