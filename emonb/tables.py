@@ -222,7 +222,7 @@ def _table(
     predictions: Predictions,
     settings: Settings,
     rows: Mapping[str, str],
-    reference: str = "",
+    reference: str,
     more: Callable[[str, str], dict[str, Any]] = lambda dataset, model: {},
 ) -> pd.DataFrame:
     """Rows (model -> name) x datasets in long form; rows known neither to us nor to the paper are left out.
@@ -231,8 +231,8 @@ def _table(
     """
     known = {key: r for r in resource("paper_values.yaml", "tables")[paper] for key in (r["row"], r["name"])}
     whole, fewer = {d: pr.asked_of_all(predictions, d).index for d in settings.datasets}, dict[str, dict[str, int]]()
-    hits = {m: _hits(predictions, whole, m) for m in dict.fromkeys([*rows, *filter(None, [reference])])}
-    both = [d for d in settings.datasets if not (hits[reference][d].empty if reference else True)]
+    hits = {m: _hits(predictions, whole, m) for m in dict.fromkeys([*rows, reference])}
+    both = [d for d in settings.datasets if not hits[reference][d].empty]
     own, lead = {}, {}
 
     def gap(model: str, dataset: str) -> np.ndarray:
@@ -261,14 +261,11 @@ def _table(
         record += [mean, mean - value, *ends, ours.images, ours.seeds, gain.value, *gain.interval(tail)]
         records.append(dict(zip(_COLUMNS, record, strict=True)) | more(dataset, model))
     table = pd.DataFrame(records, columns=None if records else _COLUMNS).astype({"n": "Int64", "seeds": "Int64"})
-    table = table if reference else table.drop(columns=["gain", "gain_low", "gain_high"])
     parts = [f"{name} ({', '.join(counts)})" for name, counts in fewer.items()]
     caption = [
         f"Accuracy in percent on test images, {100 * settings.report.confidence:g} % intervals over images and seeds.",
-        f"gain (in the CSV at least): points over {model_name(reference)}, same images." * bool(reference),
-        f"Of a part of the test images: {'; '.join(parts)}." * bool(parts),
-        "Compare such a row by its gain in the table of modules, which is on the same images."
-        * bool(parts and not reference),
+        f"gain (in the CSV at least): points over {model_name(reference)}, same images.",
+        f"Of a part of the test images, so compare by the gain: {'; '.join(parts)}." * bool(parts),
         "Ours: drawn datasets that stand for the paper's; NOT comparable with its accuracies."
         * any(map(pr.is_drawn, settings.datasets)),
     ]

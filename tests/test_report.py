@@ -94,7 +94,8 @@ def test_whole_run_shows_everything_and_complains_of_nothing(made):
     legend = page.partition("class=legend>")[2].partition("</div>")[0]
     there = dict(re.findall(r"color:(#\w+)'>.*?<em>(.*?)</em>", legend, re.DOTALL))
     assert {model_color(model): model_name(model) for model in (*QUARTET, "resnet", "vgg")}.items() <= there.items()
-    assert "plain average, VLM and head" in there.values(), "a rival that needs no training stands in the chart"
+    for rival in ("plain average, VLM and head", "plain average, VLM and ViT", "linear probe"):
+        assert f"<em>{rival}</em>" in legend, "a rival that needs little training stands in the chart"
     links = {*values(page, "href")}
     assert {"site/04_teacher.html", "tables/main.csv", "tables/main.md", "tables/main.tex", "./run.json"} <= links
 
