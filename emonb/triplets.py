@@ -126,7 +126,7 @@ def _reasoning(row: Record, labels: Sequence[str], known: Record, measured: dict
     told = known | measured | {"objects": listing(objects) if len(objects) else ""}
     number = int(row["sha256"][8:16], 16)
     said = [sentences[kind][number % len(sentences[kind])].format(**told) for kind in kinds]
-    return " ".join(one for one in said if not names_emotion(one, label)) or sentences["nothing"]
+    return " ".join(one for one in said if not names_emotion(one, label)) or sentences["nothing"][0]
 
 
 @functools.cache

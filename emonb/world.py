@@ -32,7 +32,7 @@ SIDE = 96  # pixels; 16 merged visual tokens of the stand-in
 INK, HALO = (22, 20, 28), (250, 250, 250)
 COLUMNS = ("image_id", "path", "split", "label", "caption", "objects", "scene")
 COLUMNS += ("evidence", "off_mood", "drawn_as", "noisy")
-DRAWN = tuple(resource("lexicon.yaml", "datasets"))
+DRAWN = ("mini-fi", "mini-emoset", "mini-emotion6", "mini-flickr", "mini-instagram")
 
 # ---- datasets ------------------------------------------------------------------------------------------------------
 
